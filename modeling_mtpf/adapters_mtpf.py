@@ -1,0 +1,531 @@
+"""Adapters of an MTPF model: LoRA placement, names, switching, and the adapter folder on disk.
+
+An adapter is a plain PEFT LoRA on the last layers of the encoder, stored with the stock encoder's key names,
+so that PEFT, transformers and sentence-transformers load it too. An app adds a linear head, which lives beside
+the LoRA in our own file: PEFT's ``modules_to_save`` cannot hold heads of different sizes in one model.
+
+Functions here take the stock encoder (``model.backbone``), not the wrapper.
+"""
+
+import copy
+import hashlib
+import importlib
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from .configuration_mtpf import encoder_layout
+from .trunk_mtpf import encoder_layers, lora_modules
+
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
+HEAD_FILE = "head.safetensors"
+TASK_FILE = "task.json"
+TASK_FORMAT_VERSION = 1
+PEFT_PREFIX = "base_model.model."
+KINDS = ("task-primary-lora", "token-classification", "text-classification")
+"""What an adapter folder holds: the LoRA of a family, or an app of one of the two head types."""
+
+_NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{1,63}")
+
+
+class AdapterError(ValueError):
+    """An adapter, or its name or folder, cannot be used with this backbone; the message says how to mend it."""
+
+
+def import_peft() -> Any:
+    """Import PEFT on first use: without adapters the published code needs only torch and transformers."""
+    try:
+        return importlib.import_module("peft")
+    except ImportError as error:
+        raise ImportError("Adapters need PEFT; install it with: pip install peft") from error
+
+
+# --------------------------------------------------------------------------------------------- placement
+
+
+@dataclass
+class LoraSettings:
+    """Shape and place of one adapter. Defaults are the paper's: r 32, alpha 64, last 2 layers.
+
+    Attributes:
+        r: Rank.
+        alpha: Scale; the update is multiplied by ``alpha / r``.
+        layers: How many of the last layers carry LoRA.
+        targets: Linear modules inside a layer, e.g. ``["attention.self.query"]``; ``None`` for the
+            architecture's query, key and MLP matrices.
+        dropout: Dropout on the LoRA input (our assumption: 0).
+    """
+
+    r: int = 32
+    alpha: float = 64
+    layers: int = 2
+    targets: list[str] | None = None
+    dropout: float = 0.0
+
+
+def lora_targets(encoder: nn.Module, settings: LoraSettings) -> list[str]:
+    """Return the full names, inside the encoder, of the modules that get LoRA, sorted.
+
+    Explicit names are needed: the suffix ``output.dense`` alone also hits BERT's ``attention.output.dense``.
+
+    Raises:
+        AdapterError: More layers than the encoder has, or a target that is not one of its linear modules.
+    """
+    layout = encoder_layout(encoder.config.model_type)
+    layers = encoder_layers(encoder)
+    if not 1 <= settings.layers <= len(layers):
+        raise AdapterError(f"lora.layers is {settings.layers}, but this encoder has {len(layers)} layers.")
+    targets = list(settings.targets or layout.lora_targets)
+    for target in targets:
+        try:
+            layers[-1].get_submodule(target)
+        except AttributeError:
+            linear = [n for n, m in layers[-1].named_modules() if isinstance(m, nn.Linear) and "lora_" not in n]
+            known = sorted({name.removesuffix(".base_layer") for name in linear})
+            raise AdapterError(f"LoRA target {target!r} is not in this encoder; it has: {', '.join(known)}.") from None
+    first = len(layers) - settings.layers
+    return sorted(f"{layout.layers}.{i}.{target}" for i in range(first, len(layers)) for target in targets)
+
+
+def lora_config(encoder: nn.Module, settings: LoraSettings) -> Any:
+    """Build the PEFT ``LoraConfig`` for this encoder. ``task_type`` is always set: without it PEFT records a
+    machine-specific module path that its Auto class refuses (peft#3085).
+    """  # noqa: D205
+    return import_peft().LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=lora_targets(encoder, settings),
+        task_type="FEATURE_EXTRACTION",
+    )
+
+
+def validate_adapter_name(encoder: nn.Module, name: str) -> None:
+    """Refuse names that PEFT would confuse with parts of the model.
+
+    A name equal to a component of a module or parameter path makes *other* adapters save truncated or empty
+    files without an error (peft#3584).
+
+    Raises:
+        AdapterError: The name is malformed, collides, or is in use.
+    """
+    if not isinstance(name, str) or not _NAME_PATTERN.fullmatch(name):
+        raise AdapterError(
+            f"Adapter name {name!r} is not allowed; use 2 to 64 lower-case letters, digits, '_' or '-', "
+            "beginning with a letter."
+        )
+    if name in adapter_names(encoder):
+        raise AdapterError(f"An adapter named {name!r} is already loaded; delete it or choose another adapter_name.")
+    reserved = {part for path, _ in encoder.named_modules() for part in path.split(".")}
+    reserved |= {part for path, _ in encoder.named_parameters() for part in path.split(".")}
+    reserved -= set(adapter_names(encoder))
+    if name in reserved or "lora" in name or "weight" in name:
+        raise AdapterError(f"Adapter name {name!r} collides with a part of the model; add a prefix, e.g. 'app-{name}'.")
+
+
+def adapter_names(encoder: nn.Module) -> list[str]:
+    """Names of the adapters that are in memory, in the order in which they came."""
+    return list(getattr(encoder, "peft_config", {}))
+
+
+def adapter_depth(encoder: nn.Module, name: str) -> int:
+    """How many of the last layers the adapter touches."""
+    layout = encoder_layout(encoder.config.model_type)
+    prefix = layout.layers + "."
+    indices = [
+        int(path.removeprefix(prefix).split(".")[0])
+        for path, module in lora_modules(encoder)
+        if name in module.lora_A and path.startswith(prefix)
+    ]
+    return len(encoder_layers(encoder)) - min(indices)
+
+
+def inject_lora(encoder: nn.Module, name: str, config: Any, trainable: bool) -> None:
+    """Put a fresh LoRA into the encoder; all else keeps its trainability, mode and active adapter.
+
+    PEFT freezes the whole base at the first injection and makes the new adapter active: both are undone.
+    """
+    validate_adapter_name(encoder, name)
+    before = {id(parameter): parameter.requires_grad for parameter in encoder.parameters()}
+    active = active_adapter(encoder)
+    config = copy.deepcopy(config)  # PEFT shortens the list of targets in place
+    config.inference_mode = False
+    with warnings.catch_warnings():
+        # From the second adapter on PEFT warns that the model has adapters already; that is the purpose here.
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        try:
+            import_peft().inject_adapter_in_model(config, encoder, adapter_name=name)
+        except Exception:
+            remove_lora(encoder, name)
+            raise
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(before.get(id(parameter), trainable))
+    set_active_adapter(encoder, active)
+
+
+def remove_lora(encoder: nn.Module, name: str) -> None:
+    """Take one adapter out of the encoder; with the last one the plain linear layers come back."""
+    active = active_adapter(encoder)
+    for path, module in list(lora_modules(encoder)):
+        if name in module.lora_A:
+            set_active_adapter(module, None)  # else PEFT picks another adapter and warns
+            module.delete_adapter(name)
+        if not module.lora_A:
+            parent, _, child = path.rpartition(".")
+            setattr(encoder.get_submodule(parent), child, module.get_base_layer())
+    encoder.peft_config.pop(name, None)
+    if not encoder.peft_config:
+        del encoder.peft_config
+    set_active_adapter(encoder, None if active == name else active)
+
+
+# --------------------------------------------------------------------------------------------- switching
+
+
+def active_adapter(encoder: nn.Module) -> str | None:
+    """Name of the adapter that a plain forward uses, or ``None`` for the bare backbone."""
+    for _, module in lora_modules(encoder):
+        if module.active_adapters and not module.disable_adapters:
+            return module.active_adapters[0]
+    return None
+
+
+def set_active_adapter(encoder: nn.Module, name: str | None) -> None:
+    """Choose the adapter of plain forwards, without touching ``requires_grad``.
+
+    PEFT's own ``set_adapter`` turns the gradients of all other adapters off; between forward and backward it
+    drops the gradients of the first adapter without a word (peft#1303).
+    """
+    for _, module in lora_modules(encoder):
+        module._active_adapter = [] if name is None else [name]
+        module._disable_adapters = False
+
+
+@contextmanager
+def switched_adapter(encoder: nn.Module, name: str | None) -> Iterator[None]:
+    """Activate one adapter for the duration of a ``with`` block, then restore what was active before."""
+    if name is not None and name not in adapter_names(encoder):
+        known = ", ".join(adapter_names(encoder)) or "none"
+        raise AdapterError(f"There is no adapter {name!r}; loaded: {known}. Load it with model.load_adapter(...).")
+    before = active_adapter(encoder)
+    set_active_adapter(encoder, name)
+    try:
+        yield
+    finally:
+        set_active_adapter(encoder, before)
+
+
+# ------------------------------------------------------------------------------------------------- heads
+
+
+class AdapterHead(nn.Linear):
+    """The linear head of an app, with its ordered labels.
+
+    Args:
+        kind: ``token-classification`` (one label a word, from its first sub-word) or
+            ``text-classification`` (one label a text, from the mean of its token vectors).
+        labels: Label names; their order is the order of the logits.
+        hidden_size: Width of the encoder.
+        max_length: Longest input in sub-words, special tokens included.
+    """
+
+    def __init__(self, kind: str, labels: list[str], hidden_size: int, max_length: int = 128):
+        if kind not in KINDS[1:]:
+            raise AdapterError(f"Head kind {kind!r} is unknown; choose one of: {', '.join(KINDS[1:])}.")
+        if not labels or len(set(labels)) != len(labels):
+            raise AdapterError(f"A head needs distinct labels, at least one; got {labels!r}.")
+        super().__init__(hidden_size, len(labels))
+        self.kind = kind
+        self.labels = list(labels)
+        self.max_length = max_length
+
+
+@dataclass
+class AdapterFiles:
+    """An adapter folder, read and checked against a backbone but not yet in memory of the model."""
+
+    name: str
+    config: Any
+    lora: dict[str, torch.Tensor]
+    task: dict[str, Any] = field(default_factory=dict)
+    head: AdapterHead | None = None
+
+
+# ---------------------------------------------------------------------------------------------- identity
+
+
+def backbone_state_dict(encoder: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the encoder's own weights under their stock names, whatever adapters are injected."""
+    return {
+        key.replace(".base_layer.", "."): value
+        for key, value in encoder.state_dict().items()
+        if ".lora_" not in key
+    }
+
+
+def backbone_sha256(encoder: nn.Module) -> str:
+    """Return the sha256 of the ``model.safetensors`` that ``save_pretrained`` writes for this encoder.
+
+    safetensors orders tensors by dtype and name, so equal weights give equal bytes; for a backbone in one file
+    this is the hash that ``sha256sum`` and the Hub show. It is kept until a weight changes.
+    """
+    tensors = backbone_state_dict(encoder)
+    state = hash(tuple((name, t.data_ptr(), t._version, str(t.dtype)) for name, t in tensors.items()))
+    cached = encoder.__dict__.get("_mtpf_sha256")
+    if cached is None or cached[0] != state:
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        digest = hashlib.sha256(save(contiguous, metadata={"format": "pt"})).hexdigest()
+        cached = encoder.__dict__["_mtpf_sha256"] = (state, digest)
+    return cached[1]
+
+
+# ----------------------------------------------------------------------------------------- saving, loading
+
+
+def lora_state_dict(encoder: nn.Module, name: str) -> dict[str, torch.Tensor]:
+    """Return the adapter's tensors under PEFT's published names (``base_model.model.<stock path>.lora_A.weight``)."""
+    tensors = {}
+    for path, module in lora_modules(encoder):
+        for part in ("lora_A", "lora_B"):
+            if name in getattr(module, part):
+                key = f"{PEFT_PREFIX}{path}.{part}.weight"
+                tensors[key] = getattr(module, part)[name].weight.detach().cpu().contiguous()
+    return tensors
+
+
+def write_adapter(
+    folder: str | os.PathLike,
+    encoder: nn.Module,
+    name: str,
+    *,
+    head: AdapterHead | None = None,
+    backbone_id: str | None = None,
+    backbone_revision: str | None = None,
+    task: dict[str, Any] | None = None,
+) -> Path:
+    """Write the adapter folder: PEFT files at the root, the head and ``task.json`` beside them.
+
+    Every file is written under a temporary name and renamed, ``adapter_config.json`` last, so that a folder
+    with that file is complete.
+    """
+    if name not in adapter_names(encoder):
+        known = ", ".join(adapter_names(encoder)) or "none"
+        raise AdapterError(f"There is no adapter {name!r} to save; loaded: {known}.")
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = lora_state_dict(encoder, name)
+    paths = [path for path, module in lora_modules(encoder) if name in module.lora_A]
+    if len(tensors) != 2 * len(paths):  # pitfall: PEFT once wrote truncated adapters without an error
+        raise AdapterError(f"Adapter {name!r} has {len(tensors)} tensors for {len(paths)} modules; it is damaged.")
+
+    config = copy.deepcopy(encoder.peft_config[name]).to_dict()
+    config.update(
+        base_model_name_or_path=backbone_id,
+        revision=backbone_revision,
+        inference_mode=True,
+        target_modules=sorted(paths),  # PEFT keeps a set: its order would differ from run to run
+    )
+    record = {
+        **(task or {}),
+        "format_version": TASK_FORMAT_VERSION,
+        "name": name,
+        "kind": head.kind if head is not None else KINDS[0],
+        "backbone": {
+            "id": backbone_id,
+            "revision": backbone_revision,
+            "sha256": backbone_sha256(encoder),
+            "dtype": str(encoder.dtype).removeprefix("torch."),
+        },
+    }
+    _write_bytes(target / ADAPTER_WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
+    if head is not None:
+        record.update(labels=head.labels, max_length=head.max_length)
+        weights = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
+        _write_bytes(target / HEAD_FILE, save(weights, metadata={"format": "pt"}))
+    else:
+        (target / HEAD_FILE).unlink(missing_ok=True)  # from an app that lay here before
+    _write_json(target / TASK_FILE, record)
+    _write_json(target / ADAPTER_CONFIG_FILE, config)
+    return target
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    plain = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=_plain)
+    _write_bytes(path, (plain + "\n").encode())
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def find_adapter(path_or_repo: str | os.PathLike, revision: str | None = None, token: str | None = None) -> Path:
+    """Return the local folder of an adapter, fetching only its data files when it is a Hub repo."""
+    path = Path(path_or_repo)
+    if path.is_dir():
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_repo)) or str(path_or_repo).startswith("."):
+        raise AdapterError(f"{path_or_repo} is neither a folder nor a Hub id of the form 'owner/name'.")
+    files = [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE]
+    return Path(snapshot_download(str(path_or_repo), revision=revision, token=token, allow_patterns=files))
+
+
+def read_adapter(
+    folder: Path, encoder: nn.Module, name: str | None = None, check_backbone: bool = True
+) -> AdapterFiles:
+    """Read an adapter folder and check that it fits this encoder. Changes nothing.
+
+    Raises:
+        AdapterError: A file is missing or damaged, the head is missing, or the adapter was trained on another
+            backbone (shapes or sha256).
+    """
+    if not (folder / ADAPTER_CONFIG_FILE).is_file():
+        raise AdapterError(f"{folder} is not an adapter folder: it has no {ADAPTER_CONFIG_FILE}.")
+    try:
+        config = import_peft().PeftConfig.from_pretrained(str(folder))
+        task = json.loads((folder / TASK_FILE).read_text("utf-8")) if (folder / TASK_FILE).is_file() else {}
+        lora = load_file(folder / ADAPTER_WEIGHTS_FILE)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise AdapterError(f"Adapter folder {folder} is damaged: {error}") from error
+    if str(getattr(config, "peft_type", "")).rpartition(".")[2] != "LORA" or config.bias != "none":
+        raise AdapterError(f"{folder} holds a {config.peft_type} adapter with bias; only plain LoRA can be loaded.")
+    lora = {_stock_key(key): value for key, value in lora.items()}
+    _check_shapes(folder, encoder, lora)
+    if check_backbone:
+        _check_backbone(folder, encoder, task.get("backbone") or {})
+    head = _read_head(folder, task, encoder.config.hidden_size)
+    fallback = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-_0123456789")
+    return AdapterFiles(name or task.get("name") or fallback, config, lora, task, head)
+
+
+def _stock_key(key: str) -> str:
+    return key.removeprefix(PEFT_PREFIX).removeprefix("backbone.")
+
+
+def _check_shapes(folder: Path, encoder: nn.Module, lora: dict[str, torch.Tensor]) -> None:
+    layers = encoder_layout(encoder.config.model_type).layers + "."
+    modules = dict(encoder.named_modules())
+    for key, tensor in lora.items():
+        path, _, part = key.removesuffix(".weight").rpartition(".")
+        module = modules.get(path)
+        if part not in ("lora_A", "lora_B") or not path.startswith(layers) or not hasattr(module, "weight"):
+            raise AdapterError(
+                f"Adapter {folder} does not fit: the backbone has no linear layer for its tensor {key!r}; "
+                "load the backbone it was trained on."
+            )
+        rows, columns = module.weight.shape
+        expected, found = (columns, tensor.shape[1]) if part == "lora_A" else (rows, tensor.shape[0])
+        if expected != found:
+            raise AdapterError(
+                f"Adapter {folder} was trained on another backbone: {key!r} is made for width {found}, "
+                f"this one has {expected}."
+            )
+    if not lora or len(lora) % 2:
+        raise AdapterError(f"Adapter {folder} is incomplete: {len(lora)} tensors; save it again.")
+
+
+def _check_backbone(folder: Path, encoder: nn.Module, trained_on: dict[str, Any]) -> None:
+    expected = trained_on.get("sha256")
+    same_dtype = trained_on.get("dtype") == str(encoder.dtype).removeprefix("torch.")
+    if expected and same_dtype and expected != backbone_sha256(encoder):
+        wanted = trained_on.get("id") or "the backbone it was trained on"
+        raise AdapterError(
+            f"Adapter {folder} was trained on another backbone (weights sha256 {expected[:12]}…, loaded "
+            f"{backbone_sha256(encoder)[:12]}…); load {wanted} at revision {trained_on.get('revision') or 'main'}, "
+            "or pass check_backbone=False if you know that the weights are equivalent."
+        )
+
+
+def _read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHead | None:
+    kind = task.get("kind")
+    if kind in (None, KINDS[0]):
+        return None
+    if not (folder / HEAD_FILE).is_file():
+        raise AdapterError(f"Adapter {folder} is a {kind} app, but its head is missing ({HEAD_FILE}); fetch it again.")
+    if not task.get("labels"):
+        raise AdapterError(f"Adapter {folder} is a {kind} app, but {TASK_FILE} has no labels.")
+    head = AdapterHead(kind, task["labels"], hidden_size, int(task.get("max_length", 128)))
+    try:
+        head.load_state_dict(load_file(folder / HEAD_FILE))
+    except (RuntimeError, OSError, SafetensorError) as error:
+        found = str(error).splitlines()[-1].strip()
+        raise AdapterError(
+            f"The head of {folder} does not fit {len(task['labels'])} labels of width {hidden_size}: {found}"
+        ) from error
+    return head.eval()
+
+
+def install_adapter(encoder: nn.Module, files: AdapterFiles, trainable: bool = False) -> None:
+    """Inject a read and checked adapter and fill in its weights; on any failure the encoder is as before."""
+    inject_lora(encoder, files.name, files.config, trainable)
+    modules = dict(lora_modules(encoder))
+    wanted = {
+        f"{path}.{part}.weight": getattr(module, part)[files.name].weight
+        for path, module in modules.items()
+        for part in ("lora_A", "lora_B")
+        if files.name in module.lora_A
+    }
+    try:
+        if wanted.keys() != files.lora.keys():
+            odd = sorted(wanted.keys() ^ files.lora.keys())[0]
+            raise AdapterError(f"Weights and {ADAPTER_CONFIG_FILE} disagree about {odd!r}; save the adapter again.")
+        with torch.no_grad():
+            for key, parameter in wanted.items():
+                parameter.copy_(files.lora[key])
+    except (AdapterError, RuntimeError) as error:
+        remove_lora(encoder, files.name)
+        raise AdapterError(f"Adapter {files.name!r} cannot be loaded: {error}") from error
+
+
+def count_parameters(encoder: nn.Module, name: str) -> int:
+    """Number of LoRA parameters of one adapter."""
+    return sum(math.prod(tensor.shape) for tensor in lora_state_dict(encoder, name).values())
+
+
+__all__ = [
+    "AdapterError",
+    "AdapterFiles",
+    "AdapterHead",
+    "LoraSettings",
+    "active_adapter",
+    "adapter_depth",
+    "adapter_names",
+    "backbone_sha256",
+    "backbone_state_dict",
+    "count_parameters",
+    "find_adapter",
+    "import_peft",
+    "inject_lora",
+    "install_adapter",
+    "lora_config",
+    "lora_state_dict",
+    "lora_targets",
+    "read_adapter",
+    "remove_lora",
+    "set_active_adapter",
+    "switched_adapter",
+    "validate_adapter_name",
+    "write_adapter",
+]

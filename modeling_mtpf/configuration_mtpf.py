@@ -1,0 +1,139 @@
+"""Configuration of an MTPF model: the encoder's own config plus a small ``mtpf`` block.
+
+In memory the encoder's config is nested (``config.encoder_config``). On disk it is flat: the stock encoder
+config, with its own ``model_type``, an ``mtpf`` block and the complete ``auto_map``. So the same folder is a
+stock BERT (DistilBERT, ...) for whoever loads it without remote code, and an MTPF model for whoever trusts it.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_mtpf.MtpfConfig",
+    "AutoModel": "modeling_mtpf.MtpfModel",
+    "AutoModelForTokenClassification": "modeling_mtpf.MtpfForTokenClassification",
+    "AutoModelForSequenceClassification": "modeling_mtpf.MtpfForSequenceClassification",
+}
+"""Auto class → class of this package. Saving one class alone would record only its own entry."""
+
+_SHARED_KEYS = ("architectures", "dtype", "id2label", "label2id", "problem_type", "transformers_version")
+"""Keys that stay at the top of ``config.json`` and belong to the whole model, not to the encoder."""
+
+
+@dataclass(frozen=True)
+class EncoderLayout:
+    """Where one encoder architecture keeps the parts that trunk, tails and LoRA need.
+
+    Attributes:
+        layers: Path of the ``ModuleList`` of transformer layers inside the stock encoder.
+        final_norm: Name of the norm after the last layer, or ``None``.
+        lora_targets: Linear modules of one layer that carry LoRA: query, key and both MLP matrices
+            (arXiv 2510.07566, section 4). ModernBERT fuses query, key and value in one matrix.
+    """
+
+    layers: str
+    final_norm: str | None
+    lora_targets: tuple[str, ...]
+
+
+_BERT_LAYOUT = EncoderLayout(
+    layers="encoder.layer",
+    final_norm=None,
+    lora_targets=("attention.self.query", "attention.self.key", "intermediate.dense", "output.dense"),
+)
+ENCODER_LAYOUTS = {
+    "bert": _BERT_LAYOUT,
+    "roberta": _BERT_LAYOUT,
+    "xlm-roberta": _BERT_LAYOUT,
+    "electra": _BERT_LAYOUT,
+    "distilbert": EncoderLayout(
+        layers="transformer.layer",
+        final_norm=None,
+        lora_targets=("attention.q_lin", "attention.k_lin", "ffn.lin1", "ffn.lin2"),
+    ),
+    "modernbert": EncoderLayout(
+        layers="layers", final_norm="final_norm", lora_targets=("attn.Wqkv", "mlp.Wi", "mlp.Wo")
+    ),
+}
+
+
+def encoder_layout(model_type: str) -> EncoderLayout:
+    """Return the layout of an encoder architecture.
+
+    Raises:
+        ValueError: The architecture is not supported.
+    """
+    if model_type not in ENCODER_LAYOUTS:
+        accepted = ", ".join(sorted(ENCODER_LAYOUTS))
+        raise ValueError(
+            f"Encoder type {model_type!r} is not supported; choose a checkpoint of one of: {accepted}."
+        )
+    return ENCODER_LAYOUTS[model_type]
+
+
+class MtpfConfig(PreTrainedConfig):
+    """Configuration of [`MtpfModel`] and its task classes.
+
+    Args:
+        encoder_config: Config of the wrapped encoder, as an object or as a dict with ``model_type``.
+        num_tail_layers: How many of the last layers carry LoRA by default (SPEC: the last 2).
+        regime: What the backbone was pre-finetuned for: ``base``, a family name, ``naive`` or ``tpl``.
+
+    Example:
+        >>> config = MtpfConfig(encoder_config={"model_type": "bert", "hidden_size": 32}, regime="tpl")
+        >>> config.hidden_size, config.encoder_config.model_type
+        (32, 'bert')
+    """
+
+    model_type = "mtpf"
+    sub_configs_defaults = {"encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    num_tail_layers: int = 2
+    regime: str | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # resize_token_embeddings() writes config.vocab_size, which belongs to the encoder.
+        if name == "vocab_size" and isinstance(self.__dict__.get("encoder_config"), PreTrainedConfig):
+            setattr(self.__dict__["encoder_config"], name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        # hidden_size, pad_token_id, ...: whatever this config lacks is read from the encoder's.
+        encoder = self.__dict__.get("encoder_config")
+        if name.startswith("_") or not isinstance(encoder, PreTrainedConfig):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(encoder, name)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """Read ``config.json`` and nest the encoder's part, whether it was written by MTPF or by a stock model."""
+        flat, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not flat or flat.get("model_type") == cls.model_type:
+            return flat, kwargs
+        encoder = dict(flat)
+        own = dict(encoder.pop("mtpf", None) or {})
+        encoder.pop("auto_map", None)
+        shared = {key: encoder.pop(key) for key in _SHARED_KEYS if key in encoder}
+        shared.pop("transformers_version", None)
+        return {**shared, **own, "model_type": cls.model_type, "encoder_config": encoder}, kwargs
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """Serialise as a flat, stock encoder config with an ``mtpf`` block and the complete ``auto_map``."""
+        own = json.loads(super().to_json_string(use_diff=use_diff))
+        encoder = json.loads(self.encoder_config.to_json_string(use_diff=True))
+        for key in (*_SHARED_KEYS, "_name_or_path", "auto_map"):  # the encoder's path is a local one
+            encoder.pop(key, None)
+        encoder["model_type"] = self.encoder_config.model_type
+        shared = {key: own.pop(key) for key in _SHARED_KEYS if key in own}
+        block = {key: own[key] for key in ("num_tail_layers", "regime") if key in own}
+        flat = {**encoder, **shared, "auto_map": AUTO_MAP, "mtpf": block}
+        return json.dumps(flat, indent=2, sort_keys=True) + "\n"
+
+
+__all__ = ["AUTO_MAP", "ENCODER_LAYOUTS", "EncoderLayout", "MtpfConfig", "encoder_layout"]

@@ -1,0 +1,154 @@
+"""Open a data source that a user names: a file, a folder of files, or a Hub data set, memory-mapped."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.types as pt
+from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets.exceptions import DatasetGenerationError
+
+from ..errors import DataError
+
+READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text"}
+"""File ending → packaged reader of ``datasets``. No data set script is ever run."""
+
+COLUMN_TYPES: dict[str, tuple[str, Callable]] = {
+    "text": ("text", lambda t: pt.is_string(t) or pt.is_large_string(t)),
+    "words": ("a list of words", lambda t: _is_list(t) and _is_text(t.value_type)),
+    "integers": ("a list of integers", lambda t: _is_list(t) and pt.is_integer(t.value_type)),
+}
+
+
+def _is_text(arrow_type: pa.DataType) -> bool:
+    return pt.is_string(arrow_type) or pt.is_large_string(arrow_type)
+
+
+def _is_list(arrow_type: pa.DataType) -> bool:
+    return pt.is_list(arrow_type) or pt.is_large_list(arrow_type)
+
+
+def source_files(source: str | Path) -> list[Path]:
+    """Return the data files of a local source in name order; a single file is itself.
+
+    Raises:
+        DataError: The folder has no data file, or the file's ending is not known.
+    """
+    path = Path(source)
+    accepted = ", ".join(READERS)
+    if path.is_file():
+        if path.suffix not in READERS:
+            raise DataError(f"{path} has an unknown ending; accepted: {accepted}.")
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix in READERS and not file.name.startswith((".", "_")))
+    files = [file for file in files if file.name not in ("clusters.json", "run.json")]
+    if not files:
+        raise DataError(f"The folder {path} has no data file; accepted endings: {accepted}.")
+    return files
+
+
+def open_source(
+    source: str | Path,
+    columns: dict[str, str],
+    *,
+    revision: str | None = None,
+    split: str = "train",
+) -> Dataset:
+    """Open a source and check the columns that are needed.
+
+    Args:
+        source: A file or a folder of Parquet, JSON, JSON-lines, CSV or text files, or a Hub id ``owner/name``.
+        columns: Column name → kind: ``text``, ``words`` (list of str) or ``integers`` (list of int).
+        revision: Commit or tag of a Hub data set.
+        split: Split of a Hub data set.
+
+    Returns:
+        A memory-mapped data set with just these columns.
+
+    Raises:
+        DataError: With the file, and the line or row where there is one.
+    """
+    path = Path(source)
+    if path.exists():
+        parts = [_read_file(file, columns) for file in source_files(path)]
+        return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        raise DataError(f"There is no file or folder {source}, and it is no Hub id of the form 'owner/name'.")
+    try:
+        dataset = load_dataset(str(source), split=split, revision=revision)
+    except Exception as error:  # the Hub client has a dozen exception types; all mean the same to the user
+        raise DataError(f"The Hub data set {source!r} cannot be opened: {_first_line(error)}") from error
+    return _checked(dataset, str(source), columns)
+
+
+def _read_file(file: Path, columns: dict[str, str]) -> Dataset:
+    if file.stat().st_size == 0:
+        raise DataError(f"{file} is empty.")
+    try:
+        dataset = load_dataset(READERS[file.suffix], data_files=str(file), split="train")
+    except (DatasetGenerationError, pa.ArrowException, ValueError, UnicodeDecodeError) as error:
+        raise DataError(_where_malformed(file, error)) from error
+    return _checked(dataset, str(file), columns)
+
+
+def _where_malformed(file: Path, error: BaseException) -> str:
+    if READERS[file.suffix] == "json":
+        try:
+            for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+                if line.strip():
+                    json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+            return f"{file}, line {number} is not valid JSON: {fault}."
+    root = error
+    while root.__cause__ is not None or root.__context__ is not None:
+        root = root.__cause__ or root.__context__  # type: ignore[assignment]
+    return f"{file} cannot be read as {READERS[file.suffix]}: {_first_line(root)}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _checked(dataset: Dataset, name: str, columns: dict[str, str]) -> Dataset:
+    if len(dataset) == 0:
+        raise DataError(f"{name} has no rows.")
+    for column, kind in columns.items():
+        if column not in dataset.column_names:
+            raise DataError(f"{name} has no column {column!r}; it has: {', '.join(dataset.column_names)}.")
+        wanted, fits = COLUMN_TYPES[kind]
+        data = dataset.data.column(column)
+        if not fits(data.type):
+            raise DataError(f"Column {column!r} of {name} holds {data.type}; {wanted} is needed.")
+        if data.null_count:
+            row = next(i for i, missing in enumerate(data.is_null().to_pylist()) if missing)
+            raise DataError(f"{name}, row {row + 1}: column {column!r} is empty.")
+    return dataset.select_columns(list(columns))
+
+
+def source_name(source: str | Path) -> str:
+    """Name a source in logs and records without its local path."""
+    path = Path(source)
+    return path.stem if path.exists() else str(source)
+
+
+def expand_pair_sources(sources: Sequence[str | Path]) -> dict[str, str | Path]:
+    """Name each pair source; a folder stands for one source per file.
+
+    Raises:
+        DataError: Two sources of the same name, or none at all.
+    """
+    expanded: dict[str, str | Path] = {}
+    for source in sources:
+        for part in source_files(source) if Path(source).is_dir() else [source]:
+            name = source_name(part)
+            if name in expanded:
+                raise DataError(f"Two pair sources are named {name!r} ({expanded[name]} and {part}); rename one.")
+            expanded[name] = part
+    if not expanded:
+        raise DataError("No pair source is given; set families.tc.pairs to a list of files, folders or Hub ids.")
+    return expanded
+
+
+__all__ = ["expand_pair_sources", "open_source", "source_files", "source_name"]

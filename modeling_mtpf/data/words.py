@@ -1,0 +1,133 @@
+"""Words: splitting raw text, and aligning words with a tokenizer's sub-words."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+IGNORE = -100
+"""Label of positions that a loss skips (PyTorch's ``ignore_index``)."""
+
+PAD_MULTIPLE = 16
+"""Batches are padded to a multiple of this: few shapes let oneDNN reuse its compiled kernels."""
+
+_SENTENCE_END = re.compile(r"[.!?]+")
+_SPLITTER = BertPreTokenizer()
+
+
+def load_word_tokenizer(encoder_id: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a fast tokenizer that accepts words that are already split.
+
+    Byte-level BPE needs ``add_prefix_space``: a word in the middle of a text is preceded by a space.
+    """
+    kwargs: dict[str, Any] = {"revision": revision} if revision else {}
+    tokenizer = AutoTokenizer.from_pretrained(encoder_id, trust_remote_code=False, **kwargs)
+    if getattr(tokenizer, "add_prefix_space", None) is False:
+        tokenizer = AutoTokenizer.from_pretrained(
+            encoder_id, trust_remote_code=False, add_prefix_space=True, **kwargs
+        )
+    if not tokenizer.is_fast:
+        raise ValueError(f"The tokenizer of {encoder_id} is not a fast one; words cannot be aligned with it.")
+    return tokenizer
+
+
+def split_words(text: str) -> list[str]:
+    """Split at white space and around every punctuation mark, as BERT's basic tokenizer does.
+
+    Example:
+        >>> split_words("Lunch at 1?")
+        ['Lunch', 'at', '1', '?']
+    """
+    return [word for word, _ in _SPLITTER.pre_tokenize_str(text)]
+
+
+def split_pieces(texts: Iterable[str], max_words: int) -> Iterator[list[str]]:
+    """Yield the words of each text in pieces of at most ``max_words``, cut after a sentence end if there is one.
+
+    Example:
+        >>> list(split_pieces(["It rains. Take a coat."], max_words=5))
+        [['It', 'rains', '.'], ['Take', 'a', 'coat', '.']]
+    """
+    for text in texts:
+        words = split_words(text)
+        start = 0
+        while start < len(words):
+            stop = min(start + max_words, len(words))
+            if stop < len(words):
+                ends = [i for i in range(start + 1, stop) if _SENTENCE_END.fullmatch(words[i])]
+                stop = ends[-1] + 1 if ends else stop
+            yield words[start:stop]
+            start = stop
+
+
+def encode_words(
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: list[list[str]],
+    max_length: int,
+    pad_to_multiple_of: int | None = PAD_MULTIPLE,
+) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """Tokenize split sentences and say which word each sub-word belongs to.
+
+    Args:
+        tokenizer: A fast tokenizer, see `load_word_tokenizer`.
+        sentences: Words of each sentence.
+        max_length: Longest row in sub-words; what is beyond is cut off.
+        pad_to_multiple_of: Padding granularity.
+
+    Returns:
+        The encoder's inputs, each ``(batch, tokens)``, and the word index of every sub-word, int64
+        ``(batch, tokens)``, -1 for special and padding tokens.
+    """
+    encoding = tokenizer(
+        sentences,
+        is_split_into_words=True,
+        truncation=True,
+        max_length=max_length,
+        padding=True,
+        pad_to_multiple_of=pad_to_multiple_of,
+        return_tensors="pt",
+    )
+    ids = [[-1 if word is None else word for word in encoding.word_ids(row)] for row in range(len(sentences))]
+    return dict(encoding), np.array(ids, dtype=np.int64).reshape(len(sentences), -1)
+
+
+def first_subwords(word_ids: np.ndarray) -> np.ndarray:
+    """Mark the first sub-word of each word: boolean, shape of ``word_ids``."""
+    first = word_ids >= 0
+    first[:, 1:] &= word_ids[:, 1:] != word_ids[:, :-1]
+    return first
+
+
+def align_labels(word_ids: np.ndarray, labels: list[list[int]]) -> tuple[torch.Tensor, int]:
+    """Put each word's label on its first sub-word and `IGNORE` everywhere else.
+
+    Returns:
+        Labels ``(batch, tokens)``, int64, and how many labelled words have no sub-word in the batch, because they
+        were cut off or the tokenizer maps them to nothing.
+    """
+    aligned = np.full(word_ids.shape, IGNORE, dtype=np.int64)
+    rows, columns = np.nonzero(first_subwords(word_ids))
+    lost = 0
+    for row, row_labels in enumerate(labels):
+        positions = columns[rows == row]
+        words = word_ids[row, positions]
+        values = np.asarray(row_labels, dtype=np.int64)
+        aligned[row, positions] = values[words]
+        lost += int((values != IGNORE).sum() - (values[words] != IGNORE).sum())
+    return torch.from_numpy(aligned), lost
+
+
+__all__ = [
+    "IGNORE",
+    "PAD_MULTIPLE",
+    "align_labels",
+    "encode_words",
+    "first_subwords",
+    "load_word_tokenizer",
+    "split_pieces",
+    "split_words",
+]

@@ -1,0 +1,23 @@
+"""Errors that a user can mend. Scripts print their message alone; everything else is a bug and shows a traceback."""
+
+
+class MtpfError(ValueError):
+    """A mistake in what the user gave: one sentence that names it, what is accepted and how to mend it."""
+
+
+class RecipeError(MtpfError):
+    """A recipe or a command-line override is wrong."""
+
+
+class DataError(MtpfError):
+    """A data file or data set is missing, malformed, empty, or lacks a column."""
+
+
+class MissingExtraError(MtpfError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str):
+        super().__init__(f"This needs the package {package!r}; install it with: pip install 'mtpf[{extra}]'")
+
+
+__all__ = ["DataError", "MissingExtraError", "MtpfError", "RecipeError"]

@@ -1,0 +1,175 @@
+"""The encoder split into a trunk, run once, and tails, run once per adapter.
+
+The trunk is a shallow view of the stock encoder whose last layers only record the arguments with which the
+encoder calls them; a tail replays the recorded calls through the real layers. No forward code is copied, so
+every transformers encoder works and the result is bit-equal to separate passes.
+
+A tail runs on shallow views as well, in which the LoRA modules have their own active adapter. Nothing in the
+model changes: several adapters can take part in one graph, backward (also with activation checkpointing,
+which runs the layers again) sees the adapters of the forward, and threads do not meet.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .configuration_mtpf import encoder_layout
+
+
+def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
+    """Return the transformer layers of a stock encoder, lowest first."""
+    return encoder.get_submodule(encoder_layout(encoder.config.model_type).layers)
+
+
+def shallow_view(module: nn.Module) -> nn.Module:
+    """Copy a module object without its children: they and all parameters are shared with the original.
+
+    ``copy.copy`` is not used because some modules define a costly ``__setstate__``.
+    """
+    view = module.__class__.__new__(module.__class__)
+    view.__dict__.update(module.__dict__)
+    view.__dict__["_modules"] = dict(module._modules)
+    return view
+
+
+@dataclass
+class TrunkOutput:
+    """What the tails need: the trunk's hidden states and the calls the encoder makes to its last layers.
+
+    Attributes:
+        hidden_states: ``(batch, tokens, hidden)``, the input of the first tail layer.
+        calls: For each tail layer the further positional and keyword arguments (masks, rotary embeddings, ...).
+    """
+
+    hidden_states: torch.Tensor
+    calls: list[tuple[tuple, dict[str, Any]]]
+
+    def rows(self, start: int, stop: int) -> "TrunkOutput":
+        """Return the part that belongs to the batch rows ``start:stop``."""
+        size = self.hidden_states.shape[0]
+
+        def select(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                # Masks and per-row tables have the batch in front; tables shared by all rows have 1 there.
+                return value[start:stop] if value.dim() > 1 and value.shape[0] == size else value
+            if isinstance(value, (tuple, list)):
+                return type(value)(select(item) for item in value)
+            if isinstance(value, dict):
+                return {key: select(item) for key, item in value.items()}
+            return value
+
+        calls = [(select(args), select(kwargs)) for args, kwargs in self.calls]
+        return TrunkOutput(self.hidden_states[start:stop], calls)
+
+
+class _Recorder(nn.Module):
+    """Stands in for one tail layer in the trunk's view: records its call and passes the hidden states on."""
+
+    def __init__(self, layer: nn.Module, calls: list):
+        super().__init__()
+        # Not registered as a child: the layer's parameters belong to the encoder.
+        self.__dict__["layer"] = layer
+        self.__dict__["calls"] = calls
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # the encoder may read the layer, e.g. ModernBERT its attention_type
+            return getattr(self.__dict__["layer"], name)
+
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        self.calls.append((hidden_states, args, kwargs))
+        return hidden_states
+
+
+def run_trunk(encoder: nn.Module, num_tail_layers: int, **inputs) -> TrunkOutput:
+    """Run embeddings and all but the last ``num_tail_layers`` layers.
+
+    Args:
+        encoder: A stock encoder, with or without LoRA injected in its last layers.
+        num_tail_layers: Number of layers left to the tails, from 1 to all of them.
+        **inputs: The encoder's inputs: ``input_ids`` ``(batch, tokens)``, ``attention_mask``, ...
+
+    Raises:
+        ValueError: The encoder has fewer layers than that.
+    """
+    layout = encoder_layout(encoder.config.model_type)
+    layers = list(encoder_layers(encoder))
+    if not 1 <= num_tail_layers <= len(layers):
+        raise ValueError(f"num_tail_layers must be from 1 to {len(layers)}, not {num_tail_layers}.")
+    split = len(layers) - num_tail_layers
+    recorded: list[tuple] = []
+    view = shallow_view(encoder)
+    parent = view
+    *path, last = layout.layers.split(".")
+    for part in path:
+        parent._modules[part] = shallow_view(parent._modules[part])
+        parent = parent._modules[part]
+    parent._modules[last] = nn.ModuleList(layers[:split] + [_Recorder(x, recorded) for x in layers[split:]])
+    if view._modules.get("pooler") is not None:
+        view._modules["pooler"] = None
+    if layout.final_norm is not None:
+        view._modules[layout.final_norm] = nn.Identity()
+    view(**inputs)
+    return TrunkOutput(recorded[0][0], [(args, kwargs) for _, args, kwargs in recorded])
+
+
+def is_lora_layer(module: nn.Module) -> bool:
+    """Whether PEFT has put LoRA on this module. Needs no import of PEFT."""
+    return hasattr(module, "lora_A") and hasattr(module, "base_layer")
+
+
+def lora_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield name and module of every LoRA-carrying linear layer below ``module``."""
+    return ((name, child) for name, child in module.named_modules() if is_lora_layer(child))
+
+
+def adapter_view(module: nn.Module, adapter: str | None) -> nn.Module:
+    """Return a view of ``module`` in which exactly ``adapter`` (or none) is active.
+
+    Only the containers on the way to a LoRA module are copied, a few microseconds each; parameters, plain
+    modules, hooks and the training flag are those of the original at the time of the call.
+    """
+    if is_lora_layer(module):
+        view = shallow_view(module)
+        view.__dict__["_active_adapter"] = [] if adapter is None else [adapter]
+        view.__dict__["_disable_adapters"] = False
+        return view
+    children = {
+        name: adapter_view(child, adapter) if child is not None else None
+        for name, child in module._modules.items()
+    }
+    if all(children[name] is child for name, child in module._modules.items()):
+        return module
+    view = shallow_view(module)
+    view.__dict__["_modules"] = children
+    return view
+
+
+def run_tail(encoder: nn.Module, trunk: TrunkOutput, adapter: str | None) -> torch.Tensor:
+    """Run the last layers with one adapter active (or none) on a trunk output.
+
+    Returns:
+        The last hidden states, ``(batch, tokens, hidden)``.
+    """
+    hidden_states = trunk.hidden_states
+    tail = list(encoder_layers(encoder))[-len(trunk.calls) :]
+    for layer, (args, kwargs) in zip(tail, trunk.calls, strict=True):
+        hidden_states = adapter_view(layer, adapter)(hidden_states, *args, **kwargs)
+    final_norm = encoder_layout(encoder.config.model_type).final_norm
+    return hidden_states if final_norm is None else getattr(encoder, final_norm)(hidden_states)
+
+
+__all__ = [
+    "TrunkOutput",
+    "adapter_view",
+    "encoder_layers",
+    "is_lora_layer",
+    "lora_modules",
+    "run_tail",
+    "run_trunk",
+    "shallow_view",
+]
