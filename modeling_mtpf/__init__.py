@@ -5,8 +5,6 @@ from .configuration_mtpf import MtpfConfig
 from .modeling_mtpf import MtpfForSequenceClassification, MtpfForTokenClassification, MtpfModel
 from .version import __version__
 
-
-
 __all__ = [
     "AdapterError",
     "AdapterHead",

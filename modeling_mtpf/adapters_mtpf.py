@@ -94,9 +94,13 @@ def lora_targets(encoder: nn.Module, settings: LoraSettings) -> list[str]:
         try:
             layers[-1].get_submodule(target)
         except AttributeError:
-            linear = [n for n, m in layers[-1].named_modules() if isinstance(m, nn.Linear) and "lora_" not in n]
+            linear = [
+                n for n, m in layers[-1].named_modules() if isinstance(m, nn.Linear) and "lora_" not in n
+            ]
             known = sorted({name.removesuffix(".base_layer") for name in linear})
-            raise AdapterError(f"LoRA target {target!r} is not in this encoder; it has: {', '.join(known)}.") from None
+            raise AdapterError(
+                f"LoRA target {target!r} is not in this encoder; it has: {', '.join(known)}."
+            ) from None
     first = len(layers) - settings.layers
     return sorted(f"{layout.layers}.{i}.{target}" for i in range(first, len(layers)) for target in targets)
 
@@ -129,12 +133,16 @@ def validate_adapter_name(encoder: nn.Module, name: str) -> None:
             "beginning with a letter."
         )
     if name in adapter_names(encoder):
-        raise AdapterError(f"An adapter named {name!r} is already loaded; delete it or choose another adapter_name.")
+        raise AdapterError(
+            f"An adapter named {name!r} is already loaded; delete it or choose another adapter_name."
+        )
     reserved = {part for path, _ in encoder.named_modules() for part in path.split(".")}
     reserved |= {part for path, _ in encoder.named_parameters() for part in path.split(".")}
     reserved -= set(adapter_names(encoder))
     if name in reserved or "lora" in name or "weight" in name:
-        raise AdapterError(f"Adapter name {name!r} collides with a part of the model; add a prefix, e.g. 'app-{name}'.")
+        raise AdapterError(
+            f"Adapter name {name!r} collides with a part of the model; add a prefix, e.g. 'app-{name}'."
+        )
 
 
 def adapter_names(encoder: nn.Module) -> list[str]:
@@ -175,6 +183,16 @@ def inject_lora(encoder: nn.Module, name: str, config: Any, trainable: bool) -> 
     for parameter in encoder.parameters():
         parameter.requires_grad_(before.get(id(parameter), trainable))
     set_active_adapter(encoder, active)
+
+
+def copy_lora(encoder: nn.Module, source: str, name: str) -> None:
+    """Add a trainable LoRA that starts as a copy of a loaded one, as an app starts from its family's."""
+    inject_lora(encoder, name, encoder.peft_config[source], trainable=True)
+    with torch.no_grad():
+        for _, module in lora_modules(encoder):
+            for part in (module.lora_A, module.lora_B):
+                if source in part:
+                    part[name].weight.copy_(part[source].weight)
 
 
 def remove_lora(encoder: nn.Module, name: str) -> None:
@@ -220,7 +238,9 @@ def switched_adapter(encoder: nn.Module, name: str | None) -> Iterator[None]:
     """Activate one adapter for the duration of a ``with`` block, then restore what was active before."""
     if name is not None and name not in adapter_names(encoder):
         known = ", ".join(adapter_names(encoder)) or "none"
-        raise AdapterError(f"There is no adapter {name!r}; loaded: {known}. Load it with model.load_adapter(...).")
+        raise AdapterError(
+            f"There is no adapter {name!r}; loaded: {known}. Load it with model.load_adapter(...)."
+        )
     before = active_adapter(encoder)
     set_active_adapter(encoder, name)
     try:
@@ -330,7 +350,9 @@ def write_adapter(
     tensors = lora_state_dict(encoder, name)
     paths = [path for path, module in lora_modules(encoder) if name in module.lora_A]
     if len(tensors) != 2 * len(paths):  # pitfall: PEFT once wrote truncated adapters without an error
-        raise AdapterError(f"Adapter {name!r} has {len(tensors)} tensors for {len(paths)} modules; it is damaged.")
+        raise AdapterError(
+            f"Adapter {name!r} has {len(tensors)} tensors for {len(paths)} modules; it is damaged."
+        )
 
     config = copy.deepcopy(encoder.peft_config[name]).to_dict()
     config.update(
@@ -381,7 +403,9 @@ def _plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
 
 
-def find_adapter(path_or_repo: str | os.PathLike, revision: str | None = None, token: str | None = None) -> Path:
+def find_adapter(
+    path_or_repo: str | os.PathLike, revision: str | None = None, token: str | None = None
+) -> Path:
     """Return the local folder of an adapter, fetching only its data files when it is a Hub repo."""
     path = Path(path_or_repo)
     if path.is_dir():
@@ -410,7 +434,9 @@ def read_adapter(
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise AdapterError(f"Adapter folder {folder} is damaged: {error}") from error
     if str(getattr(config, "peft_type", "")).rpartition(".")[2] != "LORA" or config.bias != "none":
-        raise AdapterError(f"{folder} holds a {config.peft_type} adapter with bias; only plain LoRA can be loaded.")
+        raise AdapterError(
+            f"{folder} holds a {config.peft_type} adapter with bias; only plain LoRA can be loaded."
+        )
     lora = {_stock_key(key): value for key, value in lora.items()}
     _check_shapes(folder, encoder, lora)
     if check_backbone:
@@ -463,7 +489,9 @@ def _read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterH
     if kind in (None, KINDS[0]):
         return None
     if not (folder / HEAD_FILE).is_file():
-        raise AdapterError(f"Adapter {folder} is a {kind} app, but its head is missing ({HEAD_FILE}); fetch it again.")
+        raise AdapterError(
+            f"Adapter {folder} is a {kind} app, but its head is missing ({HEAD_FILE}); fetch it again."
+        )
     if not task.get("labels"):
         raise AdapterError(f"Adapter {folder} is a {kind} app, but {TASK_FILE} has no labels.")
     head = AdapterHead(kind, task["labels"], hidden_size, int(task.get("max_length", 128)))
@@ -490,7 +518,9 @@ def install_adapter(encoder: nn.Module, files: AdapterFiles, trainable: bool = F
     try:
         if wanted.keys() != files.lora.keys():
             odd = sorted(wanted.keys() ^ files.lora.keys())[0]
-            raise AdapterError(f"Weights and {ADAPTER_CONFIG_FILE} disagree about {odd!r}; save the adapter again.")
+            raise AdapterError(
+                f"Weights and {ADAPTER_CONFIG_FILE} disagree about {odd!r}; save the adapter again."
+            )
         with torch.no_grad():
             for key, parameter in wanted.items():
                 parameter.copy_(files.lora[key])
@@ -514,6 +544,7 @@ __all__ = [
     "adapter_names",
     "backbone_sha256",
     "backbone_state_dict",
+    "copy_lora",
     "count_parameters",
     "find_adapter",
     "import_peft",

@@ -152,7 +152,9 @@ class MtpfPreTrainedModel(PreTrainedModel):
             raise AdapterError(f"There is no adapter {name!r}; loaded: {known}. Load it with load_adapter.")
         return adapter_depth(self.backbone, name)
 
-    def add_adapter(self, name: str, lora: LoraSettings | None = None, head: AdapterHead | None = None) -> None:
+    def add_adapter(
+        self, name: str, lora: LoraSettings | None = None, head: AdapterHead | None = None
+    ) -> None:
         """Add a fresh, trainable LoRA (and the head of an app); nothing else changes its trainability."""
         settings = lora or LoraSettings(layers=self.config.num_tail_layers)
         inject_lora(self.backbone, name, lora_config(self.backbone, settings), trainable=True)
@@ -252,7 +254,9 @@ class MtpfPreTrainedModel(PreTrainedModel):
             AdapterError: No such adapter, or ``backbone_id`` is a local path.
         """
         if backbone_id is not None and (os.path.exists(backbone_id) or backbone_id.count("/") != 1):
-            raise AdapterError(f"backbone_id must be a Hub id of the form 'owner/name', not the path {backbone_id!r}.")
+            raise AdapterError(
+                f"backbone_id must be a Hub id of the form 'owner/name', not the path {backbone_id!r}."
+            )
         head = self.heads[name] if name in self.heads else None
         return write_adapter(
             folder,
@@ -266,7 +270,9 @@ class MtpfPreTrainedModel(PreTrainedModel):
 
     # ---------------------------------------------------------------------------------------- storage
 
-    def save_pretrained(self, save_directory: str | os.PathLike, state_dict: dict | None = None, **kwargs) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, state_dict: dict | None = None, **kwargs
+    ) -> None:
         """Write the backbone (and the task head of a task class) under stock names, adapters or not.
 
         The folder also gets the code that loads it with ``trust_remote_code=True``. Adapters are written by

@@ -60,7 +60,9 @@ class Predictor:
     def _head(self, name: str) -> Any:
         self.model.adapter_depth(name)  # raises for an unknown adapter
         if name not in self.model.heads:
-            raise AdapterError(f"Adapter {name!r} has no head: it is a family's LoRA, not an app; fit an app on it.")
+            raise AdapterError(
+                f"Adapter {name!r} has no head: it is a family's LoRA, not an app; fit an app on it."
+            )
         return self.model.heads[name]
 
     def _tokenize(self, texts: list[str], max_length: int) -> tuple[Any, list[_Window]]:
@@ -145,7 +147,9 @@ def _entities(pieces: list, encoding: Any, text: str, labels: list[str]) -> list
             previous["end"] = end
             previous["scores"].append(float(probabilities[best]))
         else:
-            spans.append({"entity_group": group, "start": start, "end": end, "scores": [float(probabilities[best])]})
+            spans.append(
+                {"entity_group": group, "start": start, "end": end, "scores": [float(probabilities[best])]}
+            )
     return [
         {
             "entity_group": span["entity_group"],

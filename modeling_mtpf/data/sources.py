@@ -41,7 +41,9 @@ def source_files(source: str | Path) -> list[Path]:
         if path.suffix not in READERS:
             raise DataError(f"{path} has an unknown ending; accepted: {accepted}.")
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix in READERS and not file.name.startswith((".", "_")))
+    files = sorted(
+        file for file in path.iterdir() if file.suffix in READERS and not file.name.startswith((".", "_"))
+    )
     files = [file for file in files if file.name not in ("clusters.json", "run.json")]
     if not files:
         raise DataError(f"The folder {path} has no data file; accepted endings: {accepted}.")
@@ -144,10 +146,14 @@ def expand_pair_sources(sources: Sequence[str | Path]) -> dict[str, str | Path]:
         for part in source_files(source) if Path(source).is_dir() else [source]:
             name = source_name(part)
             if name in expanded:
-                raise DataError(f"Two pair sources are named {name!r} ({expanded[name]} and {part}); rename one.")
+                raise DataError(
+                    f"Two pair sources are named {name!r} ({expanded[name]} and {part}); rename one."
+                )
             expanded[name] = part
     if not expanded:
-        raise DataError("No pair source is given; set families.tc.pairs to a list of files, folders or Hub ids.")
+        raise DataError(
+            "No pair source is given; set families.tc.pairs to a list of files, folders or Hub ids."
+        )
     return expanded
 
 

@@ -1,0 +1,1 @@
+"""Adaptation: ways to fit one app to the frozen backbone."""

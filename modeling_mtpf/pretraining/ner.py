@@ -1,0 +1,129 @@
+"""The NER family: predict, for each word, the cluster id that a frozen teacher gave it (SPEC 1.3)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import torch
+from torch import nn
+
+from ..data.packaged_encoder import PACKAGED
+from ..data.sources import open_source, source_name
+from ..data.words import IGNORE, align_labels, encode_words
+from ..errors import DataError, RecipeError
+from .families import Family, FamilyBatch, FamilySettings, RunContext, register_family
+from .pseudo_labels import LABEL_COLUMNS, PseudoLabelSettings, label_corpus
+from .sampling import EpochSampler
+
+
+@dataclass
+class NerSettings(FamilySettings):
+    """Settings of the NER family.
+
+    Attributes:
+        data: Folder of pseudo-labelled shards (columns ``words`` and ``clusters``); or leave it out and give
+        text: A source of raw text (column ``text``), which is labelled before training.
+        teacher: Encoder that labels ``text``: ``packaged``, a folder or a Hub id.
+        teacher_layer: Hidden state that is clustered; -1 is the last.
+        clusters: Number of clusters K.
+        max_texts: Use only so many texts of the source (0: all).
+    """
+
+    data: str | None = None
+    text: str | None = None
+    teacher: str = PACKAGED
+    teacher_layer: int = -1
+    clusters: int = 200
+    max_texts: int = 0
+
+
+class ClusterObjective(nn.Module):
+    """One linear layer on the first sub-word of each word, cross-entropy over the cluster ids."""
+
+    def __init__(self, hidden_size: int, num_clusters: int):
+        super().__init__()
+        self.head = nn.Linear(hidden_size, num_clusters)
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, targets: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the mean cross-entropy over labelled words, and the share of words predicted right."""
+        labels = targets["labels"]
+        known = labels != IGNORE
+        logits = self.head(hidden_states[known]).float()
+        # The mean of no words would be NaN; a batch without words costs nothing.
+        loss = nn.functional.cross_entropy(logits, labels[known], reduction="sum") / known.sum().clamp(min=1)
+        accuracy = (logits.detach().argmax(-1) == labels[known]).float().sum() / known.sum().clamp(min=1)
+        return loss, {"pseudo_label_accuracy": accuracy}
+
+
+@register_family("ner")
+class NerFamily(Family):
+    """Pre-finetuning for named-entity recognition on pseudo-labelled words."""
+
+    settings_class = NerSettings
+
+    def prepare(self, context: RunContext) -> None:
+        """Open the labelled shards, labelling the raw text first where that is asked for."""
+        settings: NerSettings = self.settings
+        folder = settings.data
+        if folder is None:
+            if settings.text is None:
+                raise RecipeError("The family 'ner' needs data: set families.ner.data or families.ner.text.")
+            folder = str(context.work_dir / "pseudo_labels")
+            if context.is_main:
+                label_corpus(
+                    settings.text,
+                    PseudoLabelSettings(
+                        teacher=settings.teacher,
+                        layer=settings.teacher_layer,
+                        clusters=settings.clusters,
+                        max_texts=settings.max_texts,
+                        seed=context.seed,
+                    ),
+                    Path(folder),
+                )
+            context.barrier()
+        self.rows = open_source(folder, LABEL_COLUMNS)
+        self.num_clusters = 1 + (pc.max(pc.list_flatten(self.rows.data.column("clusters"))).as_py() or 0)
+        if self.num_clusters < 2:
+            raise DataError(f"{folder} holds no cluster labels; label the text with train/pseudo_label.py.")
+        self.folder = folder
+        self.tokenizer = context.tokenizer
+        self.sampler = EpochSampler(len(self.rows), settings.batch_size, context.seed)
+        self.words_lost = self.words_seen = 0
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> FamilyBatch:
+        """Return sentences with the cluster id on the first sub-word of each word."""
+        rows = self.rows[self.share(self.sampler.rows(step), rank, world_size)]
+        for words, clusters in zip(rows["words"], rows["clusters"], strict=True):
+            if len(words) != len(clusters):
+                raise DataError(
+                    f"{self.folder}: a row has {len(words)} words but {len(clusters)} clusters: {words[:5]}."
+                )
+        inputs, word_ids = encode_words(self.tokenizer, rows["words"], self.settings.max_length)
+        labels, lost = align_labels(word_ids, rows["clusters"])
+        self.words_lost += lost
+        self.words_seen += sum(map(len, rows["words"]))
+        return FamilyBatch(inputs, {"labels": labels})
+
+    def objective(self, hidden_size: int) -> nn.Module:
+        """Build the cluster head; it is thrown away after training."""
+        return ClusterObjective(hidden_size, self.num_clusters)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the source, its fingerprint, and how many words truncation cost."""
+        return {
+            "source": source_name(self.settings.data or self.settings.text),
+            "fingerprint": self.rows._fingerprint,
+            "sentences": len(self.rows),
+            "clusters": self.num_clusters,
+            "words_seen": self.words_seen,
+            "words_cut_off": self.words_lost,
+        }
+
+
+__all__ = ["ClusterObjective", "NerFamily", "NerSettings"]

@@ -1,0 +1,256 @@
+"""Recipes: typed settings of a run, read from YAML and overridden on the command line.
+
+``train/pretrain.py my.yaml --steps 500 --families.tc.temperature 0.1`` reads the file, then sets the two keys.
+An unknown key is an error that names the nearest valid one.
+"""
+
+import difflib
+import importlib.util
+import types
+from collections.abc import Iterator
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from ..errors import RecipeError
+from .families import FAMILIES, FamilySettings
+from .joint import REGIMES
+
+
+@dataclass
+class Recipe:
+    """All settings of a pre-finetuning run.
+
+    Attributes:
+        backbone: Starting encoder: ``packaged``, a folder or a Hub id.
+        revision: Commit of its repo.
+        regime: ``tpl`` (all families, each with its LoRA), ``naive`` (all, without), the name of one family
+            (that one alone, without LoRA), or ``base`` (nothing is trained).
+        families: Family name → its settings.
+        plugins: Python modules or files that register further families.
+        steps: Optimiser steps.
+        learning_rate: Peak learning rate of the backbone (our assumption).
+        adapter_learning_rate: Peak learning rate of LoRA and heads (our assumption).
+        weight_decay: On matrices of the backbone.
+        warmup: Share of the steps with linear warm-up, before cosine decay to zero.
+        max_grad_norm: Gradients are clipped to this norm.
+        gradient_accumulation_steps: Batches per optimiser step. Adds no in-batch negatives.
+        mixed_precision: ``auto`` (bf16 where the device is fast at it), ``bf16`` or ``no``.
+        threads: CPU threads of a single process (0: all cores; ``accelerate launch`` alone would leave one).
+        seed: Seed of everything.
+        log_every: Steps between lines of ``metrics.jsonl``.
+        diagnostics_every: Steps between gradient diagnostics (0: never).
+        report_to: Trackers of accelerate, e.g. ``tensorboard``; none by default.
+        output_dir: Where everything is written; must not hold another run.
+        demo: Generate the embedded synthetic corpus, and fit two small apps at the end.
+    """
+
+    backbone: str = "packaged"
+    revision: str | None = None
+    regime: str = "tpl"
+    families: dict[str, FamilySettings] = field(default_factory=dict)
+    plugins: list[str] = field(default_factory=list)
+    steps: int = 1000
+    learning_rate: float = 5e-5
+    adapter_learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    max_grad_norm: float = 1.0
+    gradient_accumulation_steps: int = 1
+    mixed_precision: str = "auto"
+    threads: int = 0
+    seed: int = 0
+    log_every: int = 10
+    diagnostics_every: int = 50
+    report_to: str | None = None
+    output_dir: str = "runs/pretrain"
+    demo: bool = False
+
+
+def load_recipe(arguments: list[str], default: Path) -> Recipe:
+    """Build a recipe from command-line arguments: an optional YAML file, then ``--key value`` overrides.
+
+    Args:
+        arguments: Without the program name.
+        default: Recipe file that is used when none is named.
+
+    Raises:
+        RecipeError: An unknown key or family, a value of the wrong type, a missing file.
+    """
+    named = bool(arguments) and not arguments[0].startswith("--")
+    path = Path(arguments[0]) if named else default
+    values = _read_yaml(path)
+    for key, value in _overrides(arguments[1:] if named else arguments):
+        target = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise RecipeError(f"--{key}: {parent!r} has no keys below it.")
+        target[last] = value
+    _load_plugins(values.get("plugins") or [])
+    recipe = build(Recipe, values)
+    _check(recipe)
+    return recipe
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as plain values, with every default filled in."""
+    return asdict(recipe)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise RecipeError(f"There is no recipe file {path}.")
+    try:
+        values = yaml.safe_load(path.read_text("utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} must hold keys and values, not a {type(values).__name__}.")
+    return values
+
+
+def _overrides(arguments: list[str]) -> Iterator[tuple[str, Any]]:
+    """Yield key and value of ``--key value`` and ``--key=value``; values are read as YAML."""
+    position = 0
+    while position < len(arguments):
+        argument = arguments[position]
+        if not argument.startswith("--"):
+            raise RecipeError(f"Unexpected argument {argument!r}; overrides are written --key value.")
+        key, equals, text = argument[2:].partition("=")
+        if not equals:
+            position += 1
+            if position == len(arguments):
+                raise RecipeError(f"--{key} needs a value.")
+            text = arguments[position]
+        position += 1
+        try:
+            yield key, yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--{key}: {text!r} is not a valid value.") from error
+
+
+def _load_plugins(plugins: list[str]) -> None:
+    for plugin in plugins:
+        try:
+            if str(plugin).endswith(".py"):
+                spec = importlib.util.spec_from_file_location(Path(plugin).stem, plugin)
+                spec.loader.exec_module(importlib.util.module_from_spec(spec))  # type: ignore[union-attr, arg-type]
+            else:
+                importlib.import_module(plugin)
+        except (ImportError, OSError) as error:
+            raise RecipeError(f"The plugin {plugin!r} cannot be imported: {error}") from error
+
+
+def build(cls: type, values: Any, path: str = "") -> Any:
+    """Build a settings dataclass from plain values, checking every key and type.
+
+    Example:
+        >>> from modeling_mtpf import LoraSettings
+        >>> build(LoraSettings, {"r": 8}).r
+        8
+        >>> build(LoraSettings, {"rr": 8})
+        Traceback (most recent call last):
+        ...
+        modeling_mtpf.errors.RecipeError: Unknown key 'rr'; did you mean 'r'? Known here: alpha, dropout, layers, r, targets.
+    """  # noqa: E501
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path or 'The recipe'} must hold keys and values, not {values!r}.")
+    hints = get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
+            hint = f"did you mean {_dotted(path, close[0])!r}? " if close else ""
+            raise RecipeError(
+                f"Unknown key {_dotted(path, key)!r}; {hint}Known here: {', '.join(sorted(known))}."
+            )
+    converted = {key: _convert(hints[key], value, _dotted(path, key)) for key, value in values.items()}
+    return cls(**converted)
+
+
+def _dotted(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        if value is None:
+            return None
+        hint = next(option for option in get_args(hint) if option is not type(None))
+    if hint == dict[str, FamilySettings]:
+        return _families(value, path)
+    if is_dataclass(hint):
+        return build(hint, value, path)  # type: ignore[arg-type]
+    if get_origin(hint) is list:
+        items = value if isinstance(value, list) else [value]
+        return [_convert(get_args(hint)[0], item, path) for item in items]
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 5e-5 as text
+        except ValueError:
+            pass
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise RecipeError(f"{path} is {value!r}, but must be of type {hint.__name__}.")
+
+
+def _families(values: Any, path: str) -> dict[str, FamilySettings]:
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} must hold one entry per family, e.g. families.ner.batch_size.")
+    built = {}
+    for name, settings in values.items():
+        if name not in FAMILIES:
+            raise RecipeError(
+                f"Unknown family {name!r}; known: {', '.join(sorted(FAMILIES))}. Name the module that registers "
+                "a further one under 'plugins'."
+            )
+        built[name] = build(FAMILIES[name].settings_class, settings or {}, f"{path}.{name}")
+    return built
+
+
+def _check(recipe: Recipe) -> None:
+    regimes = [*REGIMES, *recipe.families]
+    if recipe.regime not in regimes:
+        raise RecipeError(f"Unknown regime {recipe.regime!r}; choose one of: {', '.join(regimes)}.")
+    if recipe.regime != "base" and not recipe.families:
+        raise RecipeError("The recipe names no family; add at least one under 'families'.")
+    if recipe.mixed_precision not in ("auto", "bf16", "no"):
+        raise RecipeError(f"mixed_precision is {recipe.mixed_precision!r}; choose auto, bf16 or no.")
+    for name in ("steps", "gradient_accumulation_steps", "log_every"):
+        if getattr(recipe, name) < 1:
+            raise RecipeError(f"{name} is {getattr(recipe, name)}; it must be at least 1.")
+    if not 0 <= recipe.warmup < 1:
+        raise RecipeError(f"warmup is {recipe.warmup}; it is a share of the steps, from 0 to below 1.")
+    for name, settings in recipe.families.items():
+        if settings.batch_size < 1 or settings.max_length < 4:
+            raise RecipeError(f"families.{name}: batch_size must be at least 1 and max_length at least 4.")
+
+
+def usage(cls: type = Recipe) -> str:
+    """Return the keys of a recipe with their defaults and meanings, for ``--help``."""
+    lines = []
+    described = (cls.__doc__ or "").partition("Attributes:")[2]
+    for f in fields(cls):
+        _, found, text = described.partition(f"        {f.name}: ")
+        meaning = " ".join(_first_entry(text).split()) if found else ""
+        default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
+        lines.append(f"  --{f.name} {default!r}\n        {meaning}")
+    return "\n".join(lines)
+
+
+def _first_entry(text: str) -> str:
+    """The lines up to the next ``name: meaning`` at attribute depth."""
+    first, *rest = text.splitlines()
+    kept = [first]
+    for line in rest:
+        if not line.startswith("            "):
+            break
+        kept.append(line)
+    return " ".join(kept)
+
+
+__all__ = ["Recipe", "build", "load_recipe", "resolved", "usage"]

@@ -1,0 +1,104 @@
+"""From a recipe to what a run needs: the accelerator, the backbone, the prepared families, the optimiser."""
+
+import os
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from transformers import get_cosine_schedule_with_warmup
+
+from ..data.packaged_encoder import resolve_encoder
+from ..data.words import load_word_tokenizer
+from ..errors import RecipeError
+from ..modeling_mtpf import MtpfModel
+from . import ner, tc  # noqa: F401  both register themselves
+from .families import FAMILIES, Family, RunContext
+from .joint import JointModel, families_of_regime, parameter_groups
+from .recipe import Recipe, resolved
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 is faster than float32 on this device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Start accelerate: device, processes, precision, threads, seed."""
+    precision = recipe.mixed_precision
+    if precision == "auto":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        precision = "bf16" if fast_bf16(device) else "no"
+    accelerator = Accelerator(
+        mixed_precision=precision, log_with=recipe.report_to, project_dir=recipe.output_dir
+    )
+    if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
+        torch.set_num_threads(recipe.threads or len(os.sched_getaffinity(0)))
+    set_seed(recipe.seed)
+    return accelerator
+
+
+def load_backbone(recipe: Recipe) -> MtpfModel:
+    """Load the starting encoder in float32.
+
+    Raises:
+        RecipeError: There is no such folder or repo, or it is not a supported encoder.
+    """
+    try:
+        model = MtpfModel.from_pretrained(
+            resolve_encoder(recipe.backbone), revision=recipe.revision or "main", dtype=torch.float32
+        )
+    except (OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RecipeError(f"The backbone {recipe.backbone!r} cannot be loaded: {reason}") from error
+    model.config.regime = recipe.regime
+    return model
+
+
+def prepare_families(
+    recipe: Recipe, folder: Path, accelerator: Accelerator
+) -> tuple[list[Family], RunContext]:
+    """Open the data of the families that the regime trains."""
+    encoder_id = resolve_encoder(recipe.backbone)
+    context = RunContext(
+        tokenizer=load_word_tokenizer(encoder_id, recipe.revision),
+        encoder_id=encoder_id,
+        seed=recipe.seed,
+        work_dir=folder,
+        is_main=accelerator.is_main_process,
+        barrier=accelerator.wait_for_everyone,
+    )
+    names = families_of_regime(recipe.regime, list(recipe.families))
+    families = [FAMILIES[name](name, recipe.families[name]) for name in names]
+    for family in families:
+        family.prepare(context)
+    return families, context
+
+
+def make_optimizer(recipe: Recipe, joint: JointModel):
+    """Build AdamW with groups by name, and its warm-up and cosine schedule."""
+    groups = parameter_groups(joint, recipe.learning_rate, recipe.adapter_learning_rate, recipe.weight_decay)
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    schedule = get_cosine_schedule_with_warmup(optimizer, int(recipe.warmup * recipe.steps), recipe.steps)
+    return optimizer, schedule
+
+
+def start_trackers(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Start the trackers that ``report_to`` names, if any."""
+    if recipe.report_to:
+        plain = {k: v for k, v in resolved(recipe).items() if isinstance(v, (int, float, str, bool))}
+        accelerator.init_trackers("mtpf", config=plain)
+
+
+__all__ = [
+    "fast_bf16",
+    "load_backbone",
+    "make_accelerator",
+    "make_optimizer",
+    "prepare_families",
+    "start_trackers",
+]
