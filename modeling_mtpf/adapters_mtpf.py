@@ -11,7 +11,6 @@ import copy
 import hashlib
 import importlib
 import json
-import math
 import os
 import re
 import warnings
@@ -531,7 +530,12 @@ def install_adapter(encoder: nn.Module, files: AdapterFiles, trainable: bool = F
 
 def count_parameters(encoder: nn.Module, name: str) -> int:
     """Number of LoRA parameters of one adapter."""
-    return sum(math.prod(tensor.shape) for tensor in lora_state_dict(encoder, name).values())
+    return sum(
+        part[name].weight.numel()
+        for _, module in lora_modules(encoder)
+        for part in (module.lora_A, module.lora_B)
+        if name in part
+    )
 
 
 __all__ = [

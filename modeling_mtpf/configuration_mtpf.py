@@ -96,6 +96,11 @@ class MtpfConfig(PreTrainedConfig):
     num_tail_layers: int = 2
     regime: str | None = None
 
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        # Auto classes look for their own entry on the config object, too.
+        self.auto_map = dict(AUTO_MAP)
+
     def __setattr__(self, name: str, value: Any) -> None:
         # resize_token_embeddings() writes config.vocab_size, which belongs to the encoder.
         if name == "vocab_size" and isinstance(self.__dict__.get("encoder_config"), PreTrainedConfig):

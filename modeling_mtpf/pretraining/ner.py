@@ -53,10 +53,15 @@ class ClusterObjective(nn.Module):
         """Return the mean cross-entropy over labelled words, and the share of words predicted right."""
         labels = targets["labels"]
         known = labels != IGNORE
-        logits = self.head(hidden_states[known]).float()
-        # The mean of no words would be NaN; a batch without words costs nothing.
-        loss = nn.functional.cross_entropy(logits, labels[known], reduction="sum") / known.sum().clamp(min=1)
-        accuracy = (logits.detach().argmax(-1) == labels[known]).float().sum() / known.sum().clamp(min=1)
+        # Over all positions, not only the labelled ones: their number changes with every batch, and in bf16 on
+        # CPU each new shape costs more than it saves.
+        logits = self.head(hidden_states).float()
+        summed = nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+        )
+        count = known.sum().clamp(min=1)  # a batch without words costs nothing; a mean would be NaN
+        loss = summed / count
+        accuracy = ((logits.detach().argmax(-1) == labels) & known).sum() / count
         return loss, {"pseudo_label_accuracy": accuracy}
 
 
