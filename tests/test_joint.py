@@ -1,0 +1,234 @@
+"""The joint step: who gets which gradient, and that a third family needs no change of the package."""
+
+import pytest
+import torch
+from torch import nn
+
+from modeling_mtpf import LoraSettings
+from modeling_mtpf.pretraining.diagnostics import gradient_cosine
+from modeling_mtpf.pretraining.families import FAMILIES, Family, FamilyBatch, FamilySettings, register_family
+from modeling_mtpf.pretraining.joint import JointModel, families_of_regime, join_batches, parameter_groups
+from modeling_mtpf.pretraining.ner import ClusterObjective, NerFamily, NerSettings
+from modeling_mtpf.pretraining.tc import ContrastiveObjective, TcFamily, TcSettings
+
+
+class FixedNer(NerFamily):
+    """The NER objective on ready-made batches."""
+
+    def prepare(self, context) -> None:
+        self.num_clusters = 5
+
+    def batch(self, step, rank=0, world_size=1):
+        generator = torch.Generator().manual_seed(step)
+        ids = torch.randint(5, 100, (4, 16), generator=generator)
+        labels = torch.randint(0, 5, (4, 16), generator=generator)
+        labels[:, 12:] = -100
+        mask = torch.ones_like(ids)
+        mask[2:, 12:] = 0
+        return FamilyBatch({"input_ids": ids, "attention_mask": mask}, {"labels": labels})
+
+
+class FixedTc(TcFamily):
+    """The TC objective on ready-made batches, longer than those of NER."""
+
+    def prepare(self, context) -> None:
+        pass
+
+    def batch(self, step, rank=0, world_size=1):
+        generator = torch.Generator().manual_seed(1000 + step)
+        ids = torch.randint(5, 100, (6, 24), generator=generator)
+        mask = torch.ones_like(ids)
+        mask[1::2, 20:] = 0
+        return FamilyBatch({"input_ids": ids, "attention_mask": mask}, {})
+
+
+@pytest.fixture
+def make(load):
+    """Build a joint model of fixed families in float64 without dropout, and a batch of step 0."""
+
+    def build(architecture="bert", task_primary=True, names=("ner", "tc"), **weights):
+        torch.manual_seed(0)
+        settings = {"ner": NerSettings, "tc": TcSettings}
+        families = []
+        for name in names:
+            family = {"ner": FixedNer, "tc": FixedTc}[name](
+                name, settings[name](weight=weights.get(name, 1.0), lora=LoraSettings(r=4))
+            )
+            family.prepare(None)
+            families.append(family)
+        joint = JointModel(load(architecture), families, task_primary).double().eval()
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for key, parameter in joint.named_parameters():
+                if "lora_B" in key:  # zero at the start, which would hide lora_A's gradient
+                    parameter.normal_(0, 0.1, generator=generator)
+        return joint, {family.name: family.batch(0) for family in families}
+
+    return build
+
+
+def gradients(joint, loss) -> dict[str, torch.Tensor]:
+    joint.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in joint.named_parameters() if p.grad is not None}
+
+
+def separate(joint, batches, name) -> torch.Tensor:
+    """The loss of one family by a plain pass of the whole encoder, without trunk, tails or joining."""
+    batch = batches[name]
+    with joint.model.use_adapter(joint.adapters[name]):
+        hidden = joint.model(**batch.inputs)[0]
+    return joint.objectives[name](hidden, batch.inputs["attention_mask"], batch.targets)[0]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "modernbert"])
+def test_gradient_routing(make, architecture):
+    joint, batches = make(architecture, ner=1.0, tc=0.5)
+    found = gradients(joint, joint(batches).loss)
+    alone = {name: gradients(joint, separate(joint, batches, name)) for name in batches}
+    weight = {"ner": 1.0, "tc": 0.5}
+    checked = {"ner": 0, "tc": 0, "backbone": 0}
+    for name, gradient in found.items():
+        owner = next((f for f in ("ner", "tc") if f".{f}." in name or name.startswith(f"objectives.{f}.")), None)
+        if owner:  # exactly its own family's loss, nothing of the other's
+            expected = weight[owner] * alone[owner][name]
+            other = "tc" if owner == "ner" else "ner"
+            assert name not in alone[other] or not alone[other][name].any()
+        else:
+            expected = sum(weight[f] * alone[f].get(name, torch.zeros_like(gradient)) for f in weight)
+        checked[owner or "backbone"] += 1
+        scale = expected.norm().clamp(min=1e-8)
+        assert (gradient - expected).norm() / scale < 1e-7, name
+    assert checked["ner"] >= 6 and checked["tc"] >= 6 and checked["backbone"] > 20
+
+
+def test_no_gradient_of_one_family_reaches_the_other_exactly(make):
+    joint, batches = make()
+    losses = joint(batches).losses
+    for own, other in (("ner", "tc"), ("tc", "ner")):
+        found = gradients(joint, joint(batches).losses[own])
+        theirs = [g for name, g in found.items() if f".{other}." in name or name.startswith(f"objectives.{other}.")]
+        assert not any(gradient.any() for gradient in theirs)  # exact zero
+        assert any(g.any() for name, g in found.items() if f".{own}." in name)
+    assert losses.keys() == {"ner", "tc"}
+
+
+def test_naive_has_no_lora_and_the_same_sum(make):
+    joint, batches = make(task_primary=False)
+    assert not [name for name, _ in joint.named_parameters() if "lora" in name]
+    found = gradients(joint, joint(batches).loss)
+    expected = gradients(joint, separate(joint, batches, "ner") + separate(joint, batches, "tc"))
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() / gradient.norm().clamp(min=1e-8) < 1e-7, name
+
+
+def test_both_adapters_and_the_backbone_move_after_two_steps(make):
+    joint, _ = make()
+    before = {name: value.clone() for name, value in joint.state_dict().items()}
+    optimizer = torch.optim.AdamW(parameter_groups(joint, 1e-3, 1e-2, 0.01))
+    families = [FixedNer("ner", NerSettings()), FixedTc("tc", TcSettings())]
+    for step in range(2):
+        joint({family.name: family.batch(step) for family in families}).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    moved = {name for name, value in joint.state_dict().items() if not torch.equal(value, before[name])}
+    for part in (".lora_A.ner.", ".lora_B.ner.", ".lora_A.tc.", ".lora_B.tc.", "embeddings", "objectives.ner"):
+        assert all(name in moved for name in before if part in name and "position_ids" not in name), part
+
+
+def test_every_parameter_is_in_one_group_with_its_rate(make):
+    joint, _ = make()
+    groups = parameter_groups(joint, 1e-5, 1e-3, 0.1)
+    rate = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert sum(len(g["params"]) for g in groups) == len(rate)
+    for name, parameter in joint.named_parameters():
+        if "pooler" in name:
+            assert id(parameter) not in rate
+        elif "lora_" in name or "objectives" in name:
+            assert rate[id(parameter)] == (1e-3, 0.0), name
+        else:
+            assert rate[id(parameter)] == (1e-5, 0.1 if parameter.dim() > 1 else 0.0), name
+
+
+def test_joined_rows_are_padded_to_the_longest(make):
+    _, batches = make()
+    inputs, spans = join_batches(batches, pad_token_id=9)
+    assert spans == {"ner": (0, 4), "tc": (4, 10)}
+    assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (10, 24)
+    assert inputs["input_ids"][:4, 16:].eq(9).all() and inputs["attention_mask"][:4, 16:].eq(0).all()
+
+
+def test_gradient_cosine_against_flat_vectors(make):
+    joint, batches = make()
+    found = gradient_cosine(joint, batches)
+    alone = [gradients(joint, separate(joint, batches, name)) for name in batches]
+    shared = [n for n in alone[0] if "lora" not in n and n.startswith("model.backbone") and n in alone[1]]
+    for group, part in (("layer_1", "layer.1."), ("all", "")):
+        first, second = (torch.cat([g[n].flatten() for n in shared if part in n]) for g in alone)
+        assert found[group] == pytest.approx(nn.functional.cosine_similarity(first, second, dim=0).item(), abs=1e-6)
+    assert set(found) == {"embeddings", "layer_0", "layer_1", "layer_2", "layer_3", "all"}
+    joint.zero_grad()
+    gradient_cosine(joint, batches)
+    assert all(p.grad is None for p in joint.parameters())
+
+
+def test_regimes():
+    names = ["ner", "tc", "qa"]
+    assert families_of_regime("base", names) == []
+    assert families_of_regime("qa", names) == ["qa"]
+    assert families_of_regime("naive", names) == families_of_regime("tpl", names) == names
+
+
+def test_a_third_family_is_one_registration(load, tmp_path, make):
+    """A toy family that predicts a text's length; trained beside the two others."""
+
+    class LengthObjective(nn.Module):
+        def __init__(self, hidden_size):
+            super().__init__()
+            self.head = nn.Linear(hidden_size, 1)
+
+        def forward(self, hidden_states, attention_mask, targets):
+            loss = (self.head(hidden_states[:, 0]).squeeze(-1) - targets["length"]).pow(2).mean()
+            return loss, {"length_accuracy": torch.zeros(())}
+
+    @register_family("length")
+    class LengthFamily(Family):
+        def prepare(self, context):
+            pass
+
+        def batch(self, step, rank=0, world_size=1):
+            ids = torch.randint(5, 100, (3, 16), generator=torch.Generator().manual_seed(step))
+            mask = torch.ones_like(ids)
+            return FamilyBatch({"input_ids": ids, "attention_mask": mask}, {"length": mask.sum(1).double() / 16})
+
+        def objective(self, hidden_size):
+            return LengthObjective(hidden_size)
+
+    try:
+        families = [FixedNer("ner", NerSettings()), FixedTc("tc", TcSettings())]
+        families.append(FAMILIES["length"]("length", FamilySettings(lora=LoraSettings(r=2, layers=3))))
+        for family in families:
+            family.prepare(None)
+        joint = JointModel(load("bert"), families, task_primary=True).double()
+        output = joint({family.name: family.batch(0) for family in families})
+        output.loss.backward()
+        assert output.losses.keys() == {"ner", "tc", "length"} and joint.depth == 3
+        assert joint.model.adapters == ["ner", "tc", "length"]
+        assert all(p.grad is not None for n, p in joint.named_parameters() if ".length." in n)
+    finally:
+        FAMILIES.pop("length")
+
+
+def test_a_batch_without_labelled_words_costs_nothing():
+    objective = ClusterObjective(8, 3)
+    loss, _ = objective(torch.randn(2, 4, 8, requires_grad=True), None, {"labels": torch.full((2, 4), -100)})
+    loss.backward()
+    assert loss.item() == 0.0 and not objective.head.weight.grad.any()
+
+
+def test_uniformity_tells_collapse_from_spread():
+    objective = ContrastiveObjective(0.05, False)
+    mask = torch.ones(64, 1)
+    spread = objective(torch.randn(64, 1, 16), mask, {})[1]["uniformity"]
+    collapsed = objective(torch.ones(64, 1, 16) + 0.001 * torch.randn(64, 1, 16), mask, {})[1]["uniformity"]
+    assert spread < -2 and collapsed > -0.01
