@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pyarrow.types as pt
-from datasets import Dataset, concatenate_datasets, load_dataset
+from datasets import Dataset, Features, List, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from ..errors import DataError
@@ -15,9 +16,14 @@ READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "cs
 """File ending → packaged reader of ``datasets``. No data set script is ever run."""
 
 COLUMN_TYPES: dict[str, tuple[str, Callable]] = {
-    "text": ("text", lambda t: pt.is_string(t) or pt.is_large_string(t)),
+    "text": ("text", lambda t: _is_text(t)),
     "words": ("a list of words", lambda t: _is_list(t) and _is_text(t.value_type)),
     "integers": ("a list of integers", lambda t: _is_list(t) and pt.is_integer(t.value_type)),
+}
+COLUMN_FEATURES = {
+    "text": Value("string"),
+    "words": List(Value("string")),
+    "integers": List(Value("int32")),
 }
 
 
@@ -88,20 +94,27 @@ def _read_file(file: Path, columns: dict[str, str]) -> Dataset:
     if file.stat().st_size == 0:
         raise DataError(f"{file} is empty.")
     try:
+        # The Parquet reader of datasets stumbles over a file without rows.
+        if file.suffix == ".parquet" and pq.ParquetFile(file).metadata.num_rows == 0:
+            raise DataError(f"{file} has no rows.")
         dataset = load_dataset(READERS[file.suffix], data_files=str(file), split="train")
-    except (DatasetGenerationError, pa.ArrowException, ValueError, UnicodeDecodeError) as error:
+        checked = _checked(dataset, str(file), columns)
+        for column in columns:  # Arrow's JSON reader does not look at the encoding
+            checked.data.column(column).validate(full=True)
+    except DataError:
+        raise
+    except (DatasetGenerationError, pa.ArrowException, ValueError) as error:
         raise DataError(_where_malformed(file, error)) from error
-    return _checked(dataset, str(file), columns)
+    return checked
 
 
 def _where_malformed(file: Path, error: BaseException) -> str:
     if READERS[file.suffix] == "json":
-        try:
-            for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-                if line.strip():
-                    json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as fault:
-            return f"{file}, line {number} is not valid JSON: {fault}."
+        for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+            try:
+                json.loads(line or b"null")
+            except (json.JSONDecodeError, UnicodeDecodeError) as fault:
+                return f"{file}, line {number} is not valid JSON: {fault}."
     root = error
     while root.__cause__ is not None or root.__context__ is not None:
         root = root.__cause__ or root.__context__  # type: ignore[assignment]
@@ -126,7 +139,10 @@ def _checked(dataset: Dataset, name: str, columns: dict[str, str]) -> Dataset:
         if data.null_count:
             row = next(i for i, missing in enumerate(data.is_null().to_pylist()) if missing)
             raise DataError(f"{name}, row {row + 1}: column {column!r} is empty.")
-    return dataset.select_columns(list(columns))
+    dataset = dataset.select_columns(list(columns))
+    # One type per kind, whatever the reader made of it: parts of a folder must fit together.
+    features = Features({column: COLUMN_FEATURES[kind] for column, kind in columns.items()})
+    return dataset if dataset.features == features else dataset.cast(features)
 
 
 def source_name(source: str | Path) -> str:

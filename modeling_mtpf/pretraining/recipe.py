@@ -90,7 +90,8 @@ def load_recipe(arguments: list[str], default: Path) -> Recipe:
             if not isinstance(target, dict):
                 raise RecipeError(f"--{key}: {parent!r} has no keys below it.")
         target[last] = value
-    _load_plugins(values.get("plugins") or [])
+    plugins = values.get("plugins") or []
+    _load_plugins([plugins] if isinstance(plugins, str) else plugins)
     recipe = build(Recipe, values)
     _check(recipe)
     return recipe

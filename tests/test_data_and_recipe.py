@@ -1,0 +1,144 @@
+"""Users' mistakes in data files and recipes: one sentence with the place and the remedy."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from modeling_mtpf.data.packaged_encoder import packaged_encoder
+from modeling_mtpf.data.sources import expand_pair_sources, open_source
+from modeling_mtpf.data.words import split_pieces, split_words
+from modeling_mtpf.errors import DataError, RecipeError
+from modeling_mtpf.pretraining import setup  # noqa: F401  registers the families
+from modeling_mtpf.pretraining.recipe import Recipe, load_recipe, resolved, usage
+
+PAIRS = {"anchor": "text", "positive": "text"}
+
+
+def write(path, content) -> str:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.jsonl", "", "a.jsonl is empty"),
+        ("a.jsonl", '{"anchor": "x", "positive": "y"}\n{"anchor": "x", \n', "a.jsonl, line 2 is not valid JSON"),
+        ("a.jsonl", b'{"anchor": "x", "positive": "\xff"}\n', "a.jsonl, line 1"),
+        ("a.jsonl", '{"anchor": "x", "reply": "y"}\n', "has no column 'positive'; it has: anchor, reply"),
+        ("a.jsonl", '{"anchor": "x", "positive": 3}\n', "Column 'positive' of .* holds int64; text is needed"),
+        ("a.jsonl", '{"anchor": "x", "positive": "y"}\n{"anchor": "x", "positive": null}\n', "row 2: column 'positive'"),
+        ("a.parquet", b"PAR1 not a parquet file", "a.parquet cannot be read as parquet"),
+        ("a.docx", "x", "unknown ending; accepted: .parquet, .json"),
+    ],
+)
+def test_bad_files(tmp_path, name, content, message):
+    with pytest.raises(DataError, match=message):
+        open_source(write(tmp_path / name, content), PAIRS)
+
+
+def test_bad_places(tmp_path):
+    with pytest.raises(DataError, match="no file or folder ./nowhere"):
+        open_source("./nowhere", PAIRS)
+    with pytest.raises(DataError, match="has no data file"):
+        open_source(tmp_path, PAIRS)
+    with pytest.raises(DataError, match="'owner/missing' cannot be opened"):
+        open_source("owner/missing", PAIRS)
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "empty.parquet")
+    with pytest.raises(DataError, match="empty.parquet has no rows"):
+        open_source(tmp_path / "empty.parquet", {"text": "text"})
+
+
+def test_every_reader_gives_the_same_rows(tmp_path):
+    rows = [{"text": "one, two"}, {"text": "Zoë 🙂"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.txt").write_text("\n".join(row["text"] for row in rows))
+    (tmp_path / "a.csv").write_text('text\n"one, two"\nZoë 🙂\n')
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for suffix in ("jsonl", "json", "txt", "csv", "parquet"):
+        assert open_source(tmp_path / f"a.{suffix}", {"text": "text"}).to_list() == rows, suffix
+    assert len(open_source(tmp_path, {"text": "text"})) == 10  # a folder is all its files
+
+
+def test_a_folder_of_pairs_is_one_source_per_file(tmp_path):
+    for name in ("faq", "news"):
+        write(tmp_path / f"{name}.jsonl", '{"anchor": "x", "positive": "y"}\n')
+    assert list(expand_pair_sources([tmp_path])) == ["faq", "news"]
+    with pytest.raises(DataError, match="Two pair sources are named 'faq'"):
+        expand_pair_sources([tmp_path, tmp_path / "faq.jsonl"])
+    with pytest.raises(DataError, match="No pair source"):
+        expand_pair_sources([])
+
+
+def test_pieces_keep_every_word_and_respect_the_limit():
+    texts = ["One two. Three four five! Six?", "no end here " * 9, ""]
+    pieces = list(split_pieces(texts, 6))
+    assert [w for piece in pieces for w in piece] == [w for text in texts for w in split_words(text)]
+    assert max(map(len, pieces)) <= 6
+    assert pieces[0] == ["One", "two", "."]
+
+
+def test_packaged_encoder_with_other_weights_is_refused(tmp_path):
+    assert (packaged_encoder() / "tokenizer.json").is_file()
+    write(tmp_path / "model.safetensors", b"something else")
+    with pytest.raises(DataError, match="sha256 .* not 53aa5117.*reinstall"):
+        packaged_encoder(tmp_path)
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    text = "steps: 7\nlearning_rate: 1e-4\nfamilies:\n  ner: {data: labels, lora: {r: 8}}\n  tc: {pairs: [a, b]}\n"
+    return write(tmp_path / "recipe.yaml", text)
+
+
+def test_recipe_with_overrides(recipe_file, tmp_path):
+    recipe = load_recipe(
+        [recipe_file, "--steps", "9", "--families.tc.temperature=0.1", "--families.ner.lora.layers", "3"], tmp_path
+    )
+    assert (recipe.steps, recipe.learning_rate, recipe.regime) == (9, 1e-4, "tpl")
+    assert recipe.families["tc"].temperature == 0.1 and recipe.families["tc"].pairs == ["a", "b"]
+    assert (recipe.families["ner"].lora.r, recipe.families["ner"].lora.layers) == (8, 3)
+    again = load_recipe([write(tmp_path / "again.yaml", json.dumps(resolved(recipe)))], tmp_path)
+    assert again == recipe  # what run.json records is itself a recipe
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--stepps", "9"], "Unknown key 'stepps'; did you mean 'steps'"),
+        (["--families.tc.temprature", "1"], "'families.tc.temprature'; did you mean 'families.tc.temperature'"),
+        (["--families.ner.lora.rank", "1"], "Unknown key 'families.ner.lora.rank'; .*Known here: alpha"),
+        (["--families.qa.batch_size", "1"], "Unknown family 'qa'; known: ner, tc"),
+        (["--regime", "both"], "Unknown regime 'both'; choose one of: base, naive, tpl, ner, tc"),
+        (["--steps", "many"], "steps is 'many', but must be of type int"),
+        (["--steps", "0"], "steps is 0; it must be at least 1"),
+        (["--steps"], "--steps needs a value"),
+        (["--steps.more", "1"], "'steps' has no keys below it"),
+        (["stray"], "Unexpected argument 'stray'"),
+        (["--mixed_precision", "fp8"], "choose auto, bf16 or no"),
+        (["--plugins", "no.such.module"], "plugin 'no.such.module' cannot be imported"),
+        (["--warmup", "2"], "from 0 to below 1"),
+    ],
+)
+def test_bad_recipes(recipe_file, tmp_path, arguments, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe([recipe_file, *arguments], tmp_path)
+
+
+def test_bad_recipe_files(tmp_path):
+    with pytest.raises(RecipeError, match="There is no recipe file"):
+        load_recipe([str(tmp_path / "none.yaml")], tmp_path)
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        load_recipe([write(tmp_path / "a.yaml", "a: [")], tmp_path)
+    with pytest.raises(RecipeError, match="must hold keys and values"):
+        load_recipe([write(tmp_path / "b.yaml", "- a\n- b")], tmp_path)
+
+
+def test_help_describes_every_key():
+    text = usage()
+    for key in resolved(Recipe()):
+        assert f"--{key} " in text
+    assert "Share of the steps with linear warm-up, before cosine decay to zero." in text
