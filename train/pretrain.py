@@ -56,41 +56,45 @@ def train(recipe: Recipe, joint: JointModel, families: list, accelerator, log: M
     parts = recipe.gradient_accumulation_steps
     rank, world = accelerator.process_index, accelerator.num_processes
     start_trackers(recipe, accelerator)
-    progress = tqdm(total=recipe.steps, desc=recipe.regime, disable=not accelerator.is_main_process)
     wrapped.train()
-    for step in range(1, recipe.steps + 1):
-        for part in range(parts):
-            index = (step - 1) * parts + part
-            batches = {family.name: family.batch(index, rank, world) for family in families}
-            batches = {name: send(batch, accelerator.device) for name, batch in batches.items()}
-            last = part == parts - 1
-            with nullcontext() if last else accelerator.no_sync(wrapped):
-                output = wrapped(batches)
-                accelerator.backward(output.loss / parts)
-            log.add(output, sum(b.inputs["input_ids"].numel() for b in batches.values()), 1 / parts)
-        norm = accelerator.clip_grad_norm_(joint.parameters(), recipe.max_grad_norm)
-        if not torch.isfinite(norm):
-            broken = [name for name, loss in output.losses.items() if not torch.isfinite(loss)] or families
-            raise MtpfError(
-                f"Step {step}: the gradient is not finite (family {broken[0]}); lower the learning rate or look at "
-                "the data of this step. Nothing was saved."
-            )
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        progress.update()
-        due = recipe.diagnostics_every and step % recipe.diagnostics_every == 0
-        if step % recipe.log_every == 0 or step == recipe.steps or due:
-            more = {"gradient_norm": round(float(norm), 4), "learning_rate": schedule.get_last_lr()[0]}
-            if due:
-                with accelerator.autocast():
-                    cosine = gradient_cosine(joint, batches)
-                more |= {f"gradient_cosine/{group}": round(value, 4) for group, value in cosine.items()}
-            line = log.write(step, **more)
-            progress.set_postfix({k: f"{v:.3f}" for k, v in line.items() if k.startswith("loss/")})
-            accelerator.log(line, step=step)
-    progress.close()
+    with tqdm(total=recipe.steps, desc=recipe.regime, disable=not accelerator.is_main_process) as progress:
+        for step in range(1, recipe.steps + 1):
+            for part in range(parts):
+                index = (step - 1) * parts + part
+                batches = {family.name: family.batch(index, rank, world) for family in families}
+                batches = {name: send(batch, accelerator.device) for name, batch in batches.items()}
+                with nullcontext() if part == parts - 1 else accelerator.no_sync(wrapped):
+                    output = wrapped(batches)
+                    accelerator.backward(output.loss / parts)
+                log.add(output, sum(b.inputs["input_ids"].numel() for b in batches.values()), 1 / parts)
+            norm = accelerator.clip_grad_norm_(joint.parameters(), recipe.max_grad_norm)
+            if not torch.isfinite(norm):
+                raise MtpfError(not_finite(step, output))
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            progress.update()
+            due = bool(recipe.diagnostics_every) and step % recipe.diagnostics_every == 0
+            if due or step % recipe.log_every == 0 or step == recipe.steps:
+                more = {"gradient_norm": round(float(norm), 4), "learning_rate": schedule.get_last_lr()[0]}
+                if due:
+                    with accelerator.autocast():
+                        cosine = gradient_cosine(joint, batches)
+                    more |= {f"gradient_cosine/{group}": round(value, 4) for group, value in cosine.items()}
+                line = log.write(step, **more)
+                progress.set_postfix({k: f"{v:.3f}" for k, v in line.items() if k.startswith("loss/")})
+                accelerator.log(line, step=step)
     accelerator.end_training()
+
+
+def not_finite(step: int, output) -> str:
+    """Say at which step and, where it can be told, in which family the numbers broke."""
+    broken = [name for name, loss in output.losses.items() if not torch.isfinite(loss)]
+    family = f"loss of family {broken[0]!r}" if broken else "gradient"
+    return (
+        f"Step {step}: the {family} is not finite; lower the learning rate or look at the data of this step. "
+        "Nothing was saved."
+    )
 
 
 def send(batch, device: torch.device):
@@ -109,8 +113,8 @@ def run(arguments: list[str]) -> None:
     started = time.time()
     if recipe.demo:
         demo.add_demo_data(recipe, folder, accelerator)
-    families, context = prepare_families(recipe, folder, accelerator)
     model = load_backbone(recipe)
+    families, context = prepare_families(recipe, folder, accelerator)
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
     joint = JointModel(model, families, task_primary=recipe.regime == "tpl")
     log = MetricsLog(folder, accelerator.is_main_process)
