@@ -1,8 +1,8 @@
 """Adapters of an MTPF model: LoRA placement, names, switching, and the adapter folder on disk.
 
 An adapter is a plain PEFT LoRA on the last layers of the encoder, stored with the stock encoder's key names,
-so that PEFT, transformers and sentence-transformers load it too. An app adds a linear head, which lives beside
-the LoRA in our own file: PEFT's ``modules_to_save`` cannot hold heads of different sizes in one model.
+so that PEFT, transformers and sentence-transformers load it too. An app adds a linear head, which lives
+beside the LoRA in our own file: PEFT's ``modules_to_save`` cannot hold heads of different sizes in one model.
 
 Functions here take the stock encoder (``model.backbone``), not the wrapper.
 """
@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from .configuration_mtpf import encoder_layout
-from .trunk_mtpf import encoder_layers, lora_modules
+from .trunk_mtpf import Encoder, encoder_layers, lora_modules
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
@@ -42,7 +42,7 @@ _NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{1,63}")
 
 
 class AdapterError(ValueError):
-    """An adapter, or its name or folder, cannot be used with this backbone; the message says how to mend it."""
+    """An adapter, its name or its folder cannot be used with this backbone."""
 
 
 def import_peft() -> Any:
@@ -76,7 +76,7 @@ class LoraSettings:
     dropout: float = 0.0
 
 
-def lora_targets(encoder: nn.Module, settings: LoraSettings) -> list[str]:
+def lora_targets(encoder: Encoder, settings: LoraSettings) -> list[str]:
     """Return the full names, inside the encoder, of the modules that get LoRA, sorted.
 
     Explicit names are needed: the suffix ``output.dense`` alone also hits BERT's ``attention.output.dense``.
@@ -104,7 +104,7 @@ def lora_targets(encoder: nn.Module, settings: LoraSettings) -> list[str]:
     return sorted(f"{layout.layers}.{i}.{target}" for i in range(first, len(layers)) for target in targets)
 
 
-def lora_config(encoder: nn.Module, settings: LoraSettings) -> Any:
+def lora_config(encoder: Encoder, settings: LoraSettings) -> Any:
     """Build the PEFT ``LoraConfig`` for this encoder. ``task_type`` is always set: without it PEFT records a
     machine-specific module path that its Auto class refuses (peft#3085).
     """  # noqa: D205
@@ -117,7 +117,7 @@ def lora_config(encoder: nn.Module, settings: LoraSettings) -> Any:
     )
 
 
-def validate_adapter_name(encoder: nn.Module, name: str) -> None:
+def validate_adapter_name(encoder: Encoder, name: str) -> None:
     """Refuse names that PEFT would confuse with parts of the model.
 
     A name equal to a component of a module or parameter path makes *other* adapters save truncated or empty
@@ -144,12 +144,12 @@ def validate_adapter_name(encoder: nn.Module, name: str) -> None:
         )
 
 
-def adapter_names(encoder: nn.Module) -> list[str]:
+def adapter_names(encoder: Encoder) -> list[str]:
     """Names of the adapters that are in memory, in the order in which they came."""
     return list(getattr(encoder, "peft_config", {}))
 
 
-def adapter_depth(encoder: nn.Module, name: str) -> int:
+def adapter_depth(encoder: Encoder, name: str) -> int:
     """How many of the last layers the adapter touches."""
     layout = encoder_layout(encoder.config.model_type)
     prefix = layout.layers + "."
@@ -161,7 +161,7 @@ def adapter_depth(encoder: nn.Module, name: str) -> int:
     return len(encoder_layers(encoder)) - min(indices)
 
 
-def inject_lora(encoder: nn.Module, name: str, config: Any, trainable: bool) -> None:
+def inject_lora(encoder: Encoder, name: str, config: Any, trainable: bool) -> None:
     """Put a fresh LoRA into the encoder; all else keeps its trainability, mode and active adapter.
 
     PEFT freezes the whole base at the first injection and makes the new adapter active: both are undone.
@@ -184,7 +184,7 @@ def inject_lora(encoder: nn.Module, name: str, config: Any, trainable: bool) -> 
     set_active_adapter(encoder, active)
 
 
-def copy_lora(encoder: nn.Module, source: str, name: str) -> None:
+def copy_lora(encoder: Encoder, source: str, name: str) -> None:
     """Add a trainable LoRA that starts as a copy of a loaded one, as an app starts from its family's."""
     inject_lora(encoder, name, encoder.peft_config[source], trainable=True)
     with torch.no_grad():
@@ -194,7 +194,7 @@ def copy_lora(encoder: nn.Module, source: str, name: str) -> None:
                     part[name].weight.copy_(part[source].weight)
 
 
-def remove_lora(encoder: nn.Module, name: str) -> None:
+def remove_lora(encoder: Encoder, name: str) -> None:
     """Take one adapter out of the encoder; with the last one the plain linear layers come back."""
     active = active_adapter(encoder)
     for path, module in list(lora_modules(encoder)):
@@ -213,7 +213,7 @@ def remove_lora(encoder: nn.Module, name: str) -> None:
 # --------------------------------------------------------------------------------------------- switching
 
 
-def active_adapter(encoder: nn.Module) -> str | None:
+def active_adapter(encoder: Encoder) -> str | None:
     """Name of the adapter that a plain forward uses, or ``None`` for the bare backbone."""
     for _, module in lora_modules(encoder):
         if module.active_adapters and not module.disable_adapters:
@@ -221,7 +221,7 @@ def active_adapter(encoder: nn.Module) -> str | None:
     return None
 
 
-def set_active_adapter(encoder: nn.Module, name: str | None) -> None:
+def set_active_adapter(encoder: Encoder, name: str | None) -> None:
     """Choose the adapter of plain forwards, without touching ``requires_grad``.
 
     PEFT's own ``set_adapter`` turns the gradients of all other adapters off; between forward and backward it
@@ -233,7 +233,7 @@ def set_active_adapter(encoder: nn.Module, name: str | None) -> None:
 
 
 @contextmanager
-def switched_adapter(encoder: nn.Module, name: str | None) -> Iterator[None]:
+def switched_adapter(encoder: Encoder, name: str | None) -> Iterator[None]:
     """Activate one adapter for the duration of a ``with`` block, then restore what was active before."""
     if name is not None and name not in adapter_names(encoder):
         known = ", ".join(adapter_names(encoder)) or "none"
@@ -287,7 +287,7 @@ class AdapterFiles:
 # ---------------------------------------------------------------------------------------------- identity
 
 
-def backbone_state_dict(encoder: nn.Module) -> dict[str, torch.Tensor]:
+def backbone_state_dict(encoder: Encoder) -> dict[str, torch.Tensor]:
     """Return the encoder's own weights under their stock names, whatever adapters are injected."""
     return {
         key.replace(".base_layer.", "."): value
@@ -296,11 +296,11 @@ def backbone_state_dict(encoder: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def backbone_sha256(encoder: nn.Module) -> str:
+def backbone_sha256(encoder: Encoder) -> str:
     """Return the sha256 of the ``model.safetensors`` that ``save_pretrained`` writes for this encoder.
 
-    safetensors orders tensors by dtype and name, so equal weights give equal bytes; for a backbone in one file
-    this is the hash that ``sha256sum`` and the Hub show. It is kept until a weight changes.
+    safetensors orders tensors by dtype and name, so equal weights give equal bytes; for a backbone in one
+    file this is the hash that ``sha256sum`` and the Hub show. It is kept until a weight changes.
     """
     tensors = backbone_state_dict(encoder)
     state = hash(tuple((name, t.data_ptr(), t._version, str(t.dtype)) for name, t in tensors.items()))
@@ -315,8 +315,8 @@ def backbone_sha256(encoder: nn.Module) -> str:
 # ----------------------------------------------------------------------------------------- saving, loading
 
 
-def lora_state_dict(encoder: nn.Module, name: str) -> dict[str, torch.Tensor]:
-    """Return the adapter's tensors under PEFT's published names (``base_model.model.<stock path>.lora_A.weight``)."""
+def lora_state_dict(encoder: Encoder, name: str) -> dict[str, torch.Tensor]:
+    """Return the adapter's tensors under PEFT's names, ``base_model.model.<stock path>.lora_A.weight``."""
     tensors = {}
     for path, module in lora_modules(encoder):
         for part in ("lora_A", "lora_B"):
@@ -328,7 +328,7 @@ def lora_state_dict(encoder: nn.Module, name: str) -> dict[str, torch.Tensor]:
 
 def write_adapter(
     folder: str | os.PathLike,
-    encoder: nn.Module,
+    encoder: Encoder,
     name: str,
     *,
     head: AdapterHead | None = None,
@@ -416,7 +416,7 @@ def find_adapter(
 
 
 def read_adapter(
-    folder: Path, encoder: nn.Module, name: str | None = None, check_backbone: bool = True
+    folder: Path, encoder: Encoder, name: str | None = None, check_backbone: bool = True
 ) -> AdapterFiles:
     """Read an adapter folder and check that it fits this encoder. Changes nothing.
 
@@ -449,12 +449,12 @@ def _stock_key(key: str) -> str:
     return key.removeprefix(PEFT_PREFIX).removeprefix("backbone.")
 
 
-def _check_shapes(folder: Path, encoder: nn.Module, lora: dict[str, torch.Tensor]) -> None:
+def _check_shapes(folder: Path, encoder: Encoder, lora: dict[str, torch.Tensor]) -> None:
     layers = encoder_layout(encoder.config.model_type).layers + "."
     modules = dict(encoder.named_modules())
     for key, tensor in lora.items():
         path, _, part = key.removesuffix(".weight").rpartition(".")
-        module = modules.get(path)
+        module: Any = modules.get(path)
         if part not in ("lora_A", "lora_B") or not path.startswith(layers) or not hasattr(module, "weight"):
             raise AdapterError(
                 f"Adapter {folder} does not fit: the backbone has no linear layer for its tensor {key!r}; "
@@ -471,14 +471,15 @@ def _check_shapes(folder: Path, encoder: nn.Module, lora: dict[str, torch.Tensor
         raise AdapterError(f"Adapter {folder} is incomplete: {len(lora)} tensors; save it again.")
 
 
-def _check_backbone(folder: Path, encoder: nn.Module, trained_on: dict[str, Any]) -> None:
+def _check_backbone(folder: Path, encoder: Encoder, trained_on: dict[str, Any]) -> None:
     expected = trained_on.get("sha256")
     same_dtype = trained_on.get("dtype") == str(encoder.dtype).removeprefix("torch.")
     if expected and same_dtype and expected != backbone_sha256(encoder):
         wanted = trained_on.get("id") or "the backbone it was trained on"
+        wanted += f" at revision {trained_on['revision']}" if trained_on.get("revision") else ""
         raise AdapterError(
             f"Adapter {folder} was trained on another backbone (weights sha256 {expected[:12]}…, loaded "
-            f"{backbone_sha256(encoder)[:12]}…); load {wanted} at revision {trained_on.get('revision') or 'main'}, "
+            f"{backbone_sha256(encoder)[:12]}…); load {wanted}, "
             "or pass check_backbone=False if you know that the weights are equivalent."
         )
 
@@ -504,7 +505,7 @@ def _read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterH
     return head.eval()
 
 
-def install_adapter(encoder: nn.Module, files: AdapterFiles, trainable: bool = False) -> None:
+def install_adapter(encoder: Encoder, files: AdapterFiles, trainable: bool = False) -> None:
     """Inject a read and checked adapter and fill in its weights; on any failure the encoder is as before."""
     inject_lora(encoder, files.name, files.config, trainable)
     modules = dict(lora_modules(encoder))
@@ -528,7 +529,7 @@ def install_adapter(encoder: nn.Module, files: AdapterFiles, trainable: bool = F
         raise AdapterError(f"Adapter {files.name!r} cannot be loaded: {error}") from error
 
 
-def count_parameters(encoder: nn.Module, name: str) -> int:
+def count_parameters(encoder: Encoder, name: str) -> int:
     """Number of LoRA parameters of one adapter."""
     return sum(
         part[name].weight.numel()

@@ -2,7 +2,8 @@
 
 In memory the encoder's config is nested (``config.encoder_config``). On disk it is flat: the stock encoder
 config, with its own ``model_type``, an ``mtpf`` block and the complete ``auto_map``. So the same folder is a
-stock BERT (DistilBERT, ...) for whoever loads it without remote code, and an MTPF model for whoever trusts it.
+stock BERT (DistilBERT, ...) for whoever loads it without remote code, and an MTPF model for whoever trusts
+it.
 """
 
 import json
@@ -117,7 +118,7 @@ class MtpfConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """Read ``config.json`` and nest the encoder's part, whether it was written by MTPF or by a stock model."""
+        """Read ``config.json`` and nest the encoder's part, whether MTPF or a stock model wrote it."""
         flat, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not flat or flat.get("model_type") == cls.model_type:
             return flat, kwargs
@@ -131,6 +132,7 @@ class MtpfConfig(PreTrainedConfig):
     def to_json_string(self, use_diff: bool = True) -> str:
         """Serialise as a flat, stock encoder config with an ``mtpf`` block and the complete ``auto_map``."""
         own = json.loads(super().to_json_string(use_diff=use_diff))
+        assert isinstance(self.encoder_config, PreTrainedConfig)
         encoder = json.loads(self.encoder_config.to_json_string(use_diff=True))
         for key in (*_SHARED_KEYS, "_name_or_path", "auto_map"):  # the encoder's path is a local one
             encoder.pop(key, None)

@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Scripts print their message alone; everything else is a bug and shows a traceback."""
+"""Errors that a user can mend. Scripts print their message alone; all else is a bug and shows a traceback."""
 
 
 class MtpfError(ValueError):

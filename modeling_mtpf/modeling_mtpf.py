@@ -152,7 +152,7 @@ class MtpfPreTrainedModel(PreTrainedModel):
             raise AdapterError(f"There is no adapter {name!r}; loaded: {known}. Load it with load_adapter.")
         return adapter_depth(self.backbone, name)
 
-    def add_adapter(
+    def add_adapter(  # type: ignore[override]
         self, name: str, lora: LoraSettings | None = None, head: AdapterHead | None = None
     ) -> None:
         """Add a fresh, trainable LoRA (and the head of an app); nothing else changes its trainability."""
@@ -161,7 +161,7 @@ class MtpfPreTrainedModel(PreTrainedModel):
         if head is not None:
             self.heads[name] = head.to(self.device)
 
-    def load_adapter(
+    def load_adapter(  # type: ignore[override]
         self,
         path_or_repo: str | os.PathLike,
         adapter_name: str | None = None,
@@ -186,7 +186,8 @@ class MtpfPreTrainedModel(PreTrainedModel):
             token: Hub token for private repos.
             trainable: Whether its LoRA gets gradients.
             check_backbone: Refuse adapters that were trained on other weights (sha256).
-            load_config: Passed by ``AutoModel.from_pretrained(<adapter repo>)``, which wants the adapter active.
+            load_config: Passed by ``AutoModel.from_pretrained(<adapter repo>)``, which wants the adapter
+                active.
             adapter_kwargs: Likewise; may carry ``revision`` and ``token``.
 
         Returns:
@@ -205,13 +206,13 @@ class MtpfPreTrainedModel(PreTrainedModel):
             self.set_adapter(files.name)
         return files.name
 
-    def delete_adapter(self, name: str) -> None:
+    def delete_adapter(self, name: str) -> None:  # type: ignore[override]
         """Take an adapter and its head out of memory; the others are untouched."""
         self.adapter_depth(name)  # raises for an unknown name
         remove_lora(self.backbone, name)
         self.heads.pop(name) if name in self.heads else None
 
-    def set_adapter(self, name: str | None) -> None:
+    def set_adapter(self, name: str | None) -> None:  # type: ignore[override]
         """Choose the adapter that plain forwards use from now on; ``None`` for the bare backbone."""
         if name is not None:
             self.adapter_depth(name)
@@ -257,7 +258,7 @@ class MtpfPreTrainedModel(PreTrainedModel):
             raise AdapterError(
                 f"backbone_id must be a Hub id of the form 'owner/name', not the path {backbone_id!r}."
             )
-        head = self.heads[name] if name in self.heads else None
+        head: Any = self.heads[name] if name in self.heads else None
         return write_adapter(
             folder,
             self.backbone,
@@ -270,7 +271,7 @@ class MtpfPreTrainedModel(PreTrainedModel):
 
     # ---------------------------------------------------------------------------------------- storage
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike, state_dict: dict | None = None, **kwargs
     ) -> None:
         """Write the backbone (and the task head of a task class) under stock names, adapters or not.
@@ -344,11 +345,11 @@ class MtpfForTokenClassification(MtpfPreTrainedModel):
     def __init__(self, config: MtpfConfig):
         super().__init__(config)
         self.dropout = nn.Dropout(_classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 2)
         self.post_init()
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs) -> TokenClassifierOutput:
-        """Return logits ``(batch, tokens, labels)`` and, with ``labels`` ``(batch, tokens)``, the cross-entropy.
+        """Return logits ``(batch, tokens, labels)``; with labels ``(batch, tokens)`` also the loss.
 
         Label -100 is ignored.
         """
@@ -371,7 +372,7 @@ class MtpfForSequenceClassification(MtpfPreTrainedModel):
     def __init__(self, config: MtpfConfig):
         super().__init__(config)
         self.dropout = nn.Dropout(_classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 2)
         self.post_init()
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs) -> SequenceClassifierOutput:
@@ -397,7 +398,8 @@ def _classifier_dropout(config: MtpfConfig) -> float:
     return 0.1
 
 
-# Lets stock PeftModel.from_pretrained(MtpfModel, ...) find the modules behind the stock key names of an adapter.
+# Lets stock PeftModel.from_pretrained(MtpfModel, ...) find the modules behind the stock key names of an
+# adapter.
 register_checkpoint_conversion_mapping("mtpf", [PrefixChange(prefix_to_add="backbone")], overwrite=True)
 
 __all__ = [

@@ -79,7 +79,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _logits(self, encoding, windows: list[_Window], heads: dict, batch_size: int) -> dict[str, list]:
-        """Run windows sorted by length; token apps give ``(tokens, labels)`` each, text apps ``(labels,)``."""
+        """Run windows sorted by length: ``(tokens, labels)`` for each of a token app, else ``(labels,)``."""
         order = sorted(range(len(windows)), key=lambda i: windows[i].length)
         logits: dict[str, list] = {name: [None] * len(windows) for name in heads}
         keys = [key for key in self.tokenizer.model_input_names if key in encoding]
@@ -142,7 +142,7 @@ def _entities(pieces: list, encoding: Any, text: str, labels: list[str]) -> list
         if prefix not in ("B", "I"):
             spans.append({"entity_group": None})
             continue
-        previous = spans[-1] if spans else {"entity_group": None}
+        previous: dict[str, Any] = spans[-1] if spans else {"entity_group": None}
         if prefix == "I" and previous["entity_group"] == group:
             previous["end"] = end
             previous["scores"].append(float(probabilities[best]))

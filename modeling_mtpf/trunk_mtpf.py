@@ -18,8 +18,11 @@ from torch import nn
 
 from .configuration_mtpf import encoder_layout
 
+Encoder = Any
+"""A stock transformers encoder; its attributes differ by architecture, so that no static type fits."""
 
-def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
+
+def encoder_layers(encoder: Encoder) -> nn.ModuleList:
     """Return the transformer layers of a stock encoder, lowest first."""
     return encoder.get_submodule(encoder_layout(encoder.config.model_type).layers)
 
@@ -41,7 +44,8 @@ class TrunkOutput:
 
     Attributes:
         hidden_states: ``(batch, tokens, hidden)``, the input of the first tail layer.
-        calls: For each tail layer the further positional and keyword arguments (masks, rotary embeddings, ...).
+        calls: For each tail layer the further positional and keyword arguments (masks, rotary embeddings,
+            ...).
     """
 
     hidden_states: torch.Tensor
@@ -85,7 +89,7 @@ class _Recorder(nn.Module):
         return hidden_states
 
 
-def run_trunk(encoder: nn.Module, num_tail_layers: int, **inputs) -> TrunkOutput:
+def run_trunk(encoder: Encoder, num_tail_layers: int, **inputs) -> TrunkOutput:
     """Run embeddings and all but the last ``num_tail_layers`` layers.
 
     Args:
@@ -103,7 +107,7 @@ def run_trunk(encoder: nn.Module, num_tail_layers: int, **inputs) -> TrunkOutput
     split = len(layers) - num_tail_layers
     recorded: list[tuple] = []
     view = shallow_view(encoder)
-    parent = view
+    parent: Any = view
     *path, last = layout.layers.split(".")
     for part in path:
         parent._modules[part] = shallow_view(parent._modules[part])
@@ -122,7 +126,7 @@ def is_lora_layer(module: nn.Module) -> bool:
     return hasattr(module, "lora_A") and hasattr(module, "base_layer")
 
 
-def lora_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def lora_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield name and module of every LoRA-carrying linear layer below ``module``."""
     return ((name, child) for name, child in module.named_modules() if is_lora_layer(child))
 
@@ -149,7 +153,7 @@ def adapter_view(module: nn.Module, adapter: str | None) -> nn.Module:
     return view
 
 
-def run_tail(encoder: nn.Module, trunk: TrunkOutput, adapter: str | None) -> torch.Tensor:
+def run_tail(encoder: Encoder, trunk: TrunkOutput, adapter: str | None) -> torch.Tensor:
     """Run the last layers with one adapter active (or none) on a trunk output.
 
     Returns:
@@ -164,6 +168,7 @@ def run_tail(encoder: nn.Module, trunk: TrunkOutput, adapter: str | None) -> tor
 
 
 __all__ = [
+    "Encoder",
     "TrunkOutput",
     "adapter_view",
     "encoder_layers",

@@ -75,7 +75,13 @@ def encoder_config(architecture: str, vocab_size: int, **overrides):
         common["embedding_size"] = 16
     if architecture == "modernbert":
         # A window of 16 tokens, so that local and global layers differ on the test sentences.
-        common |= {"local_attention": 16, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+        common |= {
+            "local_attention": 16,
+            "cls_token_id": 2,
+            "sep_token_id": 3,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+        }
     return CONFIG_MAPPING[architecture](**(common | overrides))
 
 
@@ -154,7 +160,12 @@ def fresh_process(tmp_path):
 
     def run(code: str, *, package: bool = True, **environment: str):
         prelude = "" if package else WITHOUT_PACKAGE
-        variables = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), **environment}
+        variables = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_MODULES_CACHE": str(tmp_path / "modules"),
+            **environment,
+        }
         done = subprocess.run(
             [sys.executable, "-c", prelude + code], capture_output=True, text=True, env=variables, timeout=300
         )

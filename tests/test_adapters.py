@@ -63,7 +63,10 @@ def test_targets_are_the_last_layers_query_key_and_mlp(load, architecture):
     [
         (LoraSettings(layers=5), "lora.layers is 5, but this encoder has 4 layers"),
         (LoraSettings(layers=0), "lora.layers is 0"),
-        (LoraSettings(targets=["attention.quarry"]), "'attention.quarry' is not in this encoder; it has:.*intermediate"),
+        (
+            LoraSettings(targets=["attention.quarry"]),
+            "'attention.quarry' is not in this encoder; it has:.*intermediate",
+        ),
     ],
 )
 def test_impossible_placement_is_refused(load, settings, message):
@@ -74,7 +77,22 @@ def test_impossible_placement_is_refused(load, settings, message):
 
 
 @pytest.mark.parametrize(
-    "name", ["layer", "query", "0", "x", "Ner", "a b", "../up", "my_lora", "weights", "encoder", "a" * 65, "", "dense"]
+    "name",
+    [
+        "layer",
+        "query",
+        "0",
+        "x",
+        "Ner",
+        "a b",
+        "../up",
+        "my_lora",
+        "weights",
+        "encoder",
+        "a" * 65,
+        "",
+        "dense",
+    ],
 )
 def test_dangerous_names_are_refused(load, name):
     with pytest.raises(AdapterError, match="[Aa]dapter name"):
@@ -89,7 +107,11 @@ def test_a_name_in_use_is_refused(load):
 
 def test_several_adapters_save_completely(load, tmp_path, batch):
     """Other adapters in memory must not change what one saves (peft#3584)."""
-    adapters = {"ner": LoraSettings(r=4), "ner-2": LoraSettings(r=2, layers=3), "tc": LoraSettings(r=8, layers=1)}
+    adapters = {
+        "ner": LoraSettings(r=4),
+        "ner-2": LoraSettings(r=2, layers=3),
+        "tc": LoraSettings(r=8, layers=1),
+    }
     model = load("bert", adapters)
     for name, settings in adapters.items():
         model.save_adapter(tmp_path / name, name)
@@ -115,7 +137,9 @@ def test_saving_is_deterministic(load, tmp_path):
 def test_other_loaders_read_the_folder(load, batch, encoders, architecture, tmp_path):
     model, inputs = load(architecture, {"ner": LoraSettings(r=4)}), batch(architecture)
     model.save_pretrained(tmp_path / "backbone")
-    shutil.copytree(encoders[architecture], tmp_path / "backbone", dirs_exist_ok=True, ignore=lambda *_: {"config.json"})
+    shutil.copytree(
+        encoders[architecture], tmp_path / "backbone", dirs_exist_ok=True, ignore=lambda *_: {"config.json"}
+    )
     model.save_adapter(tmp_path / "ner", "ner")
     with torch.no_grad():
         expected = model.encode_adapters(["ner"], **inputs)["ner"]
@@ -123,7 +147,9 @@ def test_other_loaders_read_the_folder(load, batch, encoders, architecture, tmp_
         stock.load_adapter(str(tmp_path / "ner"))
         assert torch.equal(stock(**inputs)[0], expected)
         for base in (AutoModel, MtpfModel):
-            peft_model = PeftModel.from_pretrained(base.from_pretrained(tmp_path / "backbone"), tmp_path / "ner")
+            peft_model = PeftModel.from_pretrained(
+                base.from_pretrained(tmp_path / "backbone"), tmp_path / "ner"
+            )
             assert torch.equal(peft_model.eval()(**inputs)[0], expected), base
         sentence = SentenceTransformer(str(tmp_path / "backbone"), device="cpu")
         sentence.load_adapter(str(tmp_path / "ner"))
@@ -141,7 +167,10 @@ def test_heads_of_different_sizes_live_side_by_side(load, tmp_path):
     for name in ("one", "two"):
         again.load_adapter(tmp_path / name)
         assert torch.equal(again.heads[name].weight, model.heads[name].weight)
-        assert (again.heads[name].kind, again.heads[name].labels) == (model.heads[name].kind, model.heads[name].labels)
+        assert (again.heads[name].kind, again.heads[name].labels) == (
+            model.heads[name].kind,
+            model.heads[name].labels,
+        )
 
 
 def snapshot(model) -> dict:

@@ -25,11 +25,23 @@ def write(path, content) -> str:
     "name, content, message",
     [
         ("a.jsonl", "", "a.jsonl is empty"),
-        ("a.jsonl", '{"anchor": "x", "positive": "y"}\n{"anchor": "x", \n', "a.jsonl, line 2 is not valid JSON"),
+        (
+            "a.jsonl",
+            '{"anchor": "x", "positive": "y"}\n{"anchor": "x", \n',
+            "a.jsonl, line 2 is not valid JSON",
+        ),
         ("a.jsonl", b'{"anchor": "x", "positive": "\xff"}\n', "a.jsonl, line 1"),
         ("a.jsonl", '{"anchor": "x", "reply": "y"}\n', "has no column 'positive'; it has: anchor, reply"),
-        ("a.jsonl", '{"anchor": "x", "positive": 3}\n', "Column 'positive' of .* holds int64; text is needed"),
-        ("a.jsonl", '{"anchor": "x", "positive": "y"}\n{"anchor": "x", "positive": null}\n', "row 2: column 'positive'"),
+        (
+            "a.jsonl",
+            '{"anchor": "x", "positive": 3}\n',
+            "Column 'positive' of .* holds int64; text is needed",
+        ),
+        (
+            "a.jsonl",
+            '{"anchor": "x", "positive": "y"}\n{"anchor": "x", "positive": null}\n',
+            "row 2: column 'positive'",
+        ),
         ("a.parquet", b"PAR1 not a parquet file", "a.parquet cannot be read as parquet"),
         ("a.docx", "x", "unknown ending; accepted: .parquet, .json"),
     ],
@@ -96,7 +108,8 @@ def recipe_file(tmp_path):
 
 def test_recipe_with_overrides(recipe_file, tmp_path):
     recipe = load_recipe(
-        [recipe_file, "--steps", "9", "--families.tc.temperature=0.1", "--families.ner.lora.layers", "3"], tmp_path
+        [recipe_file, "--steps", "9", "--families.tc.temperature=0.1", "--families.ner.lora.layers", "3"],
+        tmp_path,
     )
     assert (recipe.steps, recipe.learning_rate, recipe.regime) == (9, 1e-4, "tpl")
     assert recipe.families["tc"].temperature == 0.1 and recipe.families["tc"].pairs == ["a", "b"]
@@ -109,7 +122,10 @@ def test_recipe_with_overrides(recipe_file, tmp_path):
     "arguments, message",
     [
         (["--stepps", "9"], "Unknown key 'stepps'; did you mean 'steps'"),
-        (["--families.tc.temprature", "1"], "'families.tc.temprature'; did you mean 'families.tc.temperature'"),
+        (
+            ["--families.tc.temprature", "1"],
+            "'families.tc.temprature'; did you mean 'families.tc.temperature'",
+        ),
         (["--families.ner.lora.rank", "1"], "Unknown key 'families.ner.lora.rank'; .*Known here: alpha"),
         (["--families.qa.batch_size", "1"], "Unknown family 'qa'; known: ner, tc"),
         (["--regime", "both"], "Unknown regime 'both'; choose one of: base, naive, tpl, ner, tc"),

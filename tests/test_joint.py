@@ -89,7 +89,9 @@ def test_gradient_routing(make, architecture):
     weight = {"ner": 1.0, "tc": 0.5}
     checked = {"ner": 0, "tc": 0, "backbone": 0}
     for name, gradient in found.items():
-        owner = next((f for f in ("ner", "tc") if f".{f}." in name or name.startswith(f"objectives.{f}.")), None)
+        owner = next(
+            (f for f in ("ner", "tc") if f".{f}." in name or name.startswith(f"objectives.{f}.")), None
+        )
         if owner:  # exactly its own family's loss, nothing of the other's
             expected = weight[owner] * alone[owner][name]
             other = "tc" if owner == "ner" else "ner"
@@ -107,7 +109,9 @@ def test_no_gradient_of_one_family_reaches_the_other_exactly(make):
     losses = joint(batches).losses
     for own, other in (("ner", "tc"), ("tc", "ner")):
         found = gradients(joint, joint(batches).losses[own])
-        theirs = [g for name, g in found.items() if f".{other}." in name or name.startswith(f"objectives.{other}.")]
+        theirs = [
+            g for name, g in found.items() if f".{other}." in name or name.startswith(f"objectives.{other}.")
+        ]
         assert not any(gradient.any() for gradient in theirs)  # exact zero
         assert any(g.any() for name, g in found.items() if f".{own}." in name)
     assert losses.keys() == {"ner", "tc"}
@@ -132,7 +136,14 @@ def test_both_adapters_and_the_backbone_move_after_two_steps(make):
         optimizer.step()
         optimizer.zero_grad()
     moved = {name for name, value in joint.state_dict().items() if not torch.equal(value, before[name])}
-    for part in (".lora_A.ner.", ".lora_B.ner.", ".lora_A.tc.", ".lora_B.tc.", "embeddings", "objectives.ner"):
+    for part in (
+        ".lora_A.ner.",
+        ".lora_B.ner.",
+        ".lora_A.tc.",
+        ".lora_B.tc.",
+        "embeddings",
+        "objectives.ner",
+    ):
         assert all(name in moved for name in before if part in name and "position_ids" not in name), part
 
 
@@ -165,7 +176,9 @@ def test_gradient_cosine_against_flat_vectors(make):
     shared = [n for n in alone[0] if "lora" not in n and n.startswith("model.backbone") and n in alone[1]]
     for group, part in (("layer_1", "layer.1."), ("all", "")):
         first, second = (torch.cat([g[n].flatten() for n in shared if part in n]) for g in alone)
-        assert found[group] == pytest.approx(nn.functional.cosine_similarity(first, second, dim=0).item(), abs=1e-6)
+        assert found[group] == pytest.approx(
+            nn.functional.cosine_similarity(first, second, dim=0).item(), abs=1e-6
+        )
     assert set(found) == {"embeddings", "layer_0", "layer_1", "layer_2", "layer_3", "all"}
     joint.zero_grad()
     gradient_cosine(joint, batches)
@@ -199,7 +212,9 @@ def test_a_third_family_is_one_registration(load, tmp_path, make):
         def batch(self, step, rank=0, world_size=1):
             ids = torch.randint(5, 100, (3, 16), generator=torch.Generator().manual_seed(step))
             mask = torch.ones_like(ids)
-            return FamilyBatch({"input_ids": ids, "attention_mask": mask}, {"length": mask.sum(1).double() / 16})
+            return FamilyBatch(
+                {"input_ids": ids, "attention_mask": mask}, {"length": mask.sum(1).double() / 16}
+            )
 
         def objective(self, hidden_size):
             return LengthObjective(hidden_size)

@@ -103,7 +103,9 @@ print(json.dumps(type(model).__module__))
 
 @pytest.mark.slow
 def test_saving_again_from_remote_code_writes_the_same_bytes(saved, fresh_process):
-    module = fresh_process(RESAVE.format(source=str(saved / "bert"), target=str(saved / "again")), package=False)
+    module = fresh_process(
+        RESAVE.format(source=str(saved / "bert"), target=str(saved / "again")), package=False
+    )
     assert module.startswith("transformers_modules.")
     names = ["config.json", "model.safetensors", *HUB_FILES]
     same, different, missing = filecmp.cmpfiles(saved / "bert", saved / "again", names, shallow=False)
@@ -141,7 +143,9 @@ def test_config_round_trip(tmp_path, architecture):
     config.num_labels = 5
     config.save_pretrained(tmp_path)
     again = MtpfConfig.from_pretrained(tmp_path)
-    assert again.to_dict() == config.to_dict() | {"transformers_version": again.to_dict()["transformers_version"]}
+    assert again.to_dict() == config.to_dict() | {
+        "transformers_version": again.to_dict()["transformers_version"]
+    }
     assert (again.regime, again.num_labels, again.encoder_config.model_type) == ("tpl", 5, architecture)
     stock = AutoConfig.from_pretrained(tmp_path)
     assert (stock.model_type, stock.hidden_size, stock.num_labels) == (architecture, 32, 5)

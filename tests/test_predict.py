@@ -67,7 +67,9 @@ def test_labels_equal_a_plain_forward(apps):
             tags.append(LABELS[best[position]])
             words.append(offsets[position][0])
     spans = model.predict(text, adapters=["names"])["names"][0]
-    starts = [w for i, (w, t) in enumerate(zip(words, tags, strict=True)) if opens(t, tags[i - 1] if i else "O")]
+    starts = [
+        w for i, (w, t) in enumerate(zip(words, tags, strict=True)) if opens(t, tags[i - 1] if i else "O")
+    ]
     assert [span["start"] for span in spans] == starts
 
 

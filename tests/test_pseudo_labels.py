@@ -21,7 +21,13 @@ from modeling_mtpf.pretraining.pseudo_labels import (
     summary,
 )
 
-TEXTS = [*SENTENCES, "Noor and Ada take the 7:30pm train to London.", "don't @ me", "a\u200bb \u200b c", "I'll see 東京."]
+TEXTS = [
+    *SENTENCES,
+    "Noor and Ada take the 7:30pm train to London.",
+    "don't @ me",
+    "a\u200bb \u200b c",
+    "I'll see 東京.",
+]
 
 
 @pytest.fixture
@@ -68,7 +74,9 @@ def test_word_vectors_equal_the_reference(encoders, architecture, layer):
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])
 def test_labels_equal_kmeans_prediction(encoders, architecture, corpus, tmp_path):
-    folder = label_corpus(str(corpus), settings_for(encoders[architecture], shard_rows=40), tmp_path / "labels")
+    folder = label_corpus(
+        str(corpus), settings_for(encoders[architecture], shard_rows=40), tmp_path / "labels"
+    )
     shards = sorted(folder.glob("shard-*.parquet"))
     rows = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
     assert len(shards) > 1 and [file.name for file in folder.iterdir() if "partial" in file.name] == []
@@ -82,7 +90,9 @@ def test_labels_equal_kmeans_prediction(encoders, architecture, corpus, tmp_path
         expected = IGNORE if vector is None else reference.predict(vector[None].astype(np.float64))[0]
         assert cluster == expected
     report = json.loads((folder / "clusters.json").read_text())
-    assert sum(c["size"] for c in report["clusters"]) == report["words"] == sum(v is not None for v in vectors)
+    assert (
+        sum(c["size"] for c in report["clusters"]) == report["words"] == sum(v is not None for v in vectors)
+    )
     assert report["words_ignored"] == sum(v is None for v in vectors)
     assert [w for row in rows for w in row["words"]] == [
         w for line in corpus.read_text().splitlines() for w in split_words(json.loads(line)["text"])
@@ -108,15 +118,22 @@ def test_nmi_tells_informative_clusters_from_chance(encoders, corpus, tmp_path):
     words = ["ada", "london", "monday"]
     rows = [{"tokens": [w], "ner_tags": [f"B-{w.upper()}"]} for w in words for _ in range(10)]
     gold.write_text("\n".join(map(json.dumps, rows)))
-    folder = label_corpus(str(corpus), settings_for(encoders["bert"], clusters=40), tmp_path / "a", gold=str(gold))
+    folder = label_corpus(
+        str(corpus), settings_for(encoders["bert"], clusters=40), tmp_path / "a", gold=str(gold)
+    )
     assert json.loads((folder / "clusters.json").read_text())["gold"]["nmi"] > 0.5
-    flat = label_corpus(str(corpus), settings_for(encoders["bert"], clusters=1), tmp_path / "b", gold=str(gold))
+    flat = label_corpus(
+        str(corpus), settings_for(encoders["bert"], clusters=1), tmp_path / "b", gold=str(gold)
+    )
     assert json.loads((flat / "clusters.json").read_text())["gold"]["nmi"] == 0.0
 
 
 @pytest.mark.parametrize(
     "change, message",
-    [({"clusters": 5000}, "5000 clusters need at least as many words"), ({"layer": 9}, "layer 9 does not exist")],
+    [
+        ({"clusters": 5000}, "5000 clusters need at least as many words"),
+        ({"layer": 9}, "layer 9 does not exist"),
+    ],
 )
 def test_impossible_settings_leave_nothing_behind(encoders, corpus, tmp_path, change, message):
     with pytest.raises(DataError, match=message):
@@ -126,7 +143,10 @@ def test_impossible_settings_leave_nothing_behind(encoders, corpus, tmp_path, ch
 
 def test_assign_takes_the_nearest_centroid():
     rng = np.random.default_rng(0)
-    vectors, centroids = rng.normal(size=(50, 8)), rng.normal(size=(7, 8)) * [[1], [2], [3], [1], [5], [1], [1]]
+    vectors, centroids = (
+        rng.normal(size=(50, 8)),
+        rng.normal(size=(7, 8)) * [[1], [2], [3], [1], [5], [1], [1]],
+    )
     distances = ((vectors[:, None] - centroids[None]) ** 2).sum(-1)
     assert assign(vectors, centroids).tolist() == distances.argmin(1).tolist()
 

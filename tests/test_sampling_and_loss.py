@@ -41,7 +41,9 @@ def test_epochs_hold_every_row_once_and_depend_on_seed_and_step_only():
     again = EpochSampler(10, 4, seed=1)
     assert [again.rows(step) for step in (4, 0, 2)] == [sampler.rows(step) for step in (4, 0, 2)]
     assert EpochSampler(10, 4, seed=2).rows(0) != sampler.rows(0)
-    assert all(len(EpochSampler(3, 8, seed=0).rows(step)) == 8 for step in range(4))  # more rows than there are
+    assert all(
+        len(EpochSampler(3, 8, seed=0).rows(step)) == 8 for step in range(4)
+    )  # more rows than there are
 
 
 def test_sources_are_drawn_by_size_with_temperature_and_cap():

@@ -90,7 +90,10 @@ def test_every_regime_leaves_its_folders(arguments, tmp_path, encoders, regime):
     for folder in adapters.glob("*"):
         assert model.load_adapter(folder) == folder.name
         assert json.loads((folder / "task.json").read_text())["family"] == folder.name
-        assert "344" not in (folder / "README.md").read_text() and "rank 32" in (folder / "README.md").read_text()
+        assert (
+            "344" not in (folder / "README.md").read_text()
+            and "rank 32" in (folder / "README.md").read_text()
+        )
         lora_b = [p for n, p in model.named_parameters() if f"lora_B.{folder.name}." in n]
         assert all(parameter.any() for parameter in lora_b)  # moved from zero
 
@@ -109,8 +112,16 @@ def test_same_seed_same_weights_and_accumulation_counts_steps(arguments, tmp_pat
 
 def test_accumulated_gradients_are_the_mean_of_the_parts(arguments, tmp_path, monkeypatch):
     """One step over two parts moves the weights like the mean gradient: checked through the logged loss."""
-    assert pretrain.main(arguments(output_dir=tmp_path / "a", steps=1, gradient_accumulation_steps=2, log_every=1)) == 0
-    assert pretrain.main(arguments(output_dir=tmp_path / "b", steps=2, learning_rate=0, adapter_learning_rate=0)) == 0
+    assert (
+        pretrain.main(
+            arguments(output_dir=tmp_path / "a", steps=1, gradient_accumulation_steps=2, log_every=1)
+        )
+        == 0
+    )
+    assert (
+        pretrain.main(arguments(output_dir=tmp_path / "b", steps=2, learning_rate=0, adapter_learning_rate=0))
+        == 0
+    )
     both = [json.loads((tmp_path / x / "metrics.jsonl").read_text().splitlines()[-1]) for x in "ab"]
     # Dropout differs, so only roughly: both are means over the same two batches.
     assert both[0]["loss/ner"] == pytest.approx(both[1]["loss/ner"], rel=0.3)
@@ -125,7 +136,7 @@ def test_labels_made_by_the_script_are_trained_on(arguments, data, encoders, tmp
     assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["ner"]["clusters"] <= 5
 
 
-PLUGIN = '''
+PLUGIN = """
 import torch
 from torch import nn
 from modeling_mtpf.pretraining.families import Family, FamilyBatch, register_family
@@ -151,7 +162,7 @@ class ToyFamily(Family):
 
     def objective(self, hidden_size):
         return Objective(hidden_size)
-'''
+"""
 
 
 def test_a_third_family_comes_from_a_plugin(arguments, tmp_path):
@@ -221,7 +232,15 @@ def launch(command: list[str], tmp_path: Path) -> str:
 @pytest.mark.slow
 def test_two_processes_train_together(arguments, tmp_path):
     """DDP needs no flag: one forward covers all families, and every trained parameter gets a gradient."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29571"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "29571",
+    ]
     launch([*torchrun, str(ROOT / "train" / "pretrain.py"), *arguments()], tmp_path)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert set(record["moved"]) == {"backbone", "ner", "tc"} and all(record["moved"].values())
@@ -243,7 +262,13 @@ def test_the_demo_from_launch_to_prediction(tmp_path, fresh_process):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
     shorter = ["--steps", "2", "--families.ner.max_texts", "300", "--output_dir", str(tmp_path / "demo")]
     output = launch([*launcher, str(ROOT / "train" / "pretrain.py"), *shorter], tmp_path)
-    for expected in ("loss first → last", "adapters/ner", "MtpfModel.from_pretrained", "entities:", "intent:"):
+    for expected in (
+        "loss first → last",
+        "adapters/ner",
+        "MtpfModel.from_pretrained",
+        "entities:",
+        "intent:",
+    ):
         assert expected in output
     names, regime, label = fresh_process(LOAD_DEMO.format(run=tmp_path / "demo"), package=False)
     assert (names, regime) == (["entities", "intent"], "tpl") and label

@@ -7,7 +7,11 @@ from torch import nn
 from modeling_mtpf import LoraSettings
 from modeling_mtpf.trunk_mtpf import run_tail, run_trunk
 
-ADAPTERS = {"ner": LoraSettings(r=4), "tc": LoraSettings(r=2, alpha=8, layers=3), "other": LoraSettings(layers=1)}
+ADAPTERS = {
+    "ner": LoraSettings(r=4),
+    "tc": LoraSettings(r=2, alpha=8, layers=3),
+    "other": LoraSettings(layers=1),
+}
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -1,8 +1,8 @@
 """Pre-finetune one encoder for all families: one trunk pass, one backward, a LoRA for each family.
 
-    accelerate launch train/pretrain.py                                       # the demo, a few minutes on 2 cores
-    accelerate launch train/pretrain.py my.yaml --regime naive --steps 5000   # own recipe, with overrides
-    torchrun --nproc_per_node 2 train/pretrain.py my.yaml                     # many processes
+    accelerate launch train/pretrain.py                                       # the demo, a few minutes on 2
+    cores accelerate launch train/pretrain.py my.yaml --regime naive --steps 5000   # own recipe, with
+    overrides torchrun --nproc_per_node 2 train/pretrain.py my.yaml                     # many processes
 
 Keys of a recipe: ``python train/pretrain.py --help``.
 """  # noqa: D208

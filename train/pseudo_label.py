@@ -1,8 +1,9 @@
 """Label every word of a text source with the cluster id of its teacher vector.
 
 python train/pseudo_label.py --text texts.parquet --output_dir labels                     # packaged teacher
-python train/pseudo_label.py --text owner/corpus --teacher numind/NuNER-v2.0 --clusters 200 --output_dir labels
-python train/pseudo_label.py --text texts.jsonl --layer 3 --gold gold.jsonl --output_dir labels    # with NMI
+python train/pseudo_label.py --text owner/corpus --teacher numind/NuNER-v2.0 --clusters 200 --output_dir
+labels python train/pseudo_label.py --text texts.jsonl --layer 3 --gold gold.jsonl --output_dir labels    #
+with NMI
 """  # noqa: D208
 
 import sys

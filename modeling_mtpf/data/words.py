@@ -46,7 +46,7 @@ def split_words(text: str) -> list[str]:
 
 
 def split_pieces(texts: Iterable[str], max_words: int) -> Iterator[list[str]]:
-    """Yield the words of each text in pieces of at most ``max_words``, cut after a sentence end if there is one.
+    """Yield the words of each text in pieces of at most ``max_words``, cut at a sentence end if there is one.
 
     Example:
         >>> list(split_pieces(["It rains. Take a coat."], max_words=5))
@@ -106,8 +106,8 @@ def align_labels(word_ids: np.ndarray, labels: list[list[int]]) -> tuple[torch.T
     """Put each word's label on its first sub-word and `IGNORE` everywhere else.
 
     Returns:
-        Labels ``(batch, tokens)``, int64, and how many labelled words have no sub-word in the batch, because they
-        were cut off or the tokenizer maps them to nothing.
+        Labels ``(batch, tokens)``, int64, and how many labelled words have no sub-word in the batch, because
+        they were cut off or the tokenizer maps them to nothing.
     """
     aligned = np.full(word_ids.shape, IGNORE, dtype=np.int64)
     rows, columns = np.nonzero(first_subwords(word_ids))

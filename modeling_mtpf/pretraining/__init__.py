@@ -1,1 +1,1 @@
-"""Joint pre-finetuning: families and their objectives, pseudo-labels, sampling, the joint step, diagnostics."""
+"""Joint pre-finetuning: families, pseudo-labels, contrastive loss, sampling, the joint step, diagnostics."""

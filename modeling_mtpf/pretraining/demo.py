@@ -84,7 +84,7 @@ def show_apps(folder: Path, model: MtpfModel, tokenizer: PreTrainedTokenizerBase
     fit_text_app(
         model, tokenizer, "intent", intents["train"]["text"], intents["train"]["label"], start_from="tc"
     )
-    head = model.heads["intent"]
+    head: Any = model.heads["intent"]
     vectors = torch.from_numpy(embed_texts(model, tokenizer, intents["test"]["text"], "intent"))
     with torch.no_grad():
         best = head(vectors).argmax(-1).tolist()

@@ -1,4 +1,4 @@
-"""Diagnostics of a joint run that cost extra passes: do the families pull the backbone in different directions?"""
+"""Diagnostics of a joint run: do the families pull the backbone apart, and how far did each part move?"""
 
 from collections import defaultdict
 
@@ -44,7 +44,7 @@ def gradient_cosine(joint: JointModel, batches: dict[str, FamilyBatch]) -> dict[
 
 @torch.no_grad()
 def adapter_movement(joint: JointModel) -> dict[str, float]:
-    """How far each task-primary LoRA has come: norm of its weight update over the norm of the adapted weights."""
+    """How far each task-primary LoRA has come: norm of its update over the norm of the adapted weights."""
     movement = {}
     for name in joint.model.adapters:
         update = base = 0.0

@@ -93,14 +93,15 @@ class Family(ABC):
         """
 
     def describe(self) -> dict[str, Any]:
-        """Return what ``run.json`` records about the data: sources, sizes, fingerprints, losses by truncation."""
+        """Return what ``run.json`` records about the data: sources, sizes, fingerprints, truncation."""
         return {}
 
     def share(self, rows: list[int], rank: int, world_size: int) -> list[int]:
         """Return this process's rows of a batch."""
         if len(rows) % world_size:
             raise RecipeError(
-                f"families.{self.name}.batch_size is {len(rows)}; it must be a multiple of the {world_size} processes."
+                f"families.{self.name}.batch_size is {len(rows)}; it must be a multiple of the "
+                f"{world_size} processes."
             )
         return rows[rank::world_size]
 

@@ -1,7 +1,8 @@
 """The joint step: rows of all families through one trunk, each family's rows through its own tail, one loss.
 
 One forward covers all families, so that one backward fills all gradients and distributed training needs no
-flag. The backbone receives the sum of the families' gradients, the task-primary LoRA of a family its own only.
+flag. The backbone receives the sum of the families' gradients, the task-primary LoRA of a family its own
+only.
 """
 
 from dataclasses import dataclass
@@ -83,7 +84,8 @@ def join_batches(
     """Put the families' rows below each other, padded to the longest.
 
     Returns:
-        The encoder inputs, each ``(all rows, tokens)``, and for each family its first row and the one after its last.
+        The encoder inputs, each ``(all rows, tokens)``, and for each family its first row and the one after
+        its last.
     """
     length = max(batch.inputs["input_ids"].shape[1] for batch in batches.values())
     columns: dict[str, list[torch.Tensor]] = {}

@@ -53,8 +53,8 @@ class ClusterObjective(nn.Module):
         """Return the mean cross-entropy over labelled words, and the share of words predicted right."""
         labels = targets["labels"]
         known = labels != IGNORE
-        # Over all positions, not only the labelled ones: their number changes with every batch, and in bf16 on
-        # CPU each new shape costs more than it saves.
+        # Over all positions, not only the labelled ones: their number changes with every batch, and in bf16
+        # on CPU each new shape costs more than it saves.
         logits = self.head(hidden_states).float()
         summed = nn.functional.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum"

@@ -90,7 +90,7 @@ class WordEncoder:
 
     @torch.inference_mode()
     def __call__(self, sentences: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
-        """Return ``(words with a vector, hidden)`` float32 and a mask ``(all words,)`` of which words those are.
+        """Return float32 ``(words with a vector, hidden)`` and a mask ``(all words,)`` of which those are.
 
         A word without a vector was cut off, or the tokenizer maps it to nothing.
         """
@@ -272,7 +272,7 @@ def gold_nmi(encoder: WordEncoder, centroids: np.ndarray, gold: str, settings: P
 
 
 def summary(folder: Path) -> str:
-    """Describe labelled shards in a few lines for a person: words, sizes, some clusters with their top words."""
+    """Describe labelled shards in a few lines: words, sizes, some clusters with their top words."""
     report = json.loads((folder / CLUSTERS_FILE).read_text("utf-8"))
     clusters = report["clusters"]
     sizes = sorted(cluster["size"] for cluster in clusters)

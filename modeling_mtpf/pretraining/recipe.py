@@ -1,7 +1,7 @@
 """Recipes: typed settings of a run, read from YAML and overridden on the command line.
 
-``train/pretrain.py my.yaml --steps 500 --families.tc.temperature 0.1`` reads the file, then sets the two keys.
-An unknown key is an error that names the nearest valid one.
+``train/pretrain.py my.yaml --steps 500 --families.tc.temperature 0.1`` reads the file, then sets the two
+keys. An unknown key is an error that names the nearest valid one.
 """
 
 import difflib
@@ -206,8 +206,8 @@ def _families(values: Any, path: str) -> dict[str, FamilySettings]:
     for name, settings in values.items():
         if name not in FAMILIES:
             raise RecipeError(
-                f"Unknown family {name!r}; known: {', '.join(sorted(FAMILIES))}. Name the module that registers "
-                "a further one under 'plugins'."
+                f"Unknown family {name!r}; known: {', '.join(sorted(FAMILIES))}. Name the module that "
+                "registers a further one under 'plugins'."
             )
         built[name] = build(FAMILIES[name].settings_class, settings or {}, f"{path}.{name}")
     return built
@@ -238,7 +238,7 @@ def usage(cls: type = Recipe) -> str:
     for f in fields(cls):
         _, found, text = described.partition(f"        {f.name}: ")
         meaning = " ".join(_first_entry(text).split()) if found else ""
-        default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
+        default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore
         lines.append(f"  --{f.name} {default!r}\n        {meaning}")
     return "\n".join(lines)
 

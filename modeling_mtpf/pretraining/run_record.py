@@ -1,4 +1,4 @@
-"""What a run leaves behind: ``metrics.jsonl`` while it runs, then ``run.json``, the backbone and the adapters."""
+"""What a run leaves behind: ``metrics.jsonl`` while it runs, then ``run.json``."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Which rows make the batch of a step: pure functions of (seed, step), so that resuming is starting at a step."""
+"""Which rows make the batch of a step: pure functions of (seed, step), so resuming is starting at a step."""
 
 from collections.abc import Callable, Sequence
 
@@ -45,8 +45,8 @@ class SourceSampler:
 
     Args:
         sizes: Rows of each source.
-        temperature: A source is drawn with probability proportional to ``min(size, cap) ** (1 / temperature)``;
-            1 is by size, larger is flatter.
+        temperature: A source is drawn with probability proportional to ``min(size, cap) ** (1 /
+            temperature)``; 1 is by size, larger is flatter.
         cap: Size beyond which a source counts no more.
         seed: Seed of the choice.
     """

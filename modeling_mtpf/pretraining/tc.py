@@ -19,7 +19,8 @@ class TcSettings(FamilySettings):
     """Settings of the TC family.
 
     Attributes:
-        pairs: Sources with columns ``anchor`` and ``positive``: files, folders (one source per file) or Hub ids.
+        pairs: Sources with columns ``anchor`` and ``positive``: files, folders (one source per file) or Hub
+            ids.
         temperature: Temperature of the similarities.
         symmetric: Also find the anchor of each positive.
         source_temperature: Flattens the sizes by which sources are drawn; 1 is by size.
