@@ -1,5 +1,7 @@
 """Errors that a user can mend. Scripts print their message alone; all else is a bug and shows a traceback."""
 
+import importlib.util
+
 
 class MtpfError(ValueError):
     """A mistake in what the user gave: one sentence that names it, what is accepted and how to mend it."""
@@ -20,4 +22,11 @@ class MissingExtraError(MtpfError, ImportError):
         super().__init__(f"This needs the package {package!r}; install it with: pip install 'mtpf[{extra}]'")
 
 
-__all__ = ["DataError", "MissingExtraError", "MtpfError", "RecipeError"]
+def require_extra(extra: str, *modules: str) -> None:
+    """Raise `MissingExtraError` unless all modules of an extra can be imported; imports none of them."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtraError(module, extra)
+
+
+__all__ = ["DataError", "MissingExtraError", "MtpfError", "RecipeError", "require_extra"]

@@ -271,6 +271,14 @@ class MtpfPreTrainedModel(PreTrainedModel):
 
     # ---------------------------------------------------------------------------------------- storage
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Load as transformers does, and remember the revision: the tokenizer is read from the same one."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.source_revision = kwargs.get("revision")
+        return loaded
+
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike, state_dict: dict | None = None, **kwargs
     ) -> None:

@@ -103,11 +103,19 @@ class Predictor:
 
 
 def load_tokenizer(model: Any) -> Any:
-    """Load the tokenizer from where the backbone came from, at the same revision and without remote code."""
-    source = model.config.name_or_path
-    if not source:
-        raise ValueError("The model was not loaded from a folder or repo; pass tokenizer=... to predict.")
-    return AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
+    """Load the tokenizer from where the backbone came from, at the same revision and without remote code.
+
+    It is kept with the model.
+    """
+    if "_mtpf_tokenizer" not in model.__dict__:
+        source = model.config.name_or_path
+        if not source:
+            raise ValueError("The model was not loaded from a folder or repo; pass tokenizer=... to predict.")
+        revision = getattr(model, "source_revision", None) or "main"
+        model.__dict__["_mtpf_tokenizer"] = AutoTokenizer.from_pretrained(
+            source, revision=revision, use_fast=True, trust_remote_code=False
+        )
+    return model.__dict__["_mtpf_tokenizer"]
 
 
 def _text_label(pieces: list, labels: list[str]) -> dict[str, Any]:

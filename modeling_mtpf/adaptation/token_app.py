@@ -115,7 +115,7 @@ def fit_token_app(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
     model.heads[name].eval()
     return float(np.mean(losses))
 

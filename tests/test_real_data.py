@@ -1,0 +1,34 @@
+"""A few joint steps on real text and pairs, where there are any."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from train import pretrain
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_joint_steps_on_real_data(tmp_path):
+    data = Path(os.environ["MTPF_DATA"])
+    recipe = {
+        "steps": 4,
+        "log_every": 2,
+        "output_dir": str(tmp_path / "run"),
+        "families": {
+            "ner": {
+                "text": str(sorted((data / "text").glob("*.parquet"))[0]),
+                "max_texts": 60,
+                "clusters": 20,
+            },
+            "tc": {"pairs": [str(data / "pairs")], "batch_size": 8},
+        },
+    }
+    file = tmp_path / "recipe.yaml"
+    file.write_text(json.dumps(recipe))
+    assert pretrain.main([str(file)]) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(record["data"]["tc"]) >= 6 and record["data"]["ner"]["sentences"] > 60
+    assert all(value > 0 for value in record["moved"].values())
