@@ -76,6 +76,13 @@ def encoder_layout(model_type: str) -> EncoderLayout:
     return ENCODER_LAYOUTS[model_type]
 
 
+def max_tokens(config: PreTrainedConfig) -> int:
+    """Longest input of an encoder in tokens, special tokens included."""
+    # RoBERTa counts positions from pad_token_id + 1.
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta") else 0
+    return config.max_position_embeddings - offset
+
+
 class MtpfConfig(PreTrainedConfig):
     """Configuration of [`MtpfModel`] and its task classes.
 
@@ -143,4 +150,4 @@ class MtpfConfig(PreTrainedConfig):
         return json.dumps(flat, indent=2, sort_keys=True) + "\n"
 
 
-__all__ = ["AUTO_MAP", "ENCODER_LAYOUTS", "EncoderLayout", "MtpfConfig", "encoder_layout"]
+__all__ = ["AUTO_MAP", "ENCODER_LAYOUTS", "EncoderLayout", "MtpfConfig", "encoder_layout", "max_tokens"]

@@ -50,6 +50,9 @@ HUB_FILES = (
 )
 """The code that every published backbone carries: all of it, and nothing else."""
 
+STOCK_PREFIXES = r"^(bert|roberta|distilbert|electra|model)\."
+"""What stands before the encoder's keys in checkpoints of stock task models, e.g. masked language models."""
+
 
 def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """Average the token vectors of each text.
@@ -273,7 +276,15 @@ class MtpfPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Load as transformers does, and remember the revision: the tokenizer is read from the same one."""
+        """Load as transformers does: an MTPF folder, or any stock checkpoint of a supported encoder.
+
+        The revision is remembered: the tokenizer is read from the same one.
+
+        Raises:
+            ValueError: The checkpoint lacks weights of the encoder. transformers alone would only warn and
+                go on with random ones.
+        """
+        kwargs.setdefault("key_mapping", {STOCK_PREFIXES: ""})
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.source_revision = kwargs.get("revision")
@@ -295,6 +306,18 @@ class MtpfPreTrainedModel(PreTrainedModel):
         for name in HUB_FILES:
             if here != Path(save_directory).resolve():
                 shutil.copyfile(here / name, Path(save_directory) / name)
+
+    @staticmethod
+    def _finalize_model_loading(model, load_config, loading_info):
+        missing = [
+            key for key in loading_info.missing_keys if key.startswith("backbone.") and ".pooler." not in key
+        ]
+        if missing:
+            raise ValueError(
+                f"The checkpoint lacks {len(missing)} weights of the encoder, e.g. {sorted(missing)[0]!r}; "
+                f"it is not one of a {model.config.encoder_config.model_type} encoder, or it is incomplete."
+            )
+        return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):  # only heads: the encoder initialises its own modules

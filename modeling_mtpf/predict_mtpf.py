@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from .adapters_mtpf import AdapterError
+from .configuration_mtpf import max_tokens
 
 WINDOW_OVERLAP = 0.25
 """Share of a window that the next one repeats, so that no word is seen only at a border."""
@@ -44,7 +45,8 @@ class Predictor:
         results: dict[str, list] = {name: [] for name in adapters}
         if not texts or not adapters:
             return results
-        encoding, windows = self._tokenize(texts, min(head.max_length for head in heads.values()))
+        limits = [head.max_length for head in heads.values()] + [max_tokens(self.model.config.encoder_config)]
+        encoding, windows = self._tokenize(texts, min(limits))
         logits = self._logits(encoding, windows, heads, batch_size)
         for name, head in heads.items():
             by_text = defaultdict(list)
@@ -83,8 +85,9 @@ class Predictor:
         order = sorted(range(len(windows)), key=lambda i: windows[i].length)
         logits: dict[str, list] = {name: [None] * len(windows) for name in heads}
         keys = [key for key in self.tokenizer.model_input_names if key in encoding]
-        was_training = self.model.training
-        self.model.eval()
+        training = [module for module in self.model.modules() if module.training]
+        for module in training:
+            module.training = False
         try:
             for start in range(0, len(order), batch_size):
                 chunk = order[start : start + batch_size]
@@ -98,7 +101,8 @@ class Predictor:
                             tokens = tokens.mean(0)
                         logits[name][i] = head(tokens).float().cpu()
         finally:
-            self.model.train(was_training)
+            for module in training:
+                module.training = True
         return logits
 
 

@@ -112,7 +112,9 @@ def run_trunk(encoder: Encoder, num_tail_layers: int, **inputs) -> TrunkOutput:
     for part in path:
         parent._modules[part] = shallow_view(parent._modules[part])
         parent = parent._modules[part]
-    parent._modules[last] = nn.ModuleList(layers[:split] + [_Recorder(x, recorded) for x in layers[split:]])
+    # No adapter acts in the trunk, not even one that plain forwards use and that reaches deeper.
+    lower = [adapter_view(layer, None) for layer in layers[:split]]
+    parent._modules[last] = nn.ModuleList(lower + [_Recorder(layer, recorded) for layer in layers[split:]])
     if view._modules.get("pooler") is not None:
         view._modules["pooler"] = None
     if layout.final_norm is not None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches beyond this machine
+os.environ["OMP_NUM_THREADS"] = "1"  # models here are tiny: threads would only wait for each other
 
 import pytest
 import torch

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from modeling_mtpf.data.packaged_encoder import packaged_encoder
-from modeling_mtpf.data.sources import expand_pair_sources, open_source
+from modeling_mtpf.data.sources import expand_pair_sources, fingerprint, open_source
 from modeling_mtpf.data.words import split_pieces, split_words
 from modeling_mtpf.errors import DataError, RecipeError
 from modeling_mtpf.pretraining import setup  # noqa: F401  registers the families
@@ -35,7 +35,7 @@ def write(path, content) -> str:
         (
             "a.jsonl",
             '{"anchor": "x", "positive": 3}\n',
-            "Column 'positive' of .* holds int64; text is needed",
+            "Column 'positive' of .*a.jsonl, line 1, holds int64; text is needed",
         ),
         (
             "a.jsonl",
@@ -134,7 +134,11 @@ def test_recipe_with_overrides(recipe_file, tmp_path):
         (["--steps"], "--steps needs a value"),
         (["--steps.more", "1"], "'steps' has no keys below it"),
         (["stray"], "Unexpected argument 'stray'"),
-        (["--mixed_precision", "fp8"], "choose auto, bf16 or no"),
+        (["--mixed_precision", "fp8"], "choose auto, bf16, float32"),
+        (["--regime", "tpll"], "did you mean 'tpl'"),
+        (["--families.nre.batch_size", "1"], "Unknown family 'nre'; did you mean 'ner'"),
+        (["--max_grad_norm", "0"], "must be above 0"),
+        (["--seed", "-1"], "seed is -1; it must be at least 0"),
         (["--plugins", "no.such.module"], "plugin 'no.such.module' cannot be imported"),
         (["--warmup", "2"], "from 0 to below 1"),
     ],
@@ -153,8 +157,31 @@ def test_bad_recipe_files(tmp_path):
         load_recipe([write(tmp_path / "b.yaml", "- a\n- b")], tmp_path)
 
 
+def test_values_that_yaml_reads_as_something_else(recipe_file, tmp_path):
+    recipe = load_recipe([recipe_file, "--output_dir", "2024", "--mixed_precision", "float32"], tmp_path)
+    assert (recipe.output_dir, recipe.mixed_precision) == ("2024", "float32")
+    empty = write(tmp_path / "empty.yaml", "families:\n  ner:\n")
+    assert load_recipe([empty, "--families.ner.data", "x"], tmp_path).families["ner"].data == "x"
+
+
+def test_na_is_a_word(tmp_path):
+    source = write(tmp_path / "a.csv", "anchor,positive\nNA,null\n")
+    assert open_source(source, PAIRS).to_list() == [{"anchor": "NA", "positive": "null"}]
+
+
+def test_fingerprint_is_of_the_contents(tmp_path):
+    rows = '{"anchor": "x", "positive": "y"}\n'
+    prints = []
+    for name, content in (("a", rows), ("b", rows), ("c", rows * 2)):
+        source = write(tmp_path / f"{name}.jsonl", content)
+        prints.append(fingerprint(source, open_source(source, PAIRS)))
+    assert prints[0] == prints[1] != prints[2]
+
+
 def test_help_describes_every_key():
     text = usage()
-    for key in resolved(Recipe()):
+    for key in resolved(Recipe()).keys() - {"families"}:
         assert f"--{key} " in text
+    for key in ("tc.temperature 0.05", "ner.clusters 200", "ner.max_length 64", "<family>.lora.r 32"):
+        assert f"--families.{key}\n        " in text
     assert "Share of the steps with linear warm-up, before cosine decay to zero." in text

@@ -163,6 +163,6 @@ def test_labels_sit_on_first_subwords_and_lost_words_are_counted(encoders, archi
     assert labels.shape == inputs["input_ids"].shape and labels.shape[1] % 16 == 0
     first = [word_ids[0].tolist().index(i) for i in (0, 1, 3)]
     assert [labels[0, position].item() for position in first] == [7, 8, 6]
-    _, short_ids = encode_words(tokenizer, [words], max_length=6, pad_to_multiple_of=None)
+    _, short_ids = encode_words(tokenizer, [words], max_length=6)
     aligned, lost = align_labels(short_ids, [[7, 8, 9, 6]])
     assert lost == 4 - (aligned != IGNORE).sum() > 0

@@ -40,6 +40,7 @@ def arguments(data, encoders, tmp_path):
         recipe = {
             "backbone": str(encoders["bert"]),
             "steps": 3,
+            "threads": 1,
             "log_every": 2,
             "diagnostics_every": 3,
             "learning_rate": 1e-3,

@@ -1,11 +1,12 @@
 """Pre-finetune one encoder for all families: one trunk pass, one backward, a LoRA for each family.
 
-    accelerate launch train/pretrain.py                                       # the demo, a few minutes on 2
-    cores accelerate launch train/pretrain.py my.yaml --regime naive --steps 5000   # own recipe, with
-    overrides torchrun --nproc_per_node 2 train/pretrain.py my.yaml                     # many processes
+The demo (a few minutes on 2 cores), an own recipe with overrides, and many processes:
 
-Keys of a recipe: ``python train/pretrain.py --help``.
-"""  # noqa: D208
+    accelerate launch train/pretrain.py
+    accelerate launch train/pretrain.py my.yaml --regime naive --steps 5000
+    torchrun --nproc_per_node 2 train/pretrain.py my.yaml
+
+"""
 
 import os
 import sys
@@ -18,6 +19,10 @@ from pathlib import Path
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
+from modeling_mtpf.errors import MtpfError, exit_without_extra
+
+exit_without_extra("train", "accelerate", "datasets", "sklearn", "yaml", "tqdm")
+
 import datasets
 import torch
 from accelerate.utils import send_to_device
@@ -25,7 +30,6 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from modeling_mtpf.adapters_mtpf import AdapterError
-from modeling_mtpf.errors import MtpfError
 from modeling_mtpf.pretraining import demo
 from modeling_mtpf.pretraining.diagnostics import adapter_movement, backbone_movement, gradient_cosine
 from modeling_mtpf.pretraining.joint import JointModel
@@ -35,6 +39,7 @@ from modeling_mtpf.pretraining.run_record import (
     MetricsLog,
     hardware,
     new_output_dir,
+    summary,
     versions,
     write_run_file,
 )
@@ -114,7 +119,7 @@ def run(arguments: list[str]) -> None:
     if recipe.demo:
         demo.add_demo_data(recipe, folder, accelerator)
     model = load_backbone(recipe)
-    families, context = prepare_families(recipe, folder, accelerator)
+    families, context = prepare_families(recipe, model, folder, accelerator)
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
     joint = JointModel(model, families, task_primary=recipe.regime == "tpl")
     log = MetricsLog(folder, accelerator.is_main_process)
@@ -129,7 +134,7 @@ def run(arguments: list[str]) -> None:
         "regime": recipe.regime,
         "recipe": resolved(recipe),
         "versions": versions(),
-        "hardware": hardware(accelerator.device) | {"precision": accelerator.mixed_precision},
+        "hardware": hardware(accelerator),
         "data": {family.name: family.describe() for family in families},
         "first": log.lines[0] if log.lines else {},
         "last": log.lines[-1] if log.lines else {},
@@ -139,7 +144,7 @@ def run(arguments: list[str]) -> None:
     }
     save_run(folder, model, context.tokenizer, record)
     write_run_file(folder, record)
-    print(demo.summary(folder, record))
+    print(summary(folder, record))
     if recipe.demo and recipe.regime == "tpl":
         print(demo.show_apps(folder, model, context.tokenizer))
 
@@ -148,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; a user's mistake ends in one sentence and exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\n{usage()}")
+        print(f"{__doc__}\nKeys, their defaults and meanings:\n{usage()}")
         return 0
     try:
         run(arguments)

@@ -1,20 +1,26 @@
 """Label every word of a text source with the cluster id of its teacher vector.
 
-python train/pseudo_label.py --text texts.parquet --output_dir labels                     # packaged teacher
-python train/pseudo_label.py --text owner/corpus --teacher numind/NuNER-v2.0 --clusters 200 --output_dir
-labels python train/pseudo_label.py --text texts.jsonl --layer 3 --gold gold.jsonl --output_dir labels    #
-with NMI
-"""  # noqa: D208
+With the packaged encoder as teacher, with another one, and with the NMI to a gold NER set:
 
+    python train/pseudo_label.py --text texts.parquet --output_dir labels
+    python train/pseudo_label.py --text owner/corpus --teacher numind/NuNER-v2.0 --output_dir labels
+    python train/pseudo_label.py --text texts.jsonl --layer 3 --gold gold.jsonl --output_dir labels
+
+"""
+
+import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from modeling_mtpf.errors import MtpfError, exit_without_extra
+
+exit_without_extra("train", "datasets", "sklearn", "tqdm")
 
 import datasets
 from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
-from modeling_mtpf.errors import MtpfError
 from modeling_mtpf.pretraining.pseudo_labels import PseudoLabelSettings, label_corpus, summary
 
 
@@ -35,7 +41,12 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; a user's mistake ends in one sentence and exit status 2."""
-    parser = HfArgumentParser((Arguments, PseudoLabelSettings), description=__doc__)  # type: ignore[arg-type]
+    parser = HfArgumentParser(
+        (Arguments, PseudoLabelSettings),  # type: ignore[arg-type]
+        description=__doc__,
+        epilog="\n".join(f"{cls.__doc__}" for cls in (Arguments, PseudoLabelSettings)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     where, settings = parser.parse_args_into_dataclasses(arguments)
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()

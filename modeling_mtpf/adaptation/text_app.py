@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from transformers import PreTrainedTokenizerBase
 
 from ..adapters_mtpf import AdapterHead, copy_lora
-from ..data.words import PAD_MULTIPLE
+from ..data.words import encode_texts
 from ..errors import DataError
 from ..modeling_mtpf import MtpfModel, mean_pool
 
@@ -27,14 +27,8 @@ def embed_texts(
     order = np.argsort([len(text) for text in texts], kind="stable")
     for start in range(0, len(texts), batch_size):
         rows = order[start : start + batch_size]
-        inputs = tokenizer(
-            [texts[i] for i in rows],
-            truncation=True,
-            max_length=max_length,
-            padding=True,
-            pad_to_multiple_of=PAD_MULTIPLE,
-            return_tensors="pt",
-        ).to(model.device)
+        inputs = encode_texts(tokenizer, [texts[i] for i in rows], max_length)
+        inputs = {key: value.to(model.device) for key, value in inputs.items()}
         hidden = model.encode_adapters([adapter], **inputs)[adapter]
         vectors[rows] = mean_pool(hidden.float(), inputs["attention_mask"]).cpu().numpy()
     return vectors

@@ -111,11 +111,13 @@ def fit_token_app(
             loss = nn.functional.cross_entropy(
                 logits, targets.to(model.device).flatten(), ignore_index=IGNORE
             )
-            loss.backward()
+            # Not backward(): it would fill the gradients of the frozen layers of the tail, too.
+            for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+                parameter.grad = gradient
             optimizer.step()
             schedule.step()
-            optimizer.zero_grad()
             losses.append(float(loss.detach()))
+    optimizer.zero_grad()
     model.heads[name].eval()
     return float(np.mean(losses))
 

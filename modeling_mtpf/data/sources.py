@@ -1,5 +1,6 @@
 """Open a data source that a user names: a file, a folder of files, or a Hub data set, memory-mapped."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,18 +60,14 @@ def source_files(source: str | Path) -> list[Path]:
 def open_source(
     source: str | Path,
     columns: dict[str, str],
-    *,
-    revision: str | None = None,
-    split: str = "train",
 ) -> Dataset:
     """Open a source and check the columns that are needed.
 
     Args:
         source: A file or a folder of Parquet, JSON, JSON-lines, CSV or text files, or a Hub id
-            ``owner/name``.
+            ``owner/name`` or
+            ``owner/name@revision`` (its split ``train``).
         columns: Column name → kind: ``text``, ``words`` (list of str) or ``integers`` (list of int).
-        revision: Commit or tag of a Hub data set.
-        split: Split of a Hub data set.
 
     Returns:
         A memory-mapped data set with just these columns.
@@ -84,8 +81,9 @@ def open_source(
         return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
     if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise DataError(f"There is no file or folder {source}, and it is no Hub id of the form 'owner/name'.")
+    repository, _, revision = str(source).partition("@")
     try:
-        dataset = load_dataset(str(source), split=split, revision=revision)
+        dataset = load_dataset(repository, split="train", revision=revision or None)
     except Exception as error:  # the Hub client has a dozen exception types; all mean the same to the user
         raise DataError(f"The Hub data set {source!r} cannot be opened: {_first_line(error)}") from error
     return _checked(dataset, str(source), columns)
@@ -98,7 +96,8 @@ def _read_file(file: Path, columns: dict[str, str]) -> Dataset:
         # The Parquet reader of datasets stumbles over a file without rows.
         if file.suffix == ".parquet" and pq.ParquetFile(file).metadata.num_rows == 0:
             raise DataError(f"{file} has no rows.")
-        dataset = load_dataset(READERS[file.suffix], data_files=str(file), split="train")
+        options = {"keep_default_na": False} if file.suffix == ".csv" else {}  # "NA" is a word
+        dataset = load_dataset(READERS[file.suffix], data_files=str(file), split="train", **options)
         checked = _checked(dataset, str(file), columns)
         for column in columns:  # Arrow's JSON reader does not look at the encoding
             checked.data.column(column).validate(full=True)
@@ -136,7 +135,8 @@ def _checked(dataset: Dataset, name: str, columns: dict[str, str]) -> Dataset:
         wanted, fits = COLUMN_TYPES[kind]
         data = dataset.data.column(column)
         if not fits(data.type):
-            raise DataError(f"Column {column!r} of {name} holds {data.type}; {wanted} is needed.")
+            line = _line_of_other_type(Path(name), column, kind)
+            raise DataError(f"Column {column!r} of {name}{line} holds {data.type}; {wanted} is needed.")
         if data.null_count:
             row = next(i for i, missing in enumerate(data.is_null().to_pylist()) if missing)
             raise DataError(f"{name}, row {row + 1}: column {column!r} is empty.")
@@ -144,6 +144,32 @@ def _checked(dataset: Dataset, name: str, columns: dict[str, str]) -> Dataset:
     # One type per kind, whatever the reader made of it: parts of a folder must fit together.
     features = Features({column: COLUMN_FEATURES[kind] for column, kind in columns.items()})
     return dataset if dataset.features == features else dataset.cast(features)
+
+
+def _line_of_other_type(file: Path, column: str, kind: str) -> str:
+    """Say which line of a JSON-lines file has the first value of another type, if that can be told."""
+    if not file.is_file() or READERS[file.suffix] != "json":
+        return ""
+    try:
+        for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
+            if line.strip() and not isinstance(json.loads(line)[column], str if kind == "text" else list):
+                return f", line {number},"
+    except (ValueError, KeyError, TypeError):
+        pass
+    return ""
+
+
+def fingerprint(source: str | Path, dataset: Dataset) -> str:
+    """Identify the data of a source: sha256 over its files' contents; for a Hub data set that of datasets."""
+    path = Path(source)
+    if not path.exists():
+        return dataset._fingerprint
+    digest = hashlib.sha256()
+    for file in source_files(path):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def source_name(source: str | Path) -> str:
@@ -174,4 +200,4 @@ def expand_pair_sources(sources: Sequence[str | Path]) -> dict[str, str | Path]:
     return expanded
 
 
-__all__ = ["expand_pair_sources", "open_source", "source_files", "source_name"]
+__all__ = ["expand_pair_sources", "fingerprint", "open_source", "source_files", "source_name"]

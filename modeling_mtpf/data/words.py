@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers.pre_tokenizers import BertPreTokenizer
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ..errors import DataError
 
 IGNORE = -100
 """Label of positions that a loss skips (PyTorch's ``ignore_index``)."""
@@ -31,8 +34,33 @@ def load_word_tokenizer(encoder_id: str, revision: str | None = None) -> PreTrai
             encoder_id, trust_remote_code=False, add_prefix_space=True, **kwargs
         )
     if not tokenizer.is_fast:
-        raise ValueError(f"The tokenizer of {encoder_id} is not a fast one; words cannot be aligned with it.")
+        raise DataError(f"The tokenizer of {encoder_id} is not a fast one; words cannot be aligned with it.")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers builds where there are no files
+        raise DataError(f"{encoder_id} has no tokenizer; save one there with tokenizer.save_pretrained(...).")
     return tokenizer
+
+
+def pad_to_multiple(
+    inputs: dict[str, torch.Tensor], pad_token_id: int, limit: int, multiple: int = PAD_MULTIPLE
+) -> dict[str, torch.Tensor]:
+    """Pad a batch further to a multiple of some tokens, but not beyond ``limit``.
+
+    The tokenizer's own option refuses a ``max_length`` that is not a multiple itself.
+    """
+    length = inputs["input_ids"].shape[1]
+    extra = max(0, min(-(-length // multiple) * multiple, limit) - length)
+    return {
+        key: nn.functional.pad(value, (0, extra), value=pad_token_id if key == "input_ids" else 0)
+        for key, value in inputs.items()
+    }
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int
+) -> dict[str, torch.Tensor]:
+    """Tokenize texts, each cut at ``max_length`` sub-words, padded to a few different lengths."""
+    encoding = tokenizer(texts, truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+    return pad_to_multiple(dict(encoding), tokenizer.pad_token_id, max_length)
 
 
 def split_words(text: str) -> list[str]:
@@ -68,7 +96,6 @@ def encode_words(
     tokenizer: PreTrainedTokenizerBase,
     sentences: list[list[str]],
     max_length: int,
-    pad_to_multiple_of: int | None = PAD_MULTIPLE,
 ) -> tuple[dict[str, torch.Tensor], np.ndarray]:
     """Tokenize split sentences and say which word each sub-word belongs to.
 
@@ -76,7 +103,6 @@ def encode_words(
         tokenizer: A fast tokenizer, see `load_word_tokenizer`.
         sentences: Words of each sentence.
         max_length: Longest row in sub-words; what is beyond is cut off.
-        pad_to_multiple_of: Padding granularity.
 
     Returns:
         The encoder's inputs, each ``(batch, tokens)``, and the word index of every sub-word, int64
@@ -88,11 +114,14 @@ def encode_words(
         truncation=True,
         max_length=max_length,
         padding=True,
-        pad_to_multiple_of=pad_to_multiple_of,
         return_tensors="pt",
     )
-    ids = [[-1 if word is None else word for word in encoding.word_ids(row)] for row in range(len(sentences))]
-    return dict(encoding), np.array(ids, dtype=np.int64).reshape(len(sentences), -1)
+    inputs = pad_to_multiple(dict(encoding), tokenizer.pad_token_id, max_length)
+    word_ids = np.full(tuple(inputs["input_ids"].shape), -1, dtype=np.int64)
+    for row in range(len(sentences)):
+        own = [-1 if word is None else word for word in encoding.word_ids(row)]
+        word_ids[row, : len(own)] = own
+    return inputs, word_ids
 
 
 def first_subwords(word_ids: np.ndarray) -> np.ndarray:
@@ -125,9 +154,11 @@ __all__ = [
     "IGNORE",
     "PAD_MULTIPLE",
     "align_labels",
+    "encode_texts",
     "encode_words",
     "first_subwords",
     "load_word_tokenizer",
+    "pad_to_multiple",
     "split_pieces",
     "split_words",
 ]

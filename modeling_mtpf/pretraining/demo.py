@@ -1,4 +1,4 @@
-"""The embedded demo around a run: its data, two small apps, and a summary that a newcomer understands."""
+"""The embedded demo around a run: its data, and two small apps at the end."""
 
 from pathlib import Path
 from typing import Any
@@ -29,39 +29,6 @@ def add_demo_data(recipe: Recipe, folder: Path, accelerator: Accelerator) -> Non
         families["ner"].text = str(data / "text.jsonl")
     if "tc" in families and not families["tc"].pairs:
         families["tc"].pairs = [str(data / "pairs")]
-
-
-def summary(folder: Path, record: dict[str, Any]) -> str:
-    """Return the table of a finished run: what was trained, losses, movement, folders, how to load."""
-    first, last = record["first"], record["last"]
-    lines = [
-        "",
-        f"Regime {record['regime']}: {record['recipe']['steps']} steps in {record['seconds']:.0f} s",
-        "",
-    ]
-    if first:
-        lines.append(f"{'family':<8} {'loss first → last':<20} {'quality first → last':<40} adapter moved")
-    for family in record["data"]:
-        loss = f"{first[f'loss/{family}']:.2f} → {last[f'loss/{family}']:.2f}"
-        metric = next(k for k in last if k.endswith(f"accuracy/{family}"))
-        name = metric.split("/")[0].replace("_", " ")
-        quality = f"{name} {first[metric]:.0%} → {last[metric]:.0%}"
-        moved = record["moved"].get(family)
-        lines.append(
-            f"{family:<8} {loss:<20} {quality:<40} {f'{moved:.1%}' if moved is not None else 'no adapter'}"
-        )
-    lines.append(f"The shared backbone moved by {record['moved']['backbone']:.1%} of its norm.")
-    lines += ["", "Folders:", f"  {folder / 'backbone'}"]
-    lines += [f"  {folder / 'adapters' / name}" for name in record["moved"] if name != "backbone"]
-    lines += [
-        "",
-        "Load them:",
-        "  from modeling_mtpf import MtpfModel",
-        f'  model = MtpfModel.from_pretrained("{folder / "backbone"}")',
-    ]
-    if "ner" in record["moved"]:
-        lines.append(f'  model.load_adapter("{folder / "adapters" / "ner"}")')
-    return "\n".join(lines)
 
 
 def show_apps(folder: Path, model: MtpfModel, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -122,4 +89,4 @@ def _rows(folder: Path, app: str, split: str) -> dict[str, list]:
     return open_source(folder / "data" / app / f"{split}.jsonl", columns)[:]
 
 
-__all__ = ["add_demo_data", "show_apps", "summary"]
+__all__ = ["add_demo_data", "show_apps"]

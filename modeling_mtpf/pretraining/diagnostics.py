@@ -13,7 +13,8 @@ from .joint import JointModel
 def gradient_cosine(joint: JointModel, batches: dict[str, FamilyBatch]) -> dict[str, float]:
     """Cosine between the two families' gradients on each backbone layer, and on the whole backbone.
 
-    Negative values are conflict. Costs one forward and one backward per family; leaves ``.grad`` untouched.
+    Negative values are conflict. Costs one forward and one backward per family. It runs without dropout and
+    leaves gradients, random numbers and modes as they were: a run is the same with and without it.
 
     Returns:
         ``{"embeddings": …, "layer_0": …, …, "all": …}``; empty unless exactly two families are trained.
@@ -22,7 +23,11 @@ def gradient_cosine(joint: JointModel, batches: dict[str, FamilyBatch]) -> dict[
         return {}
     model = joint.model
     named = [(n, p) for n, p in model.backbone.named_parameters() if p.requires_grad and ".lora_" not in n]
+    training = [module for module in joint.modules() if module.training]
+    joint.eval()
     output = joint(batches)
+    for module in training:
+        module.training = True
     first, second = (
         torch.autograd.grad(loss, [p for _, p in named], retain_graph=True, allow_unused=True)
         for loss in output.losses.values()

@@ -40,7 +40,6 @@ class RunContext:
 
     Attributes:
         tokenizer: The backbone's tokenizer, made for split words.
-        encoder_id: Folder or Hub id of the starting encoder.
         seed: Seed of the run.
         work_dir: Folder for intermediate files of the run.
         is_main: Whether this process is the one that writes and shows progress.
@@ -48,7 +47,6 @@ class RunContext:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    encoder_id: str
     seed: int
     work_dir: Path
     is_main: bool = True

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..data.packaged_encoder import PACKAGED
-from ..data.sources import open_source, source_name
+from ..data.sources import fingerprint, open_source, source_name
 from ..data.words import IGNORE, align_labels, encode_words
 from ..errors import DataError, RecipeError
 from .families import Family, FamilyBatch, FamilySettings, RunContext, register_family
@@ -25,6 +25,7 @@ class NerSettings(FamilySettings):
         data: Folder of pseudo-labelled shards (columns ``words`` and ``clusters``); or leave it out and give
         text: A source of raw text (column ``text``), which is labelled before training.
         teacher: Encoder that labels ``text``: ``packaged``, a folder or a Hub id.
+        teacher_revision: Commit of the teacher's repo.
         teacher_layer: Hidden state that is clustered; -1 is the last.
         clusters: Number of clusters K.
         max_texts: Use only so many texts of the source (0: all).
@@ -33,6 +34,7 @@ class NerSettings(FamilySettings):
     data: str | None = None
     text: str | None = None
     teacher: str = PACKAGED
+    teacher_revision: str | None = None
     teacher_layer: int = -1
     clusters: int = 200
     max_texts: int = 0
@@ -84,6 +86,7 @@ class NerFamily(Family):
                     settings.text,
                     PseudoLabelSettings(
                         teacher=settings.teacher,
+                        revision=settings.teacher_revision,
                         layer=settings.teacher_layer,
                         clusters=settings.clusters,
                         max_texts=settings.max_texts,
@@ -93,6 +96,7 @@ class NerFamily(Family):
                 )
             context.barrier()
         self.rows = open_source(folder, LABEL_COLUMNS)
+        self._check_rows(folder)
         self.num_clusters = 1 + (pc.max(pc.list_flatten(self.rows.data.column("clusters"))).as_py() or 0)
         if self.num_clusters < 2:
             raise DataError(f"{folder} holds no cluster labels; label the text with train/pseudo_label.py.")
@@ -101,14 +105,25 @@ class NerFamily(Family):
         self.sampler = EpochSampler(len(self.rows), settings.batch_size, context.seed)
         self.words_lost = self.words_seen = 0
 
+    def _check_rows(self, folder: str) -> None:
+        """Refuse rows whose words and clusters do not belong together, before the first step."""
+        words, clusters = (self.rows.data.column(column) for column in ("words", "clusters"))
+        lengths = pc.list_value_length(words), pc.list_value_length(clusters)
+        unequal = pc.not_equal(*lengths).to_numpy()
+        if unequal.any():
+            row = int(unequal.argmax())
+            found = " words but ".join(str(length[row]) for length in lengths)
+            raise DataError(f"{folder}, row {row + 1} has {found} clusters; label the text again.")
+        flat = pc.list_flatten(clusters)
+        if flat.null_count or pc.list_flatten(words).null_count:
+            raise DataError(f"{folder} has words or clusters that are null; label the text again.")
+        wrong = pc.and_(pc.less(flat, 0), pc.not_equal(flat, IGNORE))
+        if pc.any(wrong).as_py():
+            raise DataError(f"{folder} has negative cluster ids; only {IGNORE} (ignore) may be below 0.")
+
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> FamilyBatch:
         """Return sentences with the cluster id on the first sub-word of each word."""
         rows = self.rows[self.share(self.sampler.rows(step), rank, world_size)]
-        for words, clusters in zip(rows["words"], rows["clusters"], strict=True):
-            if len(words) != len(clusters):
-                raise DataError(
-                    f"{self.folder}: a row has {len(words)} words but {len(clusters)} clusters: {words[:5]}."
-                )
         inputs, word_ids = encode_words(self.tokenizer, rows["words"], self.settings.max_length)
         labels, lost = align_labels(word_ids, rows["clusters"])
         self.words_lost += lost
@@ -123,7 +138,7 @@ class NerFamily(Family):
         """Return the source, its fingerprint, and how many words truncation cost."""
         return {
             "source": source_name(self.settings.data or self.settings.text),
-            "fingerprint": self.rows._fingerprint,
+            "fingerprint": fingerprint(self.folder, self.rows),
             "sentences": len(self.rows),
             "clusters": self.num_clusters,
             "words_seen": self.words_seen,

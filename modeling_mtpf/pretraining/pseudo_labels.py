@@ -17,14 +17,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from datasets import Dataset
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics import normalized_mutual_info_score
 from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..adapters_mtpf import backbone_sha256
 from ..data.packaged_encoder import PACKAGED, resolve_encoder
-from ..data.sources import open_source, source_name
+from ..data.sources import fingerprint, open_source, source_name
 from ..data.words import IGNORE, encode_words, load_word_tokenizer, split_pieces
 from ..errors import DataError
 
@@ -109,6 +112,25 @@ class WordEncoder:
         return vectors[covered], covered
 
 
+def load_teacher(settings: PseudoLabelSettings) -> WordEncoder:
+    """Load the teacher, on an accelerator if there is one.
+
+    Raises:
+        DataError: It cannot be loaded, or has no such layer.
+    """
+    teacher = resolve_encoder(settings.teacher)
+    try:
+        revision = settings.revision or "main"
+        model = AutoModel.from_pretrained(teacher, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"The teacher {settings.teacher!r} cannot be loaded: {reason}") from error
+    tokenizer = load_word_tokenizer(teacher, settings.revision)
+    limit = min(settings.max_length, tokenizer.model_max_length)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return WordEncoder(model.to(device), tokenizer, settings.layer, limit)
+
+
 def fit_clusters(
     encoder: WordEncoder, pieces: Sequence[list[str]], settings: PseudoLabelSettings
 ) -> MiniBatchKMeans:
@@ -165,10 +187,17 @@ def label_corpus(source: str, settings: PseudoLabelSettings, folder: Path, gold:
     Raises:
         DataError: The source is empty or malformed, or the folder holds other labels.
     """
+    if settings.clusters < 1:
+        raise DataError(f"The number of clusters is {settings.clusters}; it must be at least 1.")
     dataset = open_source(source, {"text": "text"})
-    if settings.max_texts:
-        dataset = dataset.select(range(min(settings.max_texts, len(dataset))))
-    made_from = {"source": source_name(source), "fingerprint": dataset._fingerprint, **asdict(settings)}
+    gold_rows = None if gold is None else open_source(gold, {"tokens": "words", "ner_tags": "words"})
+    encoder = load_teacher(settings)
+    made_from = {
+        **asdict(settings),
+        "source": source_name(source),
+        "fingerprint": fingerprint(source, dataset),
+        "teacher_sha256": backbone_sha256(encoder.model),
+    }
     if (folder / CLUSTERS_FILE).is_file():
         if json.loads((folder / CLUSTERS_FILE).read_text("utf-8"))["made_from"] == made_from:
             logger.info("Using the pseudo-labels in %s", folder)
@@ -176,14 +205,11 @@ def label_corpus(source: str, settings: PseudoLabelSettings, folder: Path, gold:
         raise DataError(
             f"{folder} holds pseudo-labels of other data or settings; remove it or choose another folder."
         )
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise DataError(f"{folder} is not an empty folder; choose another output folder.")
 
-    teacher_id = resolve_encoder(settings.teacher)
-    model = AutoModel.from_pretrained(
-        teacher_id, revision=settings.revision or "main", trust_remote_code=False
-    )
-    encoder = WordEncoder(
-        model, load_word_tokenizer(teacher_id, settings.revision), settings.layer, settings.max_length
-    )
+    if settings.max_texts:
+        dataset = dataset.select(range(min(settings.max_texts, len(dataset))))
     pieces = list(split_pieces(dataset["text"], settings.max_words))
     kmeans = fit_clusters(encoder, pieces, settings)
 
@@ -194,8 +220,9 @@ def label_corpus(source: str, settings: PseudoLabelSettings, folder: Path, gold:
     save_file({"centroids": centroids}, partial / CENTROIDS_FILE)
     counts = _write_shards(encoder, pieces, centroids, settings, partial)
     report = {"made_from": made_from, **_sizes(counts, settings)}
-    if gold is not None:
-        report["gold"] = {"source": source_name(gold), "nmi": gold_nmi(encoder, centroids, gold, settings)}
+    if gold is not None and gold_rows is not None:
+        nmi = gold_nmi(encoder, centroids, gold_rows, settings)
+        report["gold"] = {"source": source_name(gold), "nmi": nmi}
     (partial / CLUSTERS_FILE).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
     partial.replace(folder)
     return folder
@@ -250,12 +277,13 @@ def _sizes(counts: dict[str, Any], settings: PseudoLabelSettings) -> dict[str, A
     }
 
 
-def gold_nmi(encoder: WordEncoder, centroids: np.ndarray, gold: str, settings: PseudoLabelSettings) -> float:
+def gold_nmi(
+    encoder: WordEncoder, centroids: np.ndarray, rows: Dataset, settings: PseudoLabelSettings
+) -> float:
     """Normalised mutual information between clusters and entity types over the words of a gold NER set.
 
     0 means that clusters know nothing of the types; words outside entities count as one type of their own.
     """
-    rows = open_source(gold, {"tokens": "words", "ner_tags": "words"})
     types: list[str] = []
     found: list[int] = []
     for start in range(0, len(rows), settings.batch_size):
@@ -264,7 +292,8 @@ def gold_nmi(encoder: WordEncoder, centroids: np.ndarray, gold: str, settings: P
         tags = [tag.partition("-")[2] or "O" for row in batch["ner_tags"] for tag in row]
         if len(tags) != len(covered):
             raise DataError(
-                f"{gold}: rows {start + 1} to {start + len(batch['tokens'])} have unequal tokens and tags."
+                f"The gold set's rows {start + 1} to {start + len(batch['tokens'])} have unequal "
+                "numbers of tokens and tags."
             )
         types += [tag for tag, ok in zip(tags, covered, strict=True) if ok]
         found += assign(vectors, centroids).tolist()

@@ -6,6 +6,7 @@ keys. An unknown key is an error that names the nearest valid one.
 
 import difflib
 import importlib.util
+import sys
 import types
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -14,6 +15,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from ..adapters_mtpf import LoraSettings
 from ..errors import RecipeError
 from .families import FAMILIES, FamilySettings
 from .joint import REGIMES
@@ -37,7 +39,7 @@ class Recipe:
         warmup: Share of the steps with linear warm-up, before cosine decay to zero.
         max_grad_norm: Gradients are clipped to this norm.
         gradient_accumulation_steps: Batches per optimiser step. Adds no in-batch negatives.
-        mixed_precision: ``auto`` (bf16 where the device is fast at it), ``bf16`` or ``no``.
+        mixed_precision: ``auto`` (bf16 where the device is fast at it), ``bf16`` or ``float32``.
         threads: CPU threads of a single process (0: all cores; ``accelerate launch`` alone would leave one).
         seed: Seed of everything.
         log_every: Steps between lines of ``metrics.jsonl``.
@@ -69,6 +71,13 @@ class Recipe:
     demo: bool = False
 
 
+PRECISIONS = ("auto", "bf16", "float32")
+MINIMA = dict.fromkeys(("steps", "gradient_accumulation_steps", "log_every"), 1) | dict.fromkeys(
+    ("learning_rate", "adapter_learning_rate", "weight_decay", "diagnostics_every", "threads", "seed"), 0
+)
+"""Lowest accepted values."""
+
+
 def load_recipe(arguments: list[str], default: Path) -> Recipe:
     """Build a recipe from command-line arguments: an optional YAML file, then ``--key value`` overrides.
 
@@ -86,7 +95,9 @@ def load_recipe(arguments: list[str], default: Path) -> Recipe:
         target = values
         *parents, last = key.split(".")
         for parent in parents:
-            target = target.setdefault(parent, {})
+            if target.get(parent) is None:
+                target[parent] = {}
+            target = target[parent]
             if not isinstance(target, dict):
                 raise RecipeError(f"--{key}: {parent!r} has no keys below it.")
         target[last] = value
@@ -107,7 +118,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"There is no recipe file {path}.")
     try:
         values = yaml.safe_load(path.read_text("utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{path} must hold keys and values, not a {type(values).__name__}.")
@@ -138,8 +149,10 @@ def _load_plugins(plugins: list[str]) -> None:
     for plugin in plugins:
         try:
             if str(plugin).endswith(".py"):
-                spec = importlib.util.spec_from_file_location(Path(plugin).stem, plugin)
-                spec.loader.exec_module(importlib.util.module_from_spec(spec))  # type: ignore[union-attr, arg-type]
+                spec: Any = importlib.util.spec_from_file_location(Path(plugin).stem, plugin)
+                module = importlib.util.module_from_spec(spec)
+                sys.modules[spec.name] = module  # dataclasses look their module up there
+                spec.loader.exec_module(module)
             else:
                 importlib.import_module(plugin)
         except (ImportError, OSError) as error:
@@ -194,6 +207,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             return float(value)  # YAML reads 5e-5 as text
         except ValueError:
             pass
+    elif hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)  # a folder or a commit of digits only
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise RecipeError(f"{path} is {value!r}, but must be of type {hint.__name__}.")
@@ -206,40 +221,59 @@ def _families(values: Any, path: str) -> dict[str, FamilySettings]:
     for name, settings in values.items():
         if name not in FAMILIES:
             raise RecipeError(
-                f"Unknown family {name!r}; known: {', '.join(sorted(FAMILIES))}. Name the module that "
-                "registers a further one under 'plugins'."
+                f"Unknown family {name!r}; {_nearest(name, list(FAMILIES))}known: "
+                f"{', '.join(sorted(FAMILIES))}. "
+                "Name the module that registers a further one under 'plugins'."
             )
         built[name] = build(FAMILIES[name].settings_class, settings or {}, f"{path}.{name}")
     return built
 
 
+def _nearest(value: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(str(value), known, n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
 def _check(recipe: Recipe) -> None:
     regimes = [*REGIMES, *recipe.families]
     if recipe.regime not in regimes:
-        raise RecipeError(f"Unknown regime {recipe.regime!r}; choose one of: {', '.join(regimes)}.")
+        hint = _nearest(recipe.regime, regimes)
+        raise RecipeError(f"Unknown regime {recipe.regime!r}; {hint}choose one of: {', '.join(regimes)}.")
     if recipe.regime != "base" and not recipe.families:
         raise RecipeError("The recipe names no family; add at least one under 'families'.")
-    if recipe.mixed_precision not in ("auto", "bf16", "no"):
-        raise RecipeError(f"mixed_precision is {recipe.mixed_precision!r}; choose auto, bf16 or no.")
-    for name in ("steps", "gradient_accumulation_steps", "log_every"):
-        if getattr(recipe, name) < 1:
-            raise RecipeError(f"{name} is {getattr(recipe, name)}; it must be at least 1.")
+    if recipe.mixed_precision not in PRECISIONS:
+        raise RecipeError(f"mixed_precision is {recipe.mixed_precision!r}; choose {', '.join(PRECISIONS)}.")
+    for name, lowest in MINIMA.items():
+        if getattr(recipe, name) < lowest:
+            raise RecipeError(f"{name} is {getattr(recipe, name)}; it must be at least {lowest:g}.")
     if not 0 <= recipe.warmup < 1:
         raise RecipeError(f"warmup is {recipe.warmup}; it is a share of the steps, from 0 to below 1.")
+    if recipe.max_grad_norm <= 0:
+        raise RecipeError(f"max_grad_norm is {recipe.max_grad_norm}; it must be above 0.")
     for name, settings in recipe.families.items():
         if settings.batch_size < 1 or settings.max_length < 4:
             raise RecipeError(f"families.{name}: batch_size must be at least 1 and max_length at least 4.")
 
 
-def usage(cls: type = Recipe) -> str:
-    """Return the keys of a recipe with their defaults and meanings, for ``--help``."""
+def usage() -> str:
+    """Return all keys of a recipe, the families' among them, with defaults and meanings, for ``--help``."""
+    sections = [_keys(Recipe, "")]
+    for name, family in FAMILIES.items():
+        sections.append(f"family {name}:\n{_keys(family.settings_class, f'families.{name}.')}")
+    sections.append(f"LoRA of a family:\n{_keys(LoraSettings, 'families.<family>.lora.')}")
+    return "\n".join(sections)
+
+
+def _keys(cls: type, prefix: str) -> str:
+    described = "".join((base.__doc__ or "").partition("Attributes:")[2] for base in cls.__mro__)
     lines = []
-    described = (cls.__doc__ or "").partition("Attributes:")[2]
     for f in fields(cls):
-        _, found, text = described.partition(f"        {f.name}: ")
-        meaning = " ".join(_first_entry(text).split()) if found else ""
         default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore
-        lines.append(f"  --{f.name} {default!r}\n        {meaning}")
+        if is_dataclass(default) or f.name == "families":
+            continue
+        _, found, text = described.partition(f" {f.name}: ")
+        meaning = " ".join(_first_entry(text).split()) if found else ""
+        lines.append(f"  --{prefix}{f.name} {default!r}\n        {meaning}")
     return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from ..errors import MtpfError
 from .joint import JointOutput
@@ -35,6 +36,8 @@ def new_output_dir(path: str) -> Path:
         MtpfError: It holds a finished or a broken-off run already.
     """
     folder = Path(path)
+    if folder.is_file():
+        raise MtpfError(f"{folder} is a file; choose another --output_dir.")
     if (folder / METRICS_FILE).exists():
         raise MtpfError(f"{folder} holds another run; choose another --output_dir or remove the folder.")
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,14 +55,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def hardware(device: torch.device) -> dict[str, Any]:
+def hardware(accelerator: Accelerator) -> dict[str, Any]:
     """Return what the run computed on."""
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else platform.processor() or platform.machine()
-    )
-    return {"device": device.type, "name": name, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    device = accelerator.device
+    cpu = platform.processor() or platform.machine()
+    return {
+        "device": device.type,
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "precision": accelerator.mixed_precision,
+        "processes": accelerator.num_processes,
+    }
 
 
 class MetricsLog:
@@ -116,12 +123,48 @@ def write_run_file(folder: Path, record: dict[str, Any]) -> None:
     temporary.replace(folder / RUN_FILE)
 
 
+def summary(folder: Path, record: dict[str, Any]) -> str:
+    """Return the table of a finished run: what was trained, losses, movement, folders, how to load."""
+    first, last = record["first"], record["last"]
+    lines = [
+        "",
+        f"Regime {record['regime']}: {record['recipe']['steps']} steps in {record['seconds']:.0f} s",
+        "",
+    ]
+    if first:
+        lines.append(f"{'family':<8} {'loss first → last':<20} {'quality first → last':<40} adapter moved")
+    for family in record["data"]:
+        loss = f"{first[f'loss/{family}']:.2f} → {last[f'loss/{family}']:.2f}"
+        metric = next((key for key in last if key.endswith(f"accuracy/{family}")), None)
+        quality = ""
+        if metric:
+            name = metric.split("/")[0].replace("_", " ")
+            quality = f"{name} {first[metric]:.0%} → {last[metric]:.0%}"
+        moved = record["moved"].get(family)
+        lines.append(
+            f"{family:<8} {loss:<20} {quality:<40} {f'{moved:.1%}' if moved is not None else 'no adapter'}"
+        )
+    lines.append(f"The shared backbone moved by {record['moved']['backbone']:.1%} of its norm.")
+    lines += ["", "Folders:", f"  {folder / 'backbone'}"]
+    lines += [f"  {folder / 'adapters' / name}" for name in record["moved"] if name != "backbone"]
+    lines += [
+        "",
+        "Load them:",
+        "  from modeling_mtpf import MtpfModel",
+        f'  model = MtpfModel.from_pretrained("{folder / "backbone"}")',
+    ]
+    if "ner" in record["moved"]:
+        lines.append(f'  model.load_adapter("{folder / "adapters" / "ner"}")')
+    return "\n".join(lines)
+
+
 __all__ = [
     "METRICS_FILE",
     "RUN_FILE",
     "MetricsLog",
     "hardware",
     "new_output_dir",
+    "summary",
     "versions",
     "write_run_file",
 ]

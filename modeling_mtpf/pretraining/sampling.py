@@ -6,8 +6,11 @@ import numpy as np
 
 from ..errors import DataError
 
+Seed = int | tuple[int, ...]
 
-def _generator(*key: int) -> np.random.Generator:
+
+def _generator(seed: Seed, *more: int) -> np.random.Generator:
+    key = (*(seed if isinstance(seed, tuple) else (seed,)), *more)
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
 
 
@@ -22,7 +25,7 @@ class EpochSampler:
         [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     """
 
-    def __init__(self, num_rows: int, batch_size: int, seed: int):
+    def __init__(self, num_rows: int, batch_size: int, seed: Seed):
         if num_rows < 1 or batch_size < 1:
             raise DataError(f"Cannot draw batches of {batch_size} from {num_rows} rows.")
         self.num_rows, self.batch_size, self.seed = num_rows, batch_size, seed
@@ -68,7 +71,7 @@ class SourceSampler:
 
 
 def distinct_rows(
-    rows: list[int], num_rows: int, keys: Callable[[int], tuple], seed: int, step: int, name: str
+    rows: list[int], num_rows: int, keys: Callable[[int], tuple], seed: Seed, step: int, name: str
 ) -> list[int]:
     """Replace rows that repeat a text of an earlier row of the batch by other rows of the same source.
 

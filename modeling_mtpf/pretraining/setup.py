@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
+from safetensors import SafetensorError
 from transformers import get_cosine_schedule_with_warmup
 
+from ..configuration_mtpf import encoder_layout, max_tokens
 from ..data.packaged_encoder import resolve_encoder
 from ..data.words import load_word_tokenizer
 from ..errors import RecipeError
@@ -27,17 +29,35 @@ def fast_bf16(device: torch.device) -> bool:
     )
 
 
+def available_cores() -> int:
+    """Number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def make_accelerator(recipe: Recipe) -> Accelerator:
     """Start accelerate: device, processes, precision, threads, seed."""
     precision = recipe.mixed_precision
     if precision == "auto":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        precision = "bf16" if fast_bf16(device) else "no"
-    accelerator = Accelerator(
-        mixed_precision=precision, log_with=recipe.report_to, project_dir=recipe.output_dir
-    )
-    if accelerator.device.type == "cpu" and accelerator.num_processes == 1:
-        torch.set_num_threads(recipe.threads or len(os.sched_getaffinity(0)))
+        precision = "bf16" if fast_bf16(device) else "float32"
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        accelerator = Accelerator(
+            # Without it accelerate starts several processes on a CPU machine as strangers to each other.
+            cpu=processes > 1 and not torch.cuda.is_available(),
+            mixed_precision="bf16" if precision == "bf16" else "no",
+            log_with=recipe.report_to,
+            project_dir=recipe.output_dir,
+        )
+    except ValueError as error:
+        raise RecipeError(f"accelerate refuses these settings: {error}") from error
+    if accelerator.num_processes != processes:
+        raise RecipeError(
+            f"{processes} processes were started, but accelerate joined {accelerator.num_processes}; start "
+            "them with torchrun --nproc_per_node, or run one."
+        )
+    if accelerator.device.type == "cpu" and processes == 1:
+        torch.set_num_threads(recipe.threads or available_cores())
     set_seed(recipe.seed)
     return accelerator
 
@@ -52,7 +72,8 @@ def load_backbone(recipe: Recipe) -> MtpfModel:
         model = MtpfModel.from_pretrained(
             resolve_encoder(recipe.backbone), revision=recipe.revision or "main", dtype=torch.float32
         )
-    except (OSError, KeyError) as error:
+        encoder_layout(model.config.encoder_config.model_type)
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise RecipeError(f"The backbone {recipe.backbone!r} cannot be loaded: {reason}") from error
     model.config.regime = recipe.regime
@@ -60,21 +81,31 @@ def load_backbone(recipe: Recipe) -> MtpfModel:
 
 
 def prepare_families(
-    recipe: Recipe, folder: Path, accelerator: Accelerator
+    recipe: Recipe, model: MtpfModel, folder: Path, accelerator: Accelerator
 ) -> tuple[list[Family], RunContext]:
     """Open the data of the families that the regime trains."""
-    encoder_id = resolve_encoder(recipe.backbone)
     context = RunContext(
-        tokenizer=load_word_tokenizer(encoder_id, recipe.revision),
-        encoder_id=encoder_id,
+        tokenizer=load_word_tokenizer(resolve_encoder(recipe.backbone), recipe.revision),
         seed=recipe.seed,
         work_dir=folder,
         is_main=accelerator.is_main_process,
         barrier=accelerator.wait_for_everyone,
     )
+    encoder = model.config.encoder_config
+    limit = max_tokens(encoder)
+    if len(context.tokenizer) > encoder.vocab_size:
+        raise RecipeError(
+            f"The tokenizer of {recipe.backbone} has {len(context.tokenizer)} tokens, the encoder's "
+            f"embedding {encoder.vocab_size}: they do not belong together."
+        )
     names = families_of_regime(recipe.regime, list(recipe.families))
     families = [FAMILIES[name](name, recipe.families[name]) for name in names]
     for family in families:
+        if family.settings.max_length > limit:
+            raise RecipeError(
+                f"families.{family.name}.max_length is {family.settings.max_length}, but this encoder reads "
+                f"at most {limit} tokens."
+            )
         family.prepare(context)
     return families, context
 

@@ -1,17 +1,24 @@
 """The TC family: pull the two texts of a pair together, push the rest of the batch away (SPEC 1.4)."""
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
+from datasets import Dataset
 from torch import nn
 
-from ..data.sources import expand_pair_sources, open_source
-from ..data.words import PAD_MULTIPLE
+from ..data.sources import expand_pair_sources, fingerprint, open_source
+from ..data.words import encode_texts
+from ..errors import DataError, RecipeError
 from ..modeling_mtpf import mean_pool
 from .contrastive import info_nce
 from .families import Family, FamilyBatch, FamilySettings, RunContext, register_family
 from .sampling import EpochSampler, SourceSampler, distinct_rows
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -68,10 +75,17 @@ class TcFamily(Family):
     def prepare(self, context: RunContext) -> None:
         """Open all pair sources."""
         settings: TcSettings = self.settings
-        columns = {"anchor": "text", "positive": "text"}
+        if settings.batch_size < 2 or settings.temperature <= 0 or settings.source_temperature <= 0:
+            raise RecipeError(
+                "families.tc needs a batch_size of at least 2 (other rows are the negatives), and "
+                "temperature and source_temperature above 0."
+            )
         sources = expand_pair_sources(settings.pairs)
         self.names = list(sources)
-        self.sources = [open_source(source, columns) for source in sources.values()]
+        self.paths = list(sources.values())
+        opened = [self._open(name, source) for name, source in sources.items()]
+        self.sources = [source for source, _ in opened]
+        self.num_empty = [empty for _, empty in opened]
         self.seed = context.seed
         self.tokenizer = context.tokenizer
         sizes = [len(source) for source in self.sources]
@@ -79,8 +93,25 @@ class TcFamily(Family):
             sizes, settings.source_temperature, settings.source_cap or None, context.seed
         )
         self.samplers = [
-            EpochSampler(size, settings.batch_size, context.seed + 1 + i) for i, size in enumerate(sizes)
+            EpochSampler(size, settings.batch_size, (context.seed, i)) for i, size in enumerate(sizes)
         ]
+
+    def _open(self, name: str, source) -> tuple[Dataset, int]:
+        """Open one source without its pairs that have an empty side, and count those."""
+        dataset = open_source(source, {"anchor": "text", "positive": "text"})
+        sides = [dataset.data.column(column) for column in ("anchor", "positive")]
+        empty = np.zeros(len(dataset), dtype=bool)
+        for side in sides:
+            empty |= pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(side)), 0).to_numpy()
+            if pc.count_distinct(side).as_py() < self.settings.batch_size:
+                raise DataError(
+                    f"The pair source {name!r} has too few distinct texts for a batch of "
+                    f"{self.settings.batch_size}; lower families.tc.batch_size or leave the source out."
+                )
+        if empty.any():
+            logger.warning("%s: %d pairs with an empty text are left out", name, empty.sum())
+            dataset = dataset.select(np.flatnonzero(~empty))
+        return dataset, int(empty.sum())
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> FamilyBatch:
         """Return anchors, then their positives, all of one source, without a text that occurs twice."""
@@ -92,17 +123,11 @@ class TcFamily(Family):
             return pair["anchor"].strip().lower(), pair["positive"].strip().lower()
 
         drawn = self.samplers[index].rows(turn)
-        rows = distinct_rows(drawn, len(source), texts, self.seed + index, step, self.names[index])
+        rows = distinct_rows(drawn, len(source), texts, (self.seed, index), step, self.names[index])
         pairs = source[self.share(rows, rank, world_size)]
-        inputs = self.tokenizer(
-            [*pairs["anchor"], *pairs["positive"]],
-            truncation=True,
-            max_length=self.settings.max_length,
-            padding=True,
-            pad_to_multiple_of=PAD_MULTIPLE,
-            return_tensors="pt",
-        )
-        return FamilyBatch(dict(inputs), {"source": torch.tensor(index)})
+        texts_of_rows = [*pairs["anchor"], *pairs["positive"]]
+        inputs = encode_texts(self.tokenizer, texts_of_rows, self.settings.max_length)
+        return FamilyBatch(inputs, {"source": torch.tensor(index)})
 
     def objective(self, hidden_size: int) -> nn.Module:
         """Build the loss; it has no parameters."""
@@ -111,8 +136,13 @@ class TcFamily(Family):
     def describe(self) -> dict[str, Any]:
         """Return each source with its size, its share of the batches and its fingerprint."""
         return {
-            name: {"pairs": len(source), "share": round(float(share), 4), "fingerprint": source._fingerprint}
-            for name, source, share in zip(self.names, self.sources, self.chooser.shares, strict=True)
+            name: {
+                "pairs": len(self.sources[i]),
+                "empty_left_out": self.num_empty[i],
+                "share": round(float(self.chooser.shares[i]), 4),
+                "fingerprint": fingerprint(self.paths[i], self.sources[i]),
+            }
+            for i, name in enumerate(self.names)
         }
 
 
