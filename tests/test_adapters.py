@@ -63,6 +63,9 @@ def test_targets_are_the_last_layers_query_key_and_mlp(load, architecture):
     [
         (LoraSettings(layers=5), "lora.layers is 5, but this encoder has 4 layers"),
         (LoraSettings(layers=0), "lora.layers is 0"),
+        (LoraSettings(r=0), "rank must be at least 1"),
+        (LoraSettings(dropout=2), "dropout from 0 to below 1"),
+        (LoraSettings(targets=["attention.self"]), "'attention.self' is not in this encoder"),
         (
             LoraSettings(targets=["attention.quarry"]),
             "'attention.quarry' is not in this encoder; it has:.*intermediate",
@@ -92,6 +95,8 @@ def test_impossible_placement_is_refused(load, settings, message):
         "a" * 65,
         "",
         "dense",
+        "items",
+        "train",
     ],
 )
 def test_dangerous_names_are_refused(load, name):
@@ -217,6 +222,12 @@ def damage(app, how):
         tensors = load_file(app / "adapter_model.safetensors")
         tensors.pop(sorted(tensors)[0])
         save_file(tensors, app / "adapter_model.safetensors")
+    elif how == "another rank":  # a rank of 1 would be broadcast silently
+        tensors = load_file(app / "adapter_model.safetensors")
+        one = {k: v[:1] if "lora_A" in k else v[:, :1] for k, v in tensors.items()}
+        save_file({k: v.contiguous() for k, v in one.items()}, app / "adapter_model.safetensors")
+    elif how == "task is a list":
+        (app / "task.json").write_text("[]")
     elif how == "one module less":
         tensors = load_file(app / "adapter_model.safetensors")
         for key in sorted(tensors)[:2]:
@@ -235,6 +246,8 @@ def damage(app, how):
         ("task", "is damaged"),
         ("one tensor less", "incomplete"),
         ("one module less", "disagree about"),
+        ("another rank", "its config wants"),
+        ("task is a list", "is damaged"),
     ],
 )
 def test_damaged_folders_are_refused_and_change_nothing(app, how, message):
@@ -283,6 +296,28 @@ def test_unknown_places_and_local_backbone_ids_are_refused(load, tmp_path):
         model.save_adapter(tmp_path / "a", "tc")
     with pytest.raises(AdapterError, match="no adapter 'tc'; loaded: ner"), model.use_adapter("tc"):
         pass
+
+
+def test_hash_notices_a_fused_optimiser_step(load, tmp_path):
+    """Fused AdamW does not raise the version counter of what it changes."""
+    model = load("bert", {"ner": None})
+    model.requires_grad_(True)
+    before = backbone_sha256(model.backbone)
+    model(input_ids=torch.tensor([[5, 6, 7]]))[0].sum().backward()
+    torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True).step()
+    assert backbone_sha256(model.backbone) != before
+    model.save_pretrained(tmp_path / "backbone")
+    model.save_adapter(tmp_path / "ner", "ner")
+    assert MtpfModel.from_pretrained(tmp_path / "backbone").load_adapter(tmp_path / "ner") == "ner"
+
+
+def test_dropout_of_a_loaded_adapter_is_off_in_eval_mode(load, batch, tmp_path):
+    load("bert", {"ner": LoraSettings(dropout=0.5)}).save_adapter(tmp_path, "ner")
+    model = load("bert")
+    model.load_adapter(tmp_path)
+    with torch.no_grad():
+        first, second = (model.encode_adapters(["ner"], **batch("bert"))["ner"] for _ in range(2))
+    assert torch.equal(first, second)
 
 
 ADAPTER_AS_MODEL = """

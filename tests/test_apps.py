@@ -36,6 +36,7 @@ def test_a_token_app_learns_and_leaves_everything_else_alone(setting, tmp_path, 
     assert backbone_sha256(model.backbone) == digest
     after = dict(model.named_parameters())
     assert all(torch.equal(after[n], value) for n, value in before.items())
+    assert all(p.grad is None for p in model.parameters())
     assert model.heads["people"].labels == ["B-PER", "O", "B-LOC"]
     model.save_adapter(tmp_path, "people")
     again = load("bert")

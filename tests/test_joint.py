@@ -181,8 +181,14 @@ def test_gradient_cosine_against_flat_vectors(make):
         )
     assert set(found) == {"embeddings", "layer_0", "layer_1", "layer_2", "layer_3", "all"}
     joint.zero_grad()
+    joint.train()
+    joint.model.backbone.embeddings.eval()
+    modes = [module.training for module in joint.modules()]
+    numbers = torch.random.get_rng_state()
     gradient_cosine(joint, batches)
     assert all(p.grad is None for p in joint.parameters())
+    assert [module.training for module in joint.modules()] == modes
+    assert torch.equal(torch.random.get_rng_state(), numbers)  # a run is the same with and without it
 
 
 def test_regimes():

@@ -2,13 +2,15 @@
 
 import filecmp
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, SENTENCES, config_of
-from safetensors.torch import load_file
+import transformers
+from conftest import ARCHITECTURES, SENTENCES, config_of, encoder_config
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, AutoTokenizer
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
@@ -163,6 +165,29 @@ def test_stock_checkpoint_loads_and_equals_the_stock_model(load, batch, encoders
     stock = AutoModel.from_pretrained(encoders[architecture]).eval()
     with torch.no_grad():
         assert torch.equal(load(architecture)(**inputs)[0], stock(**inputs)[0])
+
+
+@pytest.mark.parametrize("task", ["AutoModelForMaskedLM", "AutoModelForTokenClassification"])
+def test_checkpoints_of_task_models_load_as_in_transformers(batch, tmp_path, architecture, task):
+    """Most checkpoints on the Hub carry a prefix before the encoder's keys."""
+    torch.manual_seed(1)
+    config = encoder_config(architecture, 400)
+    whole = getattr(transformers, task).from_config(config).eval()
+    whole.save_pretrained(tmp_path)
+    stock = AutoModel.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        found = MtpfModel.from_pretrained(tmp_path).eval()(**batch(architecture))[0]
+        assert torch.equal(found, stock(**batch(architecture))[0])
+    if task == "AutoModelForTokenClassification":
+        ours = MtpfForTokenClassification.from_pretrained(tmp_path)
+        assert torch.equal(ours.classifier.weight, whole.classifier.weight)
+
+
+def test_a_checkpoint_without_the_encoder_is_refused(encoders, tmp_path):
+    shutil.copytree(encoders["bert"], tmp_path, dirs_exist_ok=True)
+    save_file({"encoder.layer.9.odd": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="lacks .* weights of the encoder, e.g. 'backbone.embeddings"):
+        MtpfModel.from_pretrained(tmp_path)
 
 
 def test_unknown_arguments_are_refused(load, batch):

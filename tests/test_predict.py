@@ -87,6 +87,11 @@ def test_long_texts_are_read_in_windows_and_nothing_is_dropped(apps):
     assert [span["word"] for span in spans] == text.split()
 
 
+def test_an_app_longer_than_the_encoder_reads_in_windows(apps):
+    model, _ = apps(max_length=4000)
+    assert len(model.predict("Ada met Noor in London. " * 200, adapters=["topic"])["topic"]) == 1
+
+
 def test_mistakes_are_named(apps, load):
     model, _ = apps()
     with pytest.raises(TypeError, match="Text 1 is NoneType"):
@@ -102,5 +107,8 @@ def test_mistakes_are_named(apps, load):
 def test_the_mode_of_the_model_is_kept(apps):
     model, _ = apps()
     model.train()
+    model.backbone.embeddings.eval()
+    modes = [module.training for module in model.modules()]
     first = model.predict(TEXTS, adapters=["topic"])
-    assert model.training and first == model.predict(TEXTS, adapters=["topic"])
+    assert first == model.predict(TEXTS, adapters=["topic"])
+    assert [module.training for module in model.modules()] == modes and model.training

@@ -26,6 +26,15 @@ def test_tails_equal_separate_passes(load, batch, architecture, attention):
     assert all((distinct[i] - distinct[j]).abs().max() > 1e-3 for i in range(4) for j in range(i))
 
 
+def test_an_active_deeper_adapter_does_not_reach_the_trunk(load, batch, architecture):
+    model, inputs = load(architecture, {"deep": LoraSettings(layers=4), "ner": None}), batch(architecture)
+    with torch.no_grad():
+        expected = model.encode_adapters(["ner", None], **inputs)
+        model.set_adapter("deep")
+        found = model.encode_adapters(["ner", None], **inputs)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_rows_of_a_trunk_output_equal_a_run_on_those_rows(load, batch, architecture):
     model, inputs = load(architecture, ADAPTERS), batch(architecture)
     with torch.no_grad():

@@ -89,7 +89,6 @@ def train(recipe: Recipe, joint: JointModel, families: list, accelerator, log: M
                 line = log.write(step, **more)
                 progress.set_postfix({k: f"{v:.3f}" for k, v in line.items() if k.startswith("loss/")})
                 accelerator.log(line, step=step)
-    accelerator.end_training()
 
 
 def not_finite(step: int, output) -> str:
@@ -127,6 +126,7 @@ def run(arguments: list[str]) -> None:
         train(recipe, joint, families, accelerator, log)
     log.close()
     accelerator.wait_for_everyone()
+    accelerator.end_training()  # ends the process group, too: nothing may wait for others from here on
     if not accelerator.is_main_process:
         return
     joint.to("cpu").eval()
