@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -376,7 +376,10 @@ def write_adapter(
     if head is not None:
         record.update(labels=head.labels, max_length=head.max_length)
         weights = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
-        _write_bytes(target / HEAD_FILE, save(weights, metadata={"format": "pt"}))
+        # The labels go with the weights, so that a label that is renamed or moved in task.json is noticed.
+        # One entry only: safetensors writes several in random order.
+        metadata = {"labels": json.dumps(head.labels, ensure_ascii=False)}
+        _write_bytes(target / HEAD_FILE, save(weights, metadata=metadata))
     else:
         (target / HEAD_FILE).unlink(missing_ok=True)  # from an app that lay here before
     _write_json(target / TASK_FILE, record)
@@ -412,7 +415,30 @@ def find_adapter(
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_repo)) or str(path_or_repo).startswith("."):
         raise AdapterError(f"{path_or_repo} is neither a folder nor a Hub id of the form 'owner/name'.")
     files = [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE]
-    return Path(snapshot_download(str(path_or_repo), revision=revision, token=token, allow_patterns=files))
+    folder = Path(snapshot_download(str(path_or_repo), revision=revision, token=token, allow_patterns=files))
+    damaged = [name for name in files if (folder / name).is_file() and not has_announced_hash(folder / name)]
+    for name in damaged:
+        (folder / name).resolve().unlink()  # else the cache would go on serving it
+    if damaged:
+        raise AdapterError(
+            f"{damaged[0]} of {path_or_repo} does not have the hash that the Hub announces for it; it was "
+            "tampered with or broken on the way. Load it again; if it stays so, do not use this repo."
+        )
+    return folder
+
+
+def has_announced_hash(path: Path) -> bool:
+    """Compare a cached file with the hash under which the Hub announced it: the name of its blob.
+
+    The Hub's client compares sizes only. A blob is named by its sha256, a small file by its git hash.
+    Where the cache has no links (Windows), there is nothing to compare with and the answer is yes.
+    """
+    announced, data = path.resolve().name, path.read_bytes()
+    if re.fullmatch("[0-9a-f]{64}", announced):
+        return hashlib.sha256(data).hexdigest() == announced
+    if re.fullmatch("[0-9a-f]{40}", announced):
+        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == announced
+    return True
 
 
 def read_adapter(
@@ -440,7 +466,7 @@ def read_adapter(
     _check_shapes(folder, encoder, lora)
     if check_backbone:
         _check_backbone(folder, encoder, task.get("backbone") or {})
-    head = _read_head(folder, task, encoder.config.hidden_size)
+    head = read_head(folder, task, encoder.config.hidden_size)
     fallback = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-_0123456789")
     return AdapterFiles(name or task.get("name") or fallback, config, lora, task, head)
 
@@ -483,7 +509,12 @@ def _check_backbone(folder: Path, encoder: nn.Module, trained_on: dict[str, Any]
         )
 
 
-def _read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHead | None:
+def read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHead | None:
+    """Read the head of an adapter folder, if it is an app's.
+
+    Raises:
+        AdapterError: The head is missing or damaged, or does not fit the width or the labels.
+    """
     kind = task.get("kind")
     if kind in (None, KINDS[0]):
         return None
@@ -496,11 +527,18 @@ def _read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterH
     head = AdapterHead(kind, task["labels"], hidden_size, int(task.get("max_length", 128)))
     try:
         head.load_state_dict(load_file(folder / HEAD_FILE))
-    except (RuntimeError, OSError, SafetensorError) as error:
+        with safe_open(folder / HEAD_FILE, framework="pt") as file:
+            trained = json.loads((file.metadata() or {}).get("labels", "null"))
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         found = str(error).splitlines()[-1].strip()
         raise AdapterError(
             f"The head of {folder} does not fit {len(task['labels'])} labels of width {hidden_size}: {found}"
         ) from error
+    if trained is not None and trained != head.labels:
+        raise AdapterError(
+            f"The labels in {folder / TASK_FILE} are not those that its head was trained with, in "
+            f"order: {trained!r}. Restore them; new labels need a new head."
+        )
     return head.eval()
 
 
@@ -551,6 +589,7 @@ __all__ = [
     "copy_lora",
     "count_parameters",
     "find_adapter",
+    "has_announced_hash",
     "import_peft",
     "inject_lora",
     "install_adapter",
@@ -558,6 +597,7 @@ __all__ = [
     "lora_state_dict",
     "lora_targets",
     "read_adapter",
+    "read_head",
     "remove_lora",
     "set_active_adapter",
     "switched_adapter",
