@@ -418,7 +418,7 @@ def find_adapter(
     folder = Path(snapshot_download(str(path_or_repo), revision=revision, token=token, allow_patterns=files))
     damaged = [name for name in files if (folder / name).is_file() and not has_announced_hash(folder / name)]
     for name in damaged:
-        (folder / name).resolve().unlink()  # else the cache would go on serving it
+        drop_from_cache(folder / name)
     if damaged:
         raise AdapterError(
             f"{damaged[0]} of {path_or_repo} does not have the hash that the Hub announces for it; it was "
@@ -433,12 +433,23 @@ def has_announced_hash(path: Path) -> bool:
     The Hub's client compares sizes only. A blob is named by its sha256, a small file by its git hash.
     Where the cache has no links (Windows), there is nothing to compare with and the answer is yes.
     """
-    announced, data = path.resolve().name, path.read_bytes()
+    # One step only: the blob itself may be a link into a store that is shared by all repos.
+    announced = Path(os.readlink(path)).name if path.is_symlink() else ""
+    data = path.read_bytes()
     if re.fullmatch("[0-9a-f]{64}", announced):
         return hashlib.sha256(data).hexdigest() == announced
     if re.fullmatch("[0-9a-f]{40}", announced):
         return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == announced
     return True
+
+
+def drop_from_cache(path: Path) -> None:
+    """Remove a cached file and the blobs behind it, which the cache would go on serving."""
+    while path.is_symlink():
+        target = path.parent / os.readlink(path)
+        path.unlink()
+        path = target
+    path.unlink(missing_ok=True)
 
 
 def read_adapter(
@@ -588,6 +599,7 @@ __all__ = [
     "backbone_state_dict",
     "copy_lora",
     "count_parameters",
+    "drop_from_cache",
     "find_adapter",
     "has_announced_hash",
     "import_peft",

@@ -18,7 +18,13 @@ from huggingface_hub.hf_api import RepoFile
 
 from hub_cards import adapter_card, backbone_card
 
-from .adapters_mtpf import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, TASK_FILE, has_announced_hash
+from .adapters_mtpf import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    TASK_FILE,
+    drop_from_cache,
+    has_announced_hash,
+)
 from .hub_client import (
     HubError,
     PushConflictError,
@@ -427,19 +433,30 @@ def pull(
         announced = _announced(api, repo_id, str(sha))
         if announced is not None:
             _check_listing(repo_id, announced.values(), max_bytes)
-        options = {"revision": sha, "token": token, "allow_patterns": list(PULLED)}
-        folder = Path(attempt(lambda: snapshot_download(repo_id, **options)))
+
+        def fetch() -> Path:
+            offline = announced is None
+            patterns = list(PULLED)
+            return Path(
+                snapshot_download(
+                    repo_id, revision=sha, token=token, allow_patterns=patterns, local_files_only=offline
+                )
+            )
+
+        folder = attempt(fetch)
         damaged = _damaged(folder, announced)
         if damaged:
-            log.warning("%s of %s arrived damaged; fetching it again.", ", ".join(damaged), repo_id)
-            _drop(folder, damaged)
-            attempt(lambda: snapshot_download(repo_id, **options))
+            log.warning("%s of %s is damaged; fetching it again.", ", ".join(damaged), repo_id)
+            for name in damaged:
+                drop_from_cache(folder / name)
+            attempt(fetch)
             damaged = _damaged(folder, announced)
     if damaged:
-        _drop(folder, damaged)
+        for name in damaged:
+            drop_from_cache(folder / name)
         raise HubError(
-            f"{damaged[0]} of {repo_id} at {str(sha)[:8]} does not have the hash that the Hub "
-            "announces for it; it was tampered with or broken on the way. Do not use it; try again later or tell its owner."
+            f"{damaged[0]} of {repo_id} at {str(sha)[:8]} does not have the hash that the Hub announces for "
+            "it; it was tampered with or broken on the way. Do not use it; try again later or tell its owner."
         )
     return folder
 
@@ -447,7 +464,9 @@ def pull(
 def _announced(api: HfApi, repo_id: str, sha: str) -> dict[str, RepoFile] | None:
     """Return the files of a commit as the Hub lists them, ``None`` when it cannot be reached."""
     try:
-        return attempt(lambda: list_files(api, repo_id, sha))
+        # Unlike a listing, which the client repeats for half a minute, this fails at once without a network.
+        attempt(lambda: api.model_info(repo_id, revision=sha))
+        return list_files(api, repo_id, sha)
     except Exception as error:
         if isinstance(error, OfflineModeIsEnabled) or is_transient(error):
             return None
@@ -485,13 +504,6 @@ def _damaged(folder: Path, announced: dict[str, RepoFile] | None) -> list[str]:
         if not fits:
             damaged.append(name)
     return damaged
-
-
-def _drop(folder: Path, names: list[str]) -> None:
-    """Take damaged files out of the cache, which would go on serving them."""
-    for name in names:
-        (folder / name).resolve().unlink(missing_ok=True)
-        (folder / name).unlink(missing_ok=True)
 
 
 __all__ = [

@@ -102,8 +102,8 @@ def attempt(action: Callable[[], T], before_retry: Callable[[], T | None] = lamb
         try:
             return action()
         except Exception as error:
-            if not is_transient(error):
-                raise
+            if not is_transient(error) or isinstance(error, httpx2.ConnectError):
+                raise  # what cannot be reached now will not be in a second
             log.info("The Hub did not answer as it should (%s); trying again.", type(error).__name__)
             time.sleep(max(wait, _retry_after(error)))
         done = before_retry()

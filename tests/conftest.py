@@ -76,7 +76,13 @@ def encoder_config(architecture: str, vocab_size: int, **overrides):
         common["embedding_size"] = 16
     if architecture == "modernbert":
         # A window of 16 tokens, so that local and global layers differ on the test sentences.
-        common |= {"local_attention": 16, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+        common |= {
+            "local_attention": 16,
+            "cls_token_id": 2,
+            "sep_token_id": 3,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+        }
     return CONFIG_MAPPING[architecture](**(common | overrides))
 
 
@@ -155,7 +161,12 @@ def fresh_process(tmp_path):
 
     def run(code: str, *, package: bool = True, **environment: str):
         prelude = "" if package else WITHOUT_PACKAGE
-        variables = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules"), **environment}
+        variables = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_MODULES_CACHE": str(tmp_path / "modules"),
+            **environment,
+        }
         done = subprocess.run(
             [sys.executable, "-c", prelude + code], capture_output=True, text=True, env=variables, timeout=300
         )
@@ -180,7 +191,11 @@ def hub(tmp_path, monkeypatch):
         for name, value in server.environment().items():
             monkeypatch.setenv(name, value)
         # huggingface_hub has read its variables when it was imported.
-        patched = {"ENDPOINT": server.url, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(tmp_path / "hub-cache")}
+        patched = {
+            "ENDPOINT": server.url,
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        }
         patched["HUGGINGFACE_CO_URL_TEMPLATE"] = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         for name, value in patched.items():
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
@@ -220,7 +235,11 @@ def folders(encoders, tmp_path_factory) -> Path:
     (root / "backbone" / "training.json").write_text(json.dumps(TRAINING))
     for name in ("ner", *LABELS):
         metrics = {"ner": {"loss": 0.6}, "entities": {"entity_f1": 0.8}, "intent": {"accuracy": 0.67}}[name]
-        task = {"family": "tc" if name == "intent" else "ner", "metrics": metrics, "training_data": "made-up messages"}
+        task = {
+            "family": "tc" if name == "intent" else "ner",
+            "metrics": metrics,
+            "training_data": "made-up messages",
+        }
         model.save_adapter(root / name, name, task=task)
     return root
 
@@ -229,8 +248,24 @@ TRAINING = {
     "regime": "tpl",
     "start": "packaged",
     "families": [
-        {"name": "ner", "data": "text", "first": 4.6, "last": 0.6, "batch_size": 32, "max_length": 48, "weight": 1.0},
-        {"name": "tc", "data": "pairs", "first": 0.03, "last": 0.05, "batch_size": 32, "max_length": 48, "weight": 1.0},
+        {
+            "name": "ner",
+            "data": "text",
+            "first": 4.6,
+            "last": 0.6,
+            "batch_size": 32,
+            "max_length": 48,
+            "weight": 1.0,
+        },
+        {
+            "name": "tc",
+            "data": "pairs",
+            "first": 0.03,
+            "last": 0.05,
+            "batch_size": 32,
+            "max_length": 48,
+            "weight": 1.0,
+        },
     ],
     "datasets": [],
     "adapters": ["ner", "tc"],

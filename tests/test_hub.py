@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import re
 import shutil
 from pathlib import Path
 
@@ -13,15 +12,13 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 from modeling_mtpf import AdapterError, MtpfModel
-from modeling_mtpf.adapters_mtpf import write_adapter
 from modeling_mtpf.hub import HubError, PushConflictError, PushPlan, pull, push_adapter, push_backbone
 from modeling_mtpf.hub_files import HubFileError
 from modeling_mtpf.modeling_mtpf import HUB_FILES
 
 pytestmark = pytest.mark.hub
 
-BACKBONE, ENTITIES, INTENT, NER = "mtpf/encoder", "mtpf/entities", "mtpf/intent", "mtpf/encoder-ner"
-SIZE = 1_000_000
+BACKBONE, ENTITIES, NER = "mtpf/encoder", "mtpf/entities", "mtpf/encoder-ner"
 
 
 @pytest.fixture
@@ -180,7 +177,7 @@ def test_an_adapter_of_another_backbone_is_refused(hub, folders, backbone, publi
         MtpfModel.from_pretrained(pull(BACKBONE, other)).load_adapter(NER)
 
 
-def damage(folder: Path, how: str) -> None:
+def damage(folder: Path, how: str) -> None:  # noqa: C901
     task, head = folder / "task.json", folder / "head.safetensors"
     labels = json.loads(task.read_text())["labels"]
     if how == "pickle":
@@ -305,7 +302,9 @@ def test_faults_that_pass_are_survived(hub, folders, no_waiting, route, effects)
         ("xet_upload_shard", {"status": 400}, "connection to the Hub failed|answers"),
     ],
 )
-def test_faults_that_stay_leave_the_head_as_it_was(hub, backbone, published, no_waiting, route, effects, message):
+def test_faults_that_stay_leave_the_head_as_it_was(
+    hub, backbone, published, no_waiting, route, effects, message
+):
     before = hub.files(BACKBONE)
     weights = load_file(backbone / "model.safetensors")
     weights["embeddings.word_embeddings.weight"][7, 3] += 1e-3
@@ -344,16 +343,21 @@ def test_pull_by_branch_tag_and_commit_and_offline(hub, folders, published, monk
     second = push_backbone(folders / "backbone", BACKBONE, license="mit")
     assert pull(BACKBONE).name == second and pull(BACKBONE, "v1").name == published
     folder = pull(BACKBONE, published)
-    assert folder.name == published and (folder / "model.safetensors").read_bytes() == hub.files(BACKBONE)[
-        "model.safetensors"
-    ]
+    assert (
+        folder.name == published
+        and (folder / "model.safetensors").read_bytes() == hub.files(BACKBONE)["model.safetensors"]
+    )
     hub.stop()
-    assert pull(BACKBONE, published) == folder and pull(BACKBONE).name == second and pull(BACKBONE, "v1") == folder
+    assert (
+        pull(BACKBONE, published) == folder
+        and pull(BACKBONE).name == second
+        and pull(BACKBONE, "v1") == folder
+    )
     with pytest.raises(HubError, match="cannot be reached"):
         pull(ENTITIES)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert pull(BACKBONE) .name == second
-    blob = (folder / "model.safetensors").resolve()
+    assert pull(BACKBONE).name == second
+    blob = (folder / "config.json").resolve()
     data = bytearray(blob.read_bytes())
     data[len(data) // 2] ^= 1
     blob.chmod(0o644)
@@ -364,43 +368,40 @@ def test_pull_by_branch_tag_and_commit_and_offline(hub, folders, published, monk
 
 
 @pytest.mark.parametrize("path", ["model.safetensors", "config.json"])
-def test_pull_mends_what_broke_on_the_way_and_refuses_what_was_tampered_with(hub, published, path):
+def test_pull_fetches_again_what_broke_on_the_way(hub, published, path):
     route = "xet_download" if path == "model.safetensors" else "resolve"
-    truth = hub.files(BACKBONE)[path]
     fault = hub.fault(route, corrupt=True, match="" if route == "xet_download" else path)
-    assert (pull(BACKBONE) / path).read_bytes() == truth and fault.fired == 1
-    shutil.rmtree(pull(BACKBONE).parents[1])
+    assert (pull(BACKBONE) / path).read_bytes() == hub.files(BACKBONE)[path] and fault.fired == 1
+
+
+@pytest.mark.parametrize("path", ["model.safetensors", "config.json"])
+def test_pull_refuses_what_was_tampered_with(hub, published, path):
     hub.tamper(BACKBONE, path)
     with pytest.raises(HubError, match=f"{path} of mtpf/encoder .* does not have the hash"):
         pull(BACKBONE)
 
 
-def test_loading_a_tampered_adapter_is_refused_and_changes_nothing(hub, folders, published):
-    push_adapter(folders / "entities", ENTITIES, backbone_id=BACKBONE)
-    model = MtpfModel.from_pretrained(folders / "backbone")
-    for path in ("adapter_model.safetensors", "head.safetensors", "task.json"):
-        hub.tamper(ENTITIES, path)
-        with pytest.raises(AdapterError, match=f"{path} of {ENTITIES} does not have the hash"):
-            model.load_adapter(ENTITIES)
-        assert model.adapters == [] and len(model.heads) == 0
-        hub.commit(ENTITIES, {"notes.txt": path.encode(), **mended(folders, hub, path)})
+@pytest.mark.parametrize("path", ["adapter_model.safetensors", "head.safetensors", "task.json"])
+def test_loading_a_tampered_adapter_is_refused_and_changes_nothing(hub, folders, published, path):
     sha = push_adapter(folders / "entities", ENTITIES, backbone_id=BACKBONE)
-    assert model.load_adapter(ENTITIES, revision=sha) == "entities"
-
-
-def mended(folders, hub, path) -> dict[str, bytes]:
-    return {path: (folders / "entities" / path).read_bytes()} if path != "task.json" else {}
+    model = MtpfModel.from_pretrained(folders / "backbone")
+    hub.tamper(ENTITIES, path)
+    with pytest.raises(AdapterError, match=f"{path} of {ENTITIES} does not have the hash"):
+        model.load_adapter(ENTITIES, revision=sha)
+    assert model.adapters == [] and len(model.heads) == 0
 
 
 def test_what_pull_refuses_and_leaves_out(hub, published, tmp_path):
-    hub.commit(BACKBONE, {"pytorch_model.bin": b"\x80\x04.", "evil.py": b"1", "data.zip": b"PK", "a/b.py": b"1"})
+    hub.commit(
+        BACKBONE, {"pytorch_model.bin": b"\x80\x04.", "evil.py": b"1", "data.zip": b"PK", "a/b.py": b"1"}
+    )
     assert not {"pytorch_model.bin", "evil.py", "data.zip", "a"} & set(content_names(pull(BACKBONE)))
     with pytest.raises(HubError, match="more than the 1,000 that are allowed"):
         pull(BACKBONE, max_bytes=1000)
     hub.commit(BACKBONE, {"big.json": b"x"})
-    hub._storage.find("model", BACKBONE).resolve("main").files["../up.json"] = hub._storage.find(
-        "model", BACKBONE
-    ).resolve("main").files["big.json"]
+    hub._storage.find("model", BACKBONE).resolve("main").files["../up.json"] = (
+        hub._storage.find("model", BACKBONE).resolve("main").files["big.json"]
+    )
     with pytest.raises(HubError, match=r"has a file '\.\./up.json': its name leads out"):
         pull(BACKBONE)
     with pytest.raises(HubError, match="no such revision"):
