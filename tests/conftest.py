@@ -10,8 +10,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches beyond this machine
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from hub_server import HubServer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModel, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -157,7 +157,7 @@ sys.meta_path.insert(0, _Absent())
 
 @pytest.fixture
 def fresh_process(tmp_path):
-    """Run Python code in a new process and return the JSON that it prints last; optionally without the package."""
+    """Run Python code in a new process and return the JSON that it prints last; if asked, without the package."""
 
     def run(code: str, *, package: bool = True, **environment: str):
         prelude = "" if package else WITHOUT_PACKAGE
@@ -216,7 +216,7 @@ LABELS = {
 
 @pytest.fixture(scope="session")
 def folders(encoders, tmp_path_factory) -> Path:
-    """Folders as training leaves them: ``backbone``, the TPL ``ner``, and the apps ``entities`` and ``intent``."""
+    """Folders as training leaves them: ``backbone``, the TPL ``ner``, the apps ``entities`` and ``intent``."""
     root = tmp_path_factory.mktemp("run")
     model = MtpfModel.from_pretrained(encoders["bert"]).eval()
     for seed, name in enumerate(("ner", *LABELS)):
