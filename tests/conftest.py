@@ -157,7 +157,7 @@ sys.meta_path.insert(0, _Absent())
 
 @pytest.fixture
 def fresh_process(tmp_path):
-    """Run Python code in a new process and return the JSON that it prints last; if asked, without the package."""
+    """Run Python code in a new process and return the JSON that it prints last; maybe without the package."""
 
     def run(code: str, *, package: bool = True, **environment: str):
         prelude = "" if package else WITHOUT_PACKAGE
@@ -216,7 +216,7 @@ LABELS = {
 
 @pytest.fixture(scope="session")
 def folders(encoders, tmp_path_factory) -> Path:
-    """Folders as training leaves them: ``backbone``, the TPL ``ner``, the apps ``entities`` and ``intent``."""
+    """Folders as training leaves them: ``backbone``, the TPL ``ner``, apps ``entities`` and ``intent``."""
     root = tmp_path_factory.mktemp("run")
     model = MtpfModel.from_pretrained(encoders["bert"]).eval()
     for seed, name in enumerate(("ner", *LABELS)):
