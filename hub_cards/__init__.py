@@ -4,6 +4,7 @@ A card is written twice: beside a run, without ids, and finished when its repo i
 run as they stand. What the second needs of the run is kept in ``training.json``, which names no local path.
 """
 
+import json
 import os
 import re
 from pathlib import Path
@@ -24,6 +25,20 @@ ASSUMED = {
     "seed": "seed",
 }
 """Recipe keys whose values are ours, not the paper's; every backbone card lists them."""
+ASSUMED_BY_FAMILY = {
+    "weight": "weight λ of the loss",
+    "batch_size": "batch size",
+    "max_length": "longest input in sub-words",
+    "temperature": "temperature of InfoNCE",
+    "symmetric": "InfoNCE in both directions",
+    "teacher_layer": "layer of the teacher that is clustered",
+}
+"""Likewise, keys of a family."""
+PROTOCOLS = {
+    "entity_f1": "entity_f1 is strict F1 over whole entities (IOB2), on the test set",
+    "accuracy": "accuracy is the share of texts with the right label, on the test set",
+}
+"""What the metrics of this project mean, for an adapter that does not say it itself."""
 METRIC_IDS = {"accuracy": "accuracy", "entity_f1": "f1", "f1": "f1", "macro_f1": "f1"}
 """Our metric → the Hub's id of it, where it has one."""
 
@@ -40,7 +55,7 @@ def training_summary(record: dict[str, Any], adapters: list[str]) -> dict[str, A
         "families": families,
         "datasets": _hub_datasets(recipe),
         "adapters": adapters,
-        "assumptions": [[meaning, recipe[key]] for key, meaning in ASSUMED.items()],
+        "assumptions": _assumptions(record),
         "versions": record["versions"],
     }
 
@@ -104,7 +119,7 @@ def backbone_card(
         template_path=str(TEMPLATES / "backbone.md"),
         repo_id=repo_id or "<this repo>",
         regime=regime,
-        start=base_model or "a local encoder",
+        start=f"`{base_model}`" if base_model else "an encoder that it does not name",
         is_packaged=start == "packaged",
         families=training.get("families") or [],
         adapters=training.get("adapters") or [],
@@ -197,12 +212,25 @@ def adapter_card(
         num_bytes=f"{num_bytes:,}" if num_bytes else None,
         training_data=training_data,
         metrics=metrics,
-        protocol=task.get("protocol"),
-        example=examples[0],
+        protocol=task.get("protocol") or "; ".join(PROTOCOLS[key] for key in metrics if key in PROTOCOLS),
+        example=json.dumps(examples[0], ensure_ascii=False),  # a string of Python, whatever is in it
         languages=", ".join([language] if isinstance(language, str) else language),
         license_id=license,
         paper=PAPER,
     )
+
+
+def _assumptions(record: dict[str, Any]) -> list[list[Any]]:
+    recipe = record["recipe"]
+    rows = [[meaning, recipe[key]] for key, meaning in ASSUMED.items()]
+    for name in record["data"]:
+        settings = recipe["families"][name]
+        rows += [
+            [f"{name}: {text}", settings[key]] for key, text in ASSUMED_BY_FAMILY.items() if key in settings
+        ]
+        if "dropout" in (settings.get("lora") or {}):
+            rows.append([f"{name}: dropout on the input of LoRA", settings["lora"]["dropout"]])
+    return rows
 
 
 def _family_rows(record: dict[str, Any]) -> list[dict[str, Any]]:

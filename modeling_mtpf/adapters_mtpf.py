@@ -38,7 +38,7 @@ PEFT_PREFIX = "base_model.model."
 KINDS = ("task-primary-lora", "token-classification", "text-classification")
 """What an adapter folder holds: the LoRA of a family, or an app of one of the two head types."""
 
-_NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{1,63}")
+NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{1,63}")
 
 
 class AdapterError(ValueError):
@@ -126,7 +126,7 @@ def validate_adapter_name(encoder: nn.Module, name: str) -> None:
     Raises:
         AdapterError: The name is malformed, collides, or is in use.
     """
-    if not isinstance(name, str) or not _NAME_PATTERN.fullmatch(name):
+    if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
         raise AdapterError(
             f"Adapter name {name!r} is not allowed; use 2 to 64 lower-case letters, digits, '_' or '-', "
             "beginning with a letter."

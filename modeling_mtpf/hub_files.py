@@ -14,6 +14,7 @@ from .adapters_mtpf import (
     ADAPTER_WEIGHTS_FILE,
     HEAD_FILE,
     KINDS,
+    NAME_PATTERN,
     PEFT_PREFIX,
     TASK_FILE,
     AdapterError,
@@ -268,6 +269,10 @@ def check_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if task.get("kind") not in KINDS:
         raise HubFileError(
             f"{folder / TASK_FILE} has the kind {task.get('kind')!r}; known: {', '.join(KINDS)}."
+        )
+    if not NAME_PATTERN.fullmatch(str(task.get("name", ""))):
+        raise HubFileError(
+            f"{TASK_FILE} of {folder} has the name {task.get('name')!r}, which no adapter can have."
         )
     shapes = tensor_shapes(folder / ADAPTER_WEIGHTS_FILE)
     paths = {f"{PEFT_PREFIX}{target}.lora_{part}.weight" for target in _targets(config) for part in "AB"}

@@ -100,11 +100,20 @@ def test_cards_are_finished_and_name_no_local_path(hub, cards, folders):
         assert "\n\n\n\n" not in text
     assert (
         "`B-PER`" in cards[ENTITIES]
-        and "strict entity F1" in cards[ENTITIES]
+        and "strict F1 over whole entities" in cards[ENTITIES]
         and "| entity_f1 | 0.8 |" in cards[ENTITIES]
     )
     assert hub.head(BACKBONE) in cards[NER] and "assumptions of this implementation" in cards[BACKBONE]
     assert "| Banking77 | accuracy | 0.796 | 3080 |" in cards[BACKBONE]
+
+
+def test_an_example_with_quotes_is_still_python():
+    text = 'He said: "now", \\ and left\n'
+    task = {"kind": "text-classification", "labels": ["a", "b"], "name": "app", "examples": [text]}
+    card = str(adapter_card(task, {"r": 4, "lora_alpha": 8, "target_modules": []}))
+    for block in blocks(card):
+        compile(block, "block", "exec")
+    assert json.dumps(text) in card and ModelCard(card).data.to_dict()["widget"] == [{"text": text}]
 
 
 def test_overrides_and_hub_datasets(hub, folders):
@@ -141,9 +150,15 @@ def test_a_summary_of_a_run_has_no_local_path(tmp_path):
     assert local["datasets"] == ["sentence-transformers/all-nli"]
     assert local["families"][0]["data"] == "mail, sentence-transformers/all-nli"
     text = str(backbone_card(local))
-    assert "a local encoder" in text and "base_model" not in text.split("---")[1]
+    assert "an encoder that it does not name" in text and "base_model" not in text.split("---")[1]
+    assert ["tc: weight λ of the loss", 1.0] in local["assumptions"]
     known = training_summary(record(tmp_path, "distilbert-base-uncased"), ["tc"])
     assert backbone_card(known).data.base_model == "distilbert-base-uncased"
+
+
+def test_a_trained_backbone_without_its_record_is_not_called_untrained():
+    text = str(backbone_card(None, config={"mtpf": {"regime": "tpl"}}))
+    assert "was not published with it" in text and "Nothing was trained" not in text
 
 
 def test_an_untrained_backbone_and_an_app_without_metrics_say_so():

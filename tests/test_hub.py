@@ -198,6 +198,8 @@ def damage(folder: Path, how: str) -> None:  # noqa: C901
         edit(task, labels=["B-NAME" if label == "B-PER" else label for label in labels])
     elif how == "labels moved":
         edit(task, labels=labels[::-1])
+    elif how == "name":
+        edit(task, name='../"); import os; ("')
     elif how == "label less":
         edit(task, labels=labels[:-1])
     elif how == "absolute path":
@@ -229,6 +231,7 @@ def damage(folder: Path, how: str) -> None:  # noqa: C901
         ("no head", "its head is missing"),
         ("label renamed", "not those that its head was trained with"),
         ("labels moved", "not those that its head was trained with"),
+        ("name", "which no adapter can have"),
         ("label less", "does not fit 2 labels"),
         ("absolute path", "task.json contains the local path '/home/ada"),
         ("relative path", r"task.json contains the local path '\.\./messages' \(key 'training_data'\)"),
