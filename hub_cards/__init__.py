@@ -101,6 +101,7 @@ def backbone_card(
         )
         for row in results
     ]
+    extra: dict[str, Any] = {"base_model_relation": "finetune"} if base_model else {}
     data = ModelCardData(
         language=language,
         library_name="transformers",
@@ -112,7 +113,7 @@ def backbone_card(
         eval_results=evaluations or None,
         model_name=(repo_id or "mtpf").split("/")[-1] if evaluations else None,
         tags=["mtpf", "multi-task", "lora", "sentence-similarity", "feature-extraction", f"regime:{regime}"],
-        **({"base_model_relation": "finetune"} if base_model else {}),
+        **extra,
     )
     return ModelCard.from_template(
         data,
@@ -177,6 +178,9 @@ def adapter_card(
         )
         for name, value in (metrics.items() if is_app else ())
     ]
+    extra: dict[str, Any] = {"base_model_relation": "adapter"} if backbone.get("id") else {}
+    if is_app:
+        extra["widget"] = [{"text": text} for text in examples]
     data = ModelCardData(
         language=language,
         library_name="peft",
@@ -188,8 +192,7 @@ def adapter_card(
         eval_results=evaluations or None,
         model_name=(repo_id or task.get("name", "mtpf")).split("/")[-1] if evaluations else None,
         tags=["mtpf", "lora", *filter(None, [task.get("family")]), "app" if is_app else "task-primary-lora"],
-        **({"base_model_relation": "adapter"} if backbone.get("id") else {}),
-        **({"widget": [{"text": text} for text in examples]} if is_app else {}),
+        **extra,
     )
     targets = config.get("target_modules") or []
     return ModelCard.from_template(

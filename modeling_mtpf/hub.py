@@ -1,4 +1,4 @@
-"""Publish backbones and adapters on the Hub and fetch them back: one atomic commit each, pinned, verified.
+"""Publish backbones and adapters on the Hub, one atomic commit each; `pull` fetches them back.
 
 Everything is checked before anything changes: the files of the folder, the state of the repo, and for an
 adapter the published backbone. A push plans against one commit of the repo and names it as the parent of its
@@ -7,13 +7,12 @@ own; when somebody else was faster, the Hub refuses it and nothing is lost.
 
 import json
 import logging
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
 from hub_cards import adapter_card, backbone_card
@@ -22,8 +21,6 @@ from .adapters_mtpf import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     TASK_FILE,
-    drop_from_cache,
-    has_announced_hash,
 )
 from .hub_client import (
     HubError,
@@ -32,8 +29,6 @@ from .hub_client import (
     attempt,
     check_repo_id,
     explained,
-    is_transient,
-    list_files,
     read_remote,
 )
 from .hub_files import (
@@ -50,19 +45,16 @@ from .hub_files import (
     count_values,
     git_sha1,
     list_folder,
-    objection,
     read_json,
     sha256_of,
     tensor_shapes,
 )
+from .hub_pull import pull
 
 log = logging.getLogger(__name__)
 
 KEPT_FILES = (".gitattributes",)
 """Files of a repo that are not ours to delete: the Hub writes them."""
-PULLED = ("*.json", "*.safetensors", "*.txt", "*.md", "*.model", "*.onnx", *code_files())
-"""What `pull` fetches: data, and this project's remote code. Never pickles, archives or other code."""
-MAX_PULL_BYTES = 20 * 10**9
 
 # -------------------------------------------------------------------------------------------- plans
 
@@ -399,111 +391,6 @@ def _commit(api: HfApi, target: _Target, plan: PushPlan, files: dict[str, Commit
             if sha is None:
                 raise
             return sha
-
-
-# --------------------------------------------------------------------------------------------- pull
-
-
-def pull(
-    repo_id: str,
-    revision: str | None = None,
-    *,
-    token: str | None = None,
-    max_bytes: int = MAX_PULL_BYTES,
-) -> Path:
-    """Fetch a repo into the Hub's cache, compare every file with its announced hash, and return the folder.
-
-    The Hub's client compares sizes only. Without a network the cached folder is verified in the same way.
-    Pickles, archives and foreign code are not fetched.
-
-    Args:
-        repo_id: ``owner/name``.
-        revision: Commit, tag or branch; pin a commit in production.
-        token: Hub token; by default the one of ``hf auth login``.
-        max_bytes: Refuse a larger repo before fetching it.
-
-    Raises:
-        HubError: No such repo or revision, names that are no relative paths, too many bytes, or a hash that
-            does not fit even after fetching the file anew.
-    """
-    check_repo_id(repo_id)
-    api = HfApi(token=token)
-    with explained(repo_id):
-        sha = attempt(lambda: api.resolve_revision(repo_id, revision=revision, token=token))
-        announced = _announced(api, repo_id, str(sha))
-        if announced is not None:
-            _check_listing(repo_id, announced.values(), max_bytes)
-
-        def fetch() -> Path:
-            offline = announced is None
-            patterns = list(PULLED)
-            return Path(
-                snapshot_download(
-                    repo_id, revision=sha, token=token, allow_patterns=patterns, local_files_only=offline
-                )
-            )
-
-        folder = attempt(fetch)
-        damaged = _damaged(folder, announced)
-        if damaged:
-            log.warning("%s of %s is damaged; fetching it again.", ", ".join(damaged), repo_id)
-            for name in damaged:
-                drop_from_cache(folder / name)
-            attempt(fetch)
-            damaged = _damaged(folder, announced)
-    if damaged:
-        for name in damaged:
-            drop_from_cache(folder / name)
-        raise HubError(
-            f"{damaged[0]} of {repo_id} at {str(sha)[:8]} does not have the hash that the Hub announces for "
-            "it; it was tampered with or broken on the way. Do not use it; try again later or tell its owner."
-        )
-    return folder
-
-
-def _announced(api: HfApi, repo_id: str, sha: str) -> dict[str, RepoFile] | None:
-    """Return the files of a commit as the Hub lists them, ``None`` when it cannot be reached."""
-    try:
-        # Unlike a listing, which the client repeats for half a minute, this fails at once without a network.
-        attempt(lambda: api.model_info(repo_id, revision=sha))
-        return list_files(api, repo_id, sha)
-    except Exception as error:
-        if isinstance(error, OfflineModeIsEnabled) or is_transient(error):
-            return None
-        raise
-
-
-def _check_listing(repo_id: str, files: Iterable[RepoFile], max_bytes: int) -> None:
-    total = 0
-    for file in files:
-        reason = objection(file.path)
-        if reason and reason.startswith("its name"):
-            raise HubError(f"{repo_id} has a file {file.path!r}: {reason}. It is not fetched.")
-        total += 0 if reason else file.size
-    if total > max_bytes:
-        raise HubError(
-            f"{repo_id} has {total:,} bytes, more than the {max_bytes:,} that are allowed; it is not "
-            "fetched. Raise max_bytes if that is right."
-        )
-
-
-def _damaged(folder: Path, announced: dict[str, RepoFile] | None) -> list[str]:
-    damaged = []
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        name = path.relative_to(folder).as_posix()
-        if announced is None:
-            fits = has_announced_hash(path)
-        elif name not in announced:
-            continue  # left there by somebody else, not part of the repo
-        elif (lfs := announced[name].lfs) is not None:
-            fits = sha256_of(path) == lfs.sha256
-        else:
-            fits = git_sha1(path.read_bytes()) == announced[name].blob_id
-        if not fits:
-            damaged.append(name)
-    return damaged
 
 
 __all__ = [

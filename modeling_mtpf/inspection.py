@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, hf_hub_download
 
 from .adapters_mtpf import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE
 from .errors import MtpfError
-from .hub_client import HubError, attempt, check_repo_id, explained, read_remote
+from .hub_client import HubError, check_repo_id, explained, read_remote
 from .hub_files import (
     CONFIG_FILE,
     TRAINING_FILE,
@@ -166,8 +166,7 @@ def _fetch(repo_id: str, revision: str | None, token: str | None) -> tuple[Inspe
     for name in SMALL_FILES:
         if name in remote.files and remote.files[name].size <= MAX_FETCH_BYTES:
             with explained(repo_id):
-                options = {"revision": remote.sha, "token": token}
-                place = attempt(lambda name=name, options=options: hf_hub_download(repo_id, name, **options))
+                place = hf_hub_download(repo_id, name, revision=remote.sha, token=token)  # retries by itself
                 folder = Path(place).parent
     return Inspection(repo_id, remote.sha, files=files), folder
 
