@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
@@ -30,6 +30,7 @@ from .hub_client import (
     check_repo_id,
     explained,
     read_remote,
+    validate_card,
 )
 from .hub_files import (
     ADAPTER_FILES,
@@ -168,9 +169,8 @@ def push_backbone(
         results=results,
     )
     files.update(code)
-    files[CARD_FILE] = str(card).encode()
     target = _Target(repo_id, "backbone", private, create_pr, branch, commit_message)
-    return _push(api, target, files, dry_run)
+    return _push(api, target, card, files, dry_run)
 
 
 def push_adapter(
@@ -237,9 +237,8 @@ def push_adapter(
         language=language,
         datasets=datasets,
     )
-    files[CARD_FILE] = str(card).encode()
     target = _Target(repo_id, "adapter", private, create_pr, branch, commit_message)
-    return _push(api, target, files, dry_run)
+    return _push(api, target, card, files, dry_run)
 
 
 def _published_backbone(
@@ -291,13 +290,19 @@ class _Target:
     commit_message: str
 
 
-def _push(api: HfApi, target: _Target, content: dict[str, Path | bytes], dry_run: bool) -> str | PushPlan:
+def _push(
+    api: HfApi, target: _Target, card: ModelCard, content: dict[str, Path | bytes], dry_run: bool
+) -> str | PushPlan:
+    content = {**content, CARD_FILE: str(card).encode()}
     for name, data in content.items():
         if not name.endswith((".safetensors", ".py", ".model")):
             check_local_paths(name, data if isinstance(data, bytes) else data.read_bytes())
     files = {name: CommitOperationAdd(name, data) for name, data in sorted(content.items())}
     remote = read_remote(api, target.repo_id, target.branch, missing_ok=True)
     plan = _plan(target, remote, files)
+    validate_card(
+        target.repo_id, card
+    )  # before anything changes: the client checks it after the repo is made
     if dry_run:
         return plan
     if remote is None:

@@ -1,5 +1,6 @@
 """Requests to the Hub: what is worth another attempt, and errors as one sentence with a remedy."""
 
+import json
 import logging
 import re
 import time
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import httpx2  # the HTTP client of huggingface_hub, whose transport errors it passes on
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -84,6 +85,25 @@ def read_remote(api: HfApi, repo_id: str, revision: str, missing_ok: bool = Fals
                 return None
             raise
     return RemoteRepo(str(info.sha), bool(info.private), files)
+
+
+def validate_card(repo_id: str, card: ModelCard) -> None:
+    """Ask the Hub whether it accepts the metadata of a card.
+
+    Raises:
+        HubError: It does not.
+    """
+    try:
+        with explained(repo_id):
+            attempt(card.validate)
+    except HubError:
+        raise
+    except ValueError as error:
+        try:
+            said = "; ".join(found["message"] for found in json.loads(str(error))["errors"])
+        except (ValueError, LookupError, TypeError):
+            said = str(error)
+        raise HubError(f"The Hub does not accept the card of {repo_id}: {said}") from error
 
 
 def is_transient(error: BaseException) -> bool:
@@ -169,4 +189,5 @@ __all__ = [
     "is_transient",
     "list_files",
     "read_remote",
+    "validate_card",
 ]

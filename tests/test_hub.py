@@ -94,7 +94,8 @@ def test_pushing_again_makes_no_commit_and_removes_what_is_stale(hub, backbone, 
 def test_a_dry_run_lists_sizes_and_changes_nothing(hub, folders):
     plan = push_backbone(folders / "backbone", BACKBONE, dry_run=True)
     assert isinstance(plan, PushPlan) and plan.head is None
-    assert {call.method for call in hub.requests} == {"GET"}
+    changing = {call.path for call in hub.requests if call.method != "GET"}
+    assert changing <= {"/api/validate-yaml"}
     sizes = {file.path: file.size for file in plan.files}
     local = {name: len(data) for name, data in content(folders / "backbone").items()}
     assert sizes == {**local, "README.md": sizes["README.md"]} and plan.size == sum(sizes.values())
@@ -250,6 +251,10 @@ def test_backbones_that_may_not_be_published(hub, backbone, encoders):
     push = lambda: push_backbone(backbone, BACKBONE)  # noqa: E731
     pushes_nothing(hub, lambda: push_backbone(encoders["bert"], BACKBONE), "no 'mtpf' block")
     pushes_nothing(hub, lambda: push_backbone(backbone / "absent", BACKBONE), "There is no folder")
+    archive = shutil.make_archive(str(backbone), "zip", backbone)
+    pushes_nothing(hub, lambda: push_backbone(archive, BACKBONE), "There is no folder .*zip")
+    with pytest.raises(AdapterError, match="neither a folder nor a Hub id"):
+        MtpfModel.from_pretrained(encoders["bert"]).load_adapter(archive)
     (backbone / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     pushes_nothing(hub, push, "pytorch_model.bin .* may hold a pickle")
     (backbone / "pytorch_model.bin").unlink()
@@ -264,6 +269,12 @@ def test_backbones_that_may_not_be_published(hub, backbone, encoders):
     for name in ("encoder", "a/b/c", "../up/x", "-/x", str(backbone)):
         with pytest.raises(HubError, match="no Hub id"):
             push_backbone(backbone, name)
+
+
+def test_a_card_that_the_hub_does_not_accept_leaves_no_empty_repo(hub, folders):
+    with pytest.raises(HubError, match='card of mtpf/encoder: "language" with value "English"'):
+        push_backbone(folders / "backbone", BACKBONE, language="English")
+    assert not hub.calls("create_repo")
 
 
 def test_remote_code_is_this_packages_own(hub, backbone, published):
