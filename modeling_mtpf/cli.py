@@ -15,8 +15,7 @@ from typing import Any
 
 from .adapters_mtpf import AdapterError
 from .errors import MtpfError
-from .hub import HubError, pull, push_adapter, push_backbone
-from .inspection import inspect
+from .hub import HubError, inspect, pull, push_adapter, push_backbone
 from .version import __version__
 
 

@@ -1,4 +1,4 @@
-"""Publish backbones and adapters on the Hub, one atomic commit each; `pull` fetches them back.
+"""Publish backbones and adapters on the Hub, one atomic commit each; fetch and inspect them.
 
 Everything is checked before anything changes: the files of the folder, the state of the repo, and for an
 adapter the published backbone. A push plans against one commit of the repo and names it as the parent of its
@@ -51,6 +51,7 @@ from .hub_files import (
     tensor_shapes,
 )
 from .hub_pull import pull
+from .inspection import inspect
 
 log = logging.getLogger(__name__)
 
@@ -403,6 +404,7 @@ __all__ = [
     "PlannedFile",
     "PushConflictError",
     "PushPlan",
+    "inspect",
     "pull",
     "push_adapter",
     "push_backbone",

@@ -44,8 +44,9 @@ def pull(
     check_repo_id(repo_id)
     api = HfApi(token=token)
     with explained(repo_id):
-        sha = attempt(lambda: api.resolve_revision(repo_id, revision=revision, token=token))
-        announced = _announced(api, repo_id, str(sha))
+        resolved = attempt(lambda: api.resolve_revision(repo_id, revision=revision, token=token))
+        sha = resolved.resolved  # `resolved` itself is the name that was asked for
+        announced = _announced(api, repo_id, sha)
         if announced is not None:
             _check_listing(repo_id, announced.values(), max_bytes)
 
@@ -54,7 +55,7 @@ def pull(
             patterns = list(PULLED)
             return Path(
                 snapshot_download(
-                    repo_id, revision=sha, token=token, allow_patterns=patterns, local_files_only=offline
+                    repo_id, revision=resolved, token=token, allow_patterns=patterns, local_files_only=offline
                 )
             )
 
@@ -70,7 +71,7 @@ def pull(
         for name in damaged:
             drop_from_cache(folder / name)
         raise HubError(
-            f"{damaged[0]} of {repo_id} at {str(sha)[:8]} does not have the hash that the Hub announces for "
+            f"{damaged[0]} of {repo_id} at {sha[:8]} does not have the hash that the Hub announces for "
             "it; it was tampered with or broken on the way. Do not use it; try again later or tell its owner."
         )
     return folder

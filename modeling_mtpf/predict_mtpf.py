@@ -107,7 +107,7 @@ def load_tokenizer(model: Any) -> Any:
     source = model.config.name_or_path
     if not source:
         raise ValueError("The model was not loaded from a folder or repo; pass tokenizer=... to predict.")
-    revision = getattr(model.config, "_commit_hash", None)  # None for a folder
+    revision = getattr(model.config, "source_revision", None)  # None for a folder
     return AutoTokenizer.from_pretrained(source, revision=revision, use_fast=True, trust_remote_code=False)
 
 

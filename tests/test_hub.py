@@ -15,6 +15,7 @@ from modeling_mtpf import AdapterError, MtpfModel
 from modeling_mtpf.hub import HubError, PushConflictError, PushPlan, pull, push_adapter, push_backbone
 from modeling_mtpf.hub_files import HubFileError
 from modeling_mtpf.modeling_mtpf import HUB_FILES
+from modeling_mtpf.predict_mtpf import load_tokenizer
 
 pytestmark = pytest.mark.hub
 
@@ -379,6 +380,28 @@ def test_pull_by_branch_tag_and_commit_and_offline(hub, folders, published, monk
     with pytest.raises(HubError):  # noticed offline, too
         pull(BACKBONE, published)
     assert not blob.exists()
+
+
+SOURCE_REVISION = """
+import json
+from modeling_mtpf import MtpfModel
+found = [MtpfModel.from_pretrained("mtpf/encoder").config]
+found.append(MtpfModel.from_pretrained("mtpf/encoder", revision="v1").config)
+written = "source_revision" in found[0].to_json_string()
+print(json.dumps([*(config.source_revision for config in found), written]))
+"""
+
+
+@pytest.mark.slow
+def test_a_model_knows_its_commit_and_reads_the_tokenizer_from_it(hub, folders, published, fresh_process):
+    model = MtpfModel.from_pretrained(BACKBONE, revision=published)
+    HfApi(endpoint=hub.url, token=hub.token).create_tag(BACKBONE, tag="v1")
+    second = push_backbone(folders / "backbone", BACKBONE, license="mit")
+    assert fresh_process(SOURCE_REVISION, **hub.environment()) == [second, published, False]
+    hub.commit(
+        BACKBONE, dict.fromkeys(("config.json", "tokenizer.json", "tokenizer_config.json"), b"damaged")
+    )
+    assert load_tokenizer(model)("Hi")["input_ids"] and model.config.source_revision == published
 
 
 @pytest.mark.parametrize("path", ["model.safetensors", "config.json"])

@@ -35,7 +35,16 @@ def story(hub, folders, tmp_path):
     for name, repo in ADAPTERS.items():
         shas[name] = push_adapter(folders / name, repo, backbone_id=BACKBONE)
     # What comes later must not matter to who has pinned a commit.
-    hub.commit(BACKBONE, {"model.safetensors": b"damaged", "config.json": b"{}"})
+    damaged = (
+        "config.json",
+        "model.safetensors",
+        "modeling_mtpf.py",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    )
+    hub.commit(BACKBONE, dict.fromkeys(damaged, b"damaged"))
+    for repo in ADAPTERS.values():
+        hub.commit(repo, dict.fromkeys(("adapter_config.json", "adapter_model.safetensors"), b"damaged"))
     return {
         "expected": str(tmp_path / "expected.pt"),
         "predictions": predictions,
