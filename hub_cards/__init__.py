@@ -1,11 +1,21 @@
-"""Model cards of backbones and adapters: two templates, and the functions that fill them."""
+"""Model cards of backbones and adapters: two templates, and the functions that fill them.
 
+A card is written twice: beside a run, without ids, and finished when its repo is pushed, so that its examples
+run as they stand. What the second needs of the run is kept in ``training.json``, which names no local path.
+"""
+
+import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 TEMPLATES = Path(__file__).parent
+PAPER = "https://arxiv.org/abs/2510.07566"
+PACKAGED_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+EXAMPLE = "Remind me to call Nadia Brandt in Lisbon tomorrow at 5pm"
 ASSUMED = {
     "learning_rate": "peak learning rate of the backbone",
     "adapter_learning_rate": "peak learning rate of LoRA and heads",
@@ -15,44 +25,215 @@ ASSUMED = {
     "seed": "seed",
 }
 """Recipe keys whose values are ours, not the paper's; every backbone card lists them."""
+ASSUMED_BY_FAMILY = {
+    "weight": "weight λ of the loss",
+    "batch_size": "batch size",
+    "max_length": "longest input in sub-words",
+    "temperature": "temperature of InfoNCE",
+    "symmetric": "InfoNCE in both directions",
+    "teacher_layer": "layer of the teacher that is clustered",
+}
+"""Likewise, keys of a family."""
+PROTOCOLS = {
+    "entity_f1": "entity_f1 is strict F1 over whole entities (IOB2), on the test set",
+    "accuracy": "accuracy is the share of texts with the right label, on the test set",
+}
+"""What the metrics of this project mean, for an adapter that does not say it itself."""
+METRIC_IDS = {"accuracy": "accuracy", "entity_f1": "f1", "f1": "f1", "macro_f1": "f1"}
+"""Our metric → the Hub's id of it, where it has one."""
 
 
-def backbone_card(record: dict[str, Any], adapters: list[str]) -> ModelCard:
-    """Fill the card of a backbone from the record of its run (``run.json``)."""
+def training_summary(record: dict[str, Any], adapters: list[str]) -> dict[str, Any]:
+    """Return what the card of a backbone tells of its run (``run.json``), without any local path."""
     recipe = record["recipe"]
+    families = _family_rows(record)
+    start = "packaged" if recipe["backbone"] == "packaged" else _hub_id(recipe["backbone"])
+    return {
+        "regime": record["regime"],
+        "start": start,
+        "start_revision": recipe.get("revision"),
+        "families": families,
+        "datasets": _hub_datasets(recipe),
+        "adapters": adapters,
+        "assumptions": _assumptions(record),
+        "versions": record["versions"],
+    }
+
+
+def backbone_card(
+    training: dict[str, Any] | None,
+    *,
+    repo_id: str | None = None,
+    config: dict[str, Any] | None = None,
+    num_parameters: int | None = None,
+    hashes: dict[str, str] | None = None,
+    license: str = "apache-2.0",  # noqa: A002
+    language: str | list[str] = "en",
+    datasets: list[str] | None = None,
+    results: list[dict[str, Any]] | None = None,
+) -> ModelCard:
+    """Fill the card of a backbone.
+
+    Args:
+        training: As `training_summary` returns it; ``None`` for an encoder that this project did not train.
+        repo_id: The repo; ``None`` for the card beside a run.
+        config: The backbone's ``config.json``.
+        num_parameters: Size of the encoder.
+        hashes: sha256 of the weights and of the remote code, by file name.
+        license: License id.
+        language: Language codes.
+        datasets: Hub ids of the training data, instead of those in ``training``.
+        results: Evaluation records with ``task``, ``metric``, ``value`` and more.
+    """
+    training = training or {}
+    regime = training.get("regime") or ((config or {}).get("mtpf") or {}).get("regime") or "base"
+    start = training.get("start")
+    base_model = PACKAGED_ENCODER if start == "packaged" else start
+    results = [row for row in results or [] if {"task", "metric", "value"} <= set(row)]
+    evaluations = [
+        EvalResult(
+            task_type="token-classification" if row.get("family") == "ner" else "text-classification",
+            dataset_type=str(row["task"]),
+            dataset_name=str(row["task"]),
+            metric_type=METRIC_IDS.get(row["metric"], str(row["metric"])),
+            metric_name=str(row["metric"]),
+            metric_value=row["value"],
+        )
+        for row in results
+    ]
+    extra: dict[str, Any] = {"base_model_relation": "finetune"} if base_model else {}
     data = ModelCardData(
-        language="en",
+        language=language,
         library_name="transformers",
         pipeline_tag="feature-extraction",
-        license="apache-2.0",
-        tags=["mtpf", "multi-task", "lora", record["regime"]],
+        license=license,
+        base_model=base_model,
+        datasets=datasets or training.get("datasets") or None,
+        metrics=sorted({result.metric_type for result in evaluations}) or None,
+        eval_results=evaluations or None,
+        model_name=(repo_id or "mtpf").split("/")[-1] if evaluations else None,
+        tags=["mtpf", "multi-task", "lora", "sentence-similarity", "feature-extraction", f"regime:{regime}"],
+        **extra,
     )
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATES / "backbone.md"),
-        regime=record["regime"],
-        start=recipe["backbone"],
-        families=_family_rows(record),
-        adapters=adapters,
-        assumptions=[(meaning, recipe[key]) for key, meaning in ASSUMED.items()],
-        versions=record["versions"],
+        repo_id=repo_id or "<this repo>",
+        regime=regime,
+        start=f"`{base_model}`" if base_model else "an encoder that it does not name",
+        is_packaged=start == "packaged",
+        families=training.get("families") or [],
+        adapters=training.get("adapters") or [],
+        assumptions=training.get("assumptions") or [],
+        versions=training.get("versions") or {},
+        config=config or {},
+        num_parameters=f"{num_parameters:,}" if num_parameters else None,
+        hashes=hashes or {},
+        results=results,
+        languages=", ".join([language] if isinstance(language, str) else language),
+        license_id=license,
+        paper=PAPER,
     )
 
 
-def adapter_card(name: str, record: dict[str, Any], num_parameters: int) -> ModelCard:
-    """Fill the card of a family's task-primary LoRA."""
-    lora = record["recipe"]["families"][name]["lora"]
+def adapter_card(
+    task: dict[str, Any],
+    config: dict[str, Any],
+    *,
+    repo_id: str | None = None,
+    num_parameters: int | None = None,
+    num_bytes: int | None = None,
+    license: str = "apache-2.0",  # noqa: A002
+    language: str | list[str] = "en",
+    datasets: list[str] | None = None,
+) -> ModelCard:
+    """Fill the card of an adapter: the task-primary LoRA of a family, or an app.
+
+    Args:
+        task: The adapter's ``task.json``, backbone id and revision included when the repo is pushed. Beside
+            what ``save_adapter`` writes it may hold ``protocol``, ``dataset`` (a Hub id) and ``examples``.
+        config: The adapter's ``adapter_config.json``.
+        repo_id: The repo; ``None`` for the card beside a run.
+        num_parameters: Number of LoRA parameters.
+        num_bytes: Size of LoRA and head.
+        license: License id.
+        language: Language codes.
+        datasets: Hub ids of the training data, instead of the one in ``task``.
+    """
+    backbone = task.get("backbone") or {}
+    is_app = bool(task.get("labels"))
+    metrics = dict(_numbers(task.get("metrics") or {}))
+    datasets = datasets or [d for d in [task.get("dataset")] if d and _hub_id(d)]
+    training_data = _describe(task.get("training_data"))
+    examples = [str(text) for text in task.get("examples") or [EXAMPLE]]
+    pipeline = task["kind"] if is_app else "feature-extraction"
+    evaluations = [
+        EvalResult(
+            task_type=pipeline,
+            dataset_type=datasets[0] if datasets else _slug(task.get("name", "app")),
+            dataset_name=datasets[0] if datasets else training_data,
+            metric_type=METRIC_IDS.get(name, name),
+            metric_name=name,
+            metric_value=value,
+        )
+        for name, value in (metrics.items() if is_app else ())
+    ]
+    extra: dict[str, Any] = {"base_model_relation": "adapter"} if backbone.get("id") else {}
+    if is_app:
+        extra["widget"] = [{"text": text} for text in examples]
     data = ModelCardData(
-        language="en", library_name="peft", license="apache-2.0", tags=["mtpf", "lora", name]
+        language=language,
+        library_name="peft",
+        pipeline_tag=pipeline,
+        license=license,
+        base_model=backbone.get("id"),
+        datasets=datasets or None,
+        metrics=sorted({result.metric_type for result in evaluations}) or None,
+        eval_results=evaluations or None,
+        model_name=(repo_id or task.get("name", "mtpf")).split("/")[-1] if evaluations else None,
+        tags=["mtpf", "lora", *filter(None, [task.get("family")]), "app" if is_app else "task-primary-lora"],
+        **extra,
     )
+    targets = config.get("target_modules") or []
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATES / "adapter.md"),
-        name=name,
-        lora=lora,
-        num_parameters=f"{num_parameters:,}",
-        family=next(row for row in _family_rows(record) if row["name"] == name),
+        repo_id=repo_id or "<this repo>",
+        backbone_id=backbone.get("id") or "<the backbone>",
+        backbone_revision=backbone.get("revision") or "<its commit>",
+        backbone_sha256=backbone.get("sha256"),
+        name=task.get("name", "app"),
+        family=task.get("family"),
+        kind=task["kind"],
+        is_app=is_app,
+        labels=task.get("labels") or [],
+        max_length=task.get("max_length", 128),
+        lora=config,
+        layers=len({match[1] for match in (re.search(r"\.(\d+)\.", f".{t}.") for t in targets) if match}),
+        num_modules=len(targets),
+        num_parameters=f"{num_parameters:,}" if num_parameters else None,
+        num_bytes=f"{num_bytes:,}" if num_bytes else None,
+        training_data=training_data,
+        metrics=metrics,
+        protocol=task.get("protocol") or "; ".join(PROTOCOLS[key] for key in metrics if key in PROTOCOLS),
+        example=json.dumps(examples[0], ensure_ascii=False),  # a string of Python, whatever is in it
+        languages=", ".join([language] if isinstance(language, str) else language),
+        license_id=license,
+        paper=PAPER,
     )
+
+
+def _assumptions(record: dict[str, Any]) -> list[list[Any]]:
+    recipe = record["recipe"]
+    rows = [[meaning, recipe[key]] for key, meaning in ASSUMED.items()]
+    for name in record["data"]:
+        settings = recipe["families"][name]
+        rows += [
+            [f"{name}: {text}", settings[key]] for key, text in ASSUMED_BY_FAMILY.items() if key in settings
+        ]
+        if "dropout" in (settings.get("lora") or {}):
+            rows.append([f"{name}: dropout on the input of LoRA", settings["lora"]["dropout"]])
+    return rows
 
 
 def _family_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -67,6 +248,7 @@ def _family_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
                 "batch_size": settings["batch_size"],
                 "max_length": settings["max_length"],
                 "weight": settings["weight"],
+                "lora": settings.get("lora"),
                 "data": ", ".join(_sources(description)),
             }
         )
@@ -74,9 +256,49 @@ def _family_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _sources(description: dict[str, Any]) -> list[str]:
-    if "source" in description:
-        return [str(description["source"])]
-    return list(description)
+    names = [description["source"]] if "source" in description else list(description)
+    return [str(name) if _hub_id(str(name)) else Path(str(name)).stem for name in names]
 
 
-__all__ = ["adapter_card", "backbone_card"]
+def _hub_datasets(recipe: dict[str, Any]) -> list[str]:
+    found = []
+    for settings in recipe["families"].values():
+        for source in (settings.get("text"), settings.get("data"), *(settings.get("pairs") or [])):
+            if source and (hub_id := _hub_id(str(source))) and "/" in hub_id:
+                found.append(hub_id)
+    return sorted(set(found))
+
+
+def _hub_id(name: str) -> str | None:
+    """Return a name that can only be a Hub id, ``None`` for a folder or file."""
+    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]*\w)?", name) and ".." not in name
+    has_suffix = re.search(r"\.(?:jsonl?|parquet|csv|tsv|txt|conll)$", name)
+    return name if is_id and not has_suffix and not os.path.exists(name) else None
+
+
+def _numbers(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    found: list[tuple[str, float]] = []
+    for key, value in sorted(metrics.items()):
+        if isinstance(value, dict):
+            found += _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            found.append((prefix + key, value))
+    return found
+
+
+def _describe(data: Any) -> str:
+    if isinstance(data, dict) and data:
+        sizes = {
+            key: data[key] for key in ("sentences", "pairs", "examples", "rows", "words_seen") if key in data
+        }
+        about = ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in sizes.items())
+        named = ", ".join(_sources(data))
+        return f"{named} ({about})" if about else named
+    return str(data) if data else "not recorded"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-") or "app"
+
+
+__all__ = ["adapter_card", "backbone_card", "training_summary"]

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -38,7 +38,7 @@ PEFT_PREFIX = "base_model.model."
 KINDS = ("task-primary-lora", "token-classification", "text-classification")
 """What an adapter folder holds: the LoRA of a family, or an app of one of the two head types."""
 
-_NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{1,63}")
+NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{1,63}")
 
 
 class AdapterError(ValueError):
@@ -131,7 +131,7 @@ def validate_adapter_name(encoder: Encoder, name: str) -> None:
     Raises:
         AdapterError: The name is malformed, collides, or is in use.
     """
-    if not isinstance(name, str) or not _NAME_PATTERN.fullmatch(name):
+    if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
         raise AdapterError(
             f"Adapter name {name!r} is not allowed; use 2 to 64 lower-case letters, digits, '_' or '-', "
             "beginning with a letter."
@@ -377,7 +377,10 @@ def write_adapter(
     if head is not None:
         record.update(labels=head.labels, max_length=head.max_length)
         weights = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
-        _write_bytes(target / HEAD_FILE, save(weights, metadata={"format": "pt"}))
+        # The labels go with the weights, so that a label that is renamed or moved in task.json is noticed.
+        # One entry only: safetensors writes several in random order.
+        metadata = {"labels": json.dumps(head.labels, ensure_ascii=False)}
+        _write_bytes(target / HEAD_FILE, save(weights, metadata=metadata))
     else:
         (target / HEAD_FILE).unlink(missing_ok=True)  # from an app that lay here before
     _write_json(target / TASK_FILE, record)
@@ -413,7 +416,41 @@ def find_adapter(
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_repo)) or str(path_or_repo).startswith("."):
         raise AdapterError(f"{path_or_repo} is neither a folder nor a Hub id of the form 'owner/name'.")
     files = [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE]
-    return Path(snapshot_download(str(path_or_repo), revision=revision, token=token, allow_patterns=files))
+    folder = Path(snapshot_download(str(path_or_repo), revision=revision, token=token, allow_patterns=files))
+    damaged = [name for name in files if (folder / name).is_file() and not has_announced_hash(folder / name)]
+    for name in damaged:
+        drop_from_cache(folder / name)
+    if damaged:
+        raise AdapterError(
+            f"{damaged[0]} of {path_or_repo} does not have the hash that the Hub announces for it; it was "
+            "tampered with or broken on the way. Load it again; if it stays so, do not use this repo."
+        )
+    return folder
+
+
+def has_announced_hash(path: Path) -> bool:
+    """Compare a cached file with the hash under which the Hub announced it: the name of its blob.
+
+    The Hub's client compares sizes only. A blob is named by its sha256, a small file by its git hash.
+    Where the cache has no links (Windows), there is nothing to compare with and the answer is yes.
+    """
+    # One step only: the blob itself may be a link into a store that is shared by all repos.
+    announced = Path(os.readlink(path)).name if path.is_symlink() else ""
+    data = path.read_bytes()
+    if re.fullmatch("[0-9a-f]{64}", announced):
+        return hashlib.sha256(data).hexdigest() == announced
+    if re.fullmatch("[0-9a-f]{40}", announced):
+        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == announced
+    return True
+
+
+def drop_from_cache(path: Path) -> None:
+    """Remove a cached file and the blobs behind it, which the cache would go on serving."""
+    while path.is_symlink():
+        target = path.parent / os.readlink(path)
+        path.unlink()
+        path = target
+    path.unlink(missing_ok=True)
 
 
 def read_adapter(
@@ -443,7 +480,7 @@ def read_adapter(
     _check_shapes(folder, encoder, lora)
     if check_backbone:
         _check_backbone(folder, encoder, task.get("backbone") or {})
-    head = _read_head(folder, task, encoder.config.hidden_size)
+    head = read_head(folder, task, encoder.config.hidden_size)
     fallback = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-_0123456789")
     return AdapterFiles(name or task.get("name") or fallback, config, lora, task, head)
 
@@ -488,7 +525,12 @@ def _check_backbone(folder: Path, encoder: Encoder, trained_on: dict[str, Any]) 
         )
 
 
-def _read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHead | None:
+def read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHead | None:
+    """Read the head of an adapter folder, if it is an app's.
+
+    Raises:
+        AdapterError: The head is missing or damaged, or does not fit the width or the labels.
+    """
     kind = task.get("kind")
     if kind in (None, KINDS[0]):
         return None
@@ -501,11 +543,18 @@ def _read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterH
     head = AdapterHead(kind, task["labels"], hidden_size, int(task.get("max_length", 128)))
     try:
         head.load_state_dict(load_file(folder / HEAD_FILE))
-    except (RuntimeError, OSError, SafetensorError) as error:
+        with safe_open(folder / HEAD_FILE, framework="pt") as file:
+            trained = json.loads((file.metadata() or {}).get("labels", "null"))
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
         found = str(error).splitlines()[-1].strip()
         raise AdapterError(
             f"The head of {folder} does not fit {len(task['labels'])} labels of width {hidden_size}: {found}"
         ) from error
+    if trained is not None and trained != head.labels:
+        raise AdapterError(
+            f"The labels in {folder / TASK_FILE} are not those that its head was trained with, in "
+            f"order: {trained!r}. Restore them; new labels need a new head."
+        )
     return head.eval()
 
 
@@ -560,7 +609,9 @@ __all__ = [
     "backbone_state_dict",
     "copy_lora",
     "count_parameters",
+    "drop_from_cache",
     "find_adapter",
+    "has_announced_hash",
     "import_peft",
     "inject_lora",
     "install_adapter",
@@ -568,6 +619,7 @@ __all__ = [
     "lora_state_dict",
     "lora_targets",
     "read_adapter",
+    "read_head",
     "remove_lora",
     "set_active_adapter",
     "switched_adapter",

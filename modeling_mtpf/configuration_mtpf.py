@@ -126,6 +126,7 @@ class MtpfConfig(PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
         """Read ``config.json`` and nest the encoder's part, whether MTPF or a stock model wrote it."""
+        revision = kwargs.get("revision")
         flat, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not flat or flat.get("model_type") == cls.model_type:
             return flat, kwargs
@@ -134,6 +135,10 @@ class MtpfConfig(PreTrainedConfig):
         encoder.pop("auto_map", None)
         shared = {key: encoder.pop(key) for key in _SHARED_KEYS if key in encoder}
         shared.pop("transformers_version", None)
+        # Which commit this is, for whatever is read later from the same repo; it is not written.
+        commit = getattr(revision, "resolved", None)
+        if commit is not None:
+            own["source_revision"] = commit
         return {**shared, **own, "model_type": cls.model_type, "encoder_config": encoder}, kwargs
 
     def to_json_string(self, use_diff: bool = True) -> str:

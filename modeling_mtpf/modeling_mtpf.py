@@ -77,6 +77,7 @@ class MtpfPreTrainedModel(PreTrainedModel):
 
     config_class = MtpfConfig
     base_model_prefix = "backbone"
+    head_kind: str | None = None
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -180,7 +181,8 @@ class MtpfPreTrainedModel(PreTrainedModel):
 
         All checks (files, shapes, backbone hash, head) come before the first change in memory. Plain forwards
         go on using the adapter they used before: name the new one in ``use_adapter``, ``encode_adapters`` or
-        ``predict``.
+        ``predict``. In a task class (``MtpfForTokenClassification``, ...) an app of its kind becomes active
+        and its head becomes the classifier, so that transformers' pipelines can use it.
 
         Args:
             path_or_repo: A folder, or a Hub id ``owner/name``.
@@ -202,12 +204,27 @@ class MtpfPreTrainedModel(PreTrainedModel):
         extra = adapter_kwargs or {}
         folder = find_adapter(path_or_repo, revision or extra.get("revision"), token or extra.get("token"))
         files = read_adapter(folder, self.backbone, adapter_name, check_backbone)
+        if self.head_kind and files.head is not None and files.head.kind != self.head_kind:
+            raise AdapterError(
+                f"{path_or_repo} is a {files.head.kind} app, but {type(self).__name__} is for {self.head_kind}."
+            )
         install_adapter(self.backbone, files, trainable)
         if files.head is not None:
             self.heads[files.name] = files.head.to(self.device)
-        if load_config is not None:
+        if load_config is not None or (self.head_kind and files.head is not None):
             self.set_adapter(files.name)
+        if self.head_kind and files.head is not None:
+            self._use_head(files.head)
         return files.name
+
+    def _use_head(self, head: AdapterHead) -> None:
+        """Make an app's head the classifier of a task class, with its labels, as pipelines expect it."""
+        self.classifier = nn.Linear(head.in_features, head.out_features)
+        self.classifier.load_state_dict(head.state_dict())
+        self.classifier.to(self.device, self.dtype)
+        self.config.id2label = dict(enumerate(head.labels))
+        self.config.label2id = {label: index for index, label in enumerate(head.labels)}
+        self.num_labels = len(head.labels)
 
     def delete_adapter(self, name: str) -> None:  # type: ignore[override]
         """Take an adapter and its head out of memory; the others are untouched."""
@@ -278,17 +295,12 @@ class MtpfPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Load as transformers does: an MTPF folder, or any stock checkpoint of a supported encoder.
 
-        The revision is remembered: the tokenizer is read from the same one.
-
         Raises:
             ValueError: The checkpoint lacks weights of the encoder. transformers alone would only warn and
                 go on with random ones.
         """
         kwargs.setdefault("key_mapping", {STOCK_PREFIXES: ""})
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.source_revision = kwargs.get("revision")
-        return loaded
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike, state_dict: dict | None = None, **kwargs
@@ -373,6 +385,8 @@ class MtpfModel(MtpfPreTrainedModel):
 class MtpfForTokenClassification(MtpfPreTrainedModel):
     """Backbone with a linear layer on every token, for transformers' own training recipes and pipelines."""
 
+    head_kind = "token-classification"
+
     def __init__(self, config: MtpfConfig):
         super().__init__(config)
         self.dropout = nn.Dropout(_classifier_dropout(config))
@@ -399,6 +413,8 @@ class MtpfForTokenClassification(MtpfPreTrainedModel):
 
 class MtpfForSequenceClassification(MtpfPreTrainedModel):
     """Backbone with a linear layer on the mean of the token vectors."""
+
+    head_kind = "text-classification"
 
     def __init__(self, config: MtpfConfig):
         super().__init__(config)

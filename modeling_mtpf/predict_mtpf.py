@@ -115,7 +115,7 @@ def load_tokenizer(model: Any) -> Any:
         source = model.config.name_or_path
         if not source:
             raise ValueError("The model was not loaded from a folder or repo; pass tokenizer=... to predict.")
-        revision = getattr(model, "source_revision", None) or "main"
+        revision = getattr(model.config, "source_revision", None) or "main"
         model.__dict__["_mtpf_tokenizer"] = AutoTokenizer.from_pretrained(
             source, revision=revision, use_fast=True, trust_remote_code=False
         )

@@ -11,11 +11,12 @@ os.environ["OMP_NUM_THREADS"] = "1"  # models here are tiny: threads would only 
 
 import pytest
 import torch
+from hub_server import HubServer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModel, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from modeling_mtpf import LoraSettings, MtpfConfig, MtpfModel
+from modeling_mtpf import AdapterHead, LoraSettings, MtpfConfig, MtpfModel
 
 ARCHITECTURES = ("bert", "distilbert", "roberta", "xlm-roberta", "electra", "modernbert")
 BYTE_LEVEL = ("roberta", "modernbert")
@@ -165,7 +166,7 @@ sys.meta_path.insert(0, _Absent())
 
 @pytest.fixture
 def fresh_process(tmp_path):
-    """Run Python code in a new process and return the JSON that it prints last; optionally without the package."""
+    """Run Python code in a new process and return the JSON that it prints last; maybe without the package."""
 
     def run(code: str, *, package: bool = True, **environment: str):
         prelude = "" if package else WITHOUT_PACKAGE
@@ -187,3 +188,96 @@ def fresh_process(tmp_path):
 def config_of(architecture: str, **overrides) -> MtpfConfig:
     """Build an MTPF config around a small encoder."""
     return MtpfConfig(encoder_config=encoder_config(architecture, 300, **overrides))
+
+
+# The local Hub
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A local Hub that this process uses by default, with an empty cache, away from the user's own."""
+    with HubServer() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        # huggingface_hub has read its variables when it was imported.
+        patched = {
+            "ENDPOINT": server.url,
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        }
+        patched["HUGGINGFACE_CO_URL_TEMPLATE"] = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in patched.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        yield server
+
+
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """Try failed requests again at once."""
+    monkeypatch.setattr("modeling_mtpf.hub_client.RETRY_WAITS", (0.0, 0.0))
+
+
+LABELS = {
+    "entities": ("token-classification", ["O", "B-PER", "I-PER"]),
+    "intent": ("text-classification", [f"intent {number}" for number in range(5)]),
+}
+
+
+@pytest.fixture(scope="session")
+def folders(encoders, tmp_path_factory) -> Path:
+    """Folders as training leaves them: ``backbone``, the TPL ``ner``, apps ``entities`` and ``intent``."""
+    root = tmp_path_factory.mktemp("run")
+    model = MtpfModel.from_pretrained(encoders["bert"]).eval()
+    for seed, name in enumerate(("ner", *LABELS)):
+        model.add_adapter(name, LoraSettings(r=4))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                if f".{name}." in key:
+                    parameter.normal_(0, 0.2, generator=generator)
+        if name in LABELS:
+            torch.manual_seed(seed)
+            model.heads[name] = AdapterHead(*LABELS[name], 32)
+    model.config.regime = "tpl"
+    model.save_pretrained(root / "backbone")
+    PreTrainedTokenizerFast.from_pretrained(encoders["bert"]).save_pretrained(root / "backbone")
+    (root / "backbone" / "training.json").write_text(json.dumps(TRAINING))
+    for name in ("ner", *LABELS):
+        metrics = {"ner": {"loss": 0.6}, "entities": {"entity_f1": 0.8}, "intent": {"accuracy": 0.67}}[name]
+        task = {
+            "family": "tc" if name == "intent" else "ner",
+            "metrics": metrics,
+            "training_data": "made-up messages",
+        }
+        model.save_adapter(root / name, name, task=task)
+    return root
+
+
+TRAINING = {
+    "regime": "tpl",
+    "start": "packaged",
+    "families": [
+        {
+            "name": "ner",
+            "data": "text",
+            "first": 4.6,
+            "last": 0.6,
+            "batch_size": 32,
+            "max_length": 48,
+            "weight": 1.0,
+        },
+        {
+            "name": "tc",
+            "data": "pairs",
+            "first": 0.03,
+            "last": 0.05,
+            "batch_size": 32,
+            "max_length": 48,
+            "weight": 1.0,
+        },
+    ],
+    "datasets": [],
+    "adapters": ["ner", "tc"],
+    "assumptions": [["steps", 150], ["seed", 0]],
+    "versions": {"python": "3.11", "torch": "2.13"},
+}

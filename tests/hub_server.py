@@ -13,18 +13,16 @@
         hub.fault("xet_download", corrupt=True)  # wrong bytes, once
         hub.tamper("mtpf/demo", "model.safetensors")  # wrong bytes, from now on
 
-A fault is named after its route in `ROUTES`. `HF_ENDPOINT` is read when `huggingface_hub` is imported, so
-within the running process pass `endpoint=hub.url`. Nothing but stdlib, and PyYAML for the cards' metadata.
+A fault is named after its route in `hub_api.ROUTES`. `HF_ENDPOINT` is read when `huggingface_hub` is
+imported, so within the running process pass `endpoint=hub.url`. Nothing but stdlib, and PyYAML
+for the cards' metadata.
 """
 
 from __future__ import annotations
 
 import base64
-import difflib
 import http
-import json
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -39,244 +37,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote
 
 sys.path.insert(0, str(Path(__file__).parent))  # for its neighbours, when this file is loaded by path
 
-from hub_storage import Commit, HubError, HubStorage, Repository, check_card, timestamp  # noqa: E402
-from hub_xet import LargeFileApi, Request, Response, User, XetStore  # noqa: E402
-
-REPO = r"/api/(?P<kind>model|dataset)s/(?P<repo_id>[^/]+/[^/]+)"
-PAGE = r"/(?:(?P<kind>dataset)s/)?(?P<repo_id>[^/]+/[^/]+)"
-REVISION = r"(?P<revision>[^/]+)"
-XET = r"/xet/(?P<secret>[^/]+)"
-KEY = r"(?P<key>[0-9a-f]{64})"
-STORAGE = r"/storage/(?P<secret>[^/]+)"
-
-
-class Route(NamedTuple):
-    """A method and a path pattern, handled by the method of `HubApi` with the route's name.
-
-    `access` is what the request needs: nothing, to "read" or to "write" the repository in the path.
-    """
-
-    name: str
-    method: str
-    pattern: str
-    access: str = ""
-
-
-ROUTES = (
-    Route("whoami", "GET", r"/api/whoami-v2"),
-    Route("validate_yaml", "POST", r"/api/validate-yaml"),
-    Route("create_repo", "POST", r"/api/repos/create"),
-    Route("delete_repo", "DELETE", r"/api/repos/delete"),
-    Route("repo_info", "GET", rf"{REPO}(?:/revision/{REVISION})?", "read"),
-    Route("tree", "GET", rf"{REPO}/tree/{REVISION}(?:/(?P<path>.*))?", "read"),
-    Route("paths_info", "POST", rf"{REPO}/paths-info/{REVISION}", "read"),
-    Route("refs", "GET", rf"{REPO}/refs", "read"),
-    Route("commits", "GET", rf"{REPO}/commits/{REVISION}", "read"),
-    Route("create_branch", "POST", rf"{REPO}/branch/(?P<name>[^/]+)", "write"),
-    Route("delete_branch", "DELETE", rf"{REPO}/branch/(?P<name>[^/]+)", "write"),
-    Route("create_tag", "POST", rf"{REPO}/tag/{REVISION}", "write"),
-    Route("delete_tag", "DELETE", rf"{REPO}/tag/(?P<name>[^/]+)", "write"),
-    Route("create_discussion", "POST", rf"{REPO}/discussions", "write"),
-    Route("discussion", "GET", rf"{REPO}/discussions/(?P<number>\d+)", "read"),
-    Route("preupload", "POST", rf"{REPO}/preupload/{REVISION}", "write"),
-    Route("commit", "POST", rf"{REPO}/commit/{REVISION}", "write"),
-    Route("resolve", "GET", rf"{PAGE}/resolve/{REVISION}/(?P<path>.+)", "read"),
-    Route("download", "GET", rf"{STORAGE}/{KEY}"),
-    Route("lfs_batch", "POST", rf"{PAGE}\.git/info/lfs/objects/batch", "write"),
-    Route("lfs_verify", "POST", rf"{PAGE}\.git/info/lfs/objects/verify", "write"),
-    Route("lfs_upload", "PUT", rf"{STORAGE}/{KEY}"),
-    Route("xet_read_token", "GET", rf"{REPO}/xet-(?P<scope>read)-token/{REVISION}", "read"),
-    Route("xet_write_token", "GET", rf"{REPO}/xet-(?P<scope>write)-token/{REVISION}", "write"),
-    Route("xet_upload_xorb", "POST", rf"{XET}/v1/xorbs/default/{KEY}"),
-    Route("xet_upload_shard", "POST", rf"{XET}/v1/shards"),
-    Route("xet_reconstruction", "GET", rf"{XET}/v1/reconstructions/{KEY}"),
-    Route("xet_download", "GET", rf"{STORAGE}/xorbs/{KEY}"),
-)
-NO_ROUTE = Route("no_route", "", "")
-
-
-class HubApi(LargeFileApi):
-    """Answer requests, one method a route; errors are raised as `HubError`."""
-
-    def __init__(
-        self, storage: HubStorage, users: Mapping[str, User], organizations: tuple[str, ...]
-    ) -> None:
-        super().__init__(storage)
-        self.users, self.organizations = users, organizations
-
-    def answer(self, route: Route, request: Request) -> Response:
-        """Check who asks, and call the route's method."""
-        if route is NO_ROUTE:
-            raise HubError(404, f"This Hub has no {request.method} {request.path}")
-        secret = request.params.get("secret")
-        if secret is None:
-            request.user = self._user(request)
-        elif secret != self.secret:
-            raise HubError(403, "The signature of this address is not valid")
-        elif request.headers.get("Authorization", "").startswith("Bearer hf_"):
-            raise HubError(400, "Only one auth mechanism allowed")  # as S3: a token must not leave the Hub
-        with self.storage.lock:
-            repository = self._repository(route, request) if route.access else None
-            return getattr(self, route.name)(request, repository)
-
-    def _user(self, request: Request) -> User | None:
-        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if token and token not in self.users:
-            raise HubError(401, "Invalid credentials in Authorization header")
-        return self.users.get(token)
-
-    def _is_member(self, user: User | None, repo_id: str) -> bool:
-        if user is None or user.role != "write":
-            return False
-        return repo_id.split("/")[0] in (user.name, *self.organizations)
-
-    def _require_write(self, user: User | None, repo_id: str) -> None:
-        if user is None:
-            raise HubError(401, "Invalid username or password.")
-        if not self._is_member(user, repo_id):
-            raise HubError(403, f"Forbidden: {user.name}'s {user.role} token may not write to {repo_id}")
-
-    def _repository(self, route: Route, request: Request) -> Repository:
-        repo_id = request.params["repo_id"]
-        repository = self.storage.find(request.params.get("kind", "model"), repo_id)
-        if repository is None or (repository.private and not self._is_member(request.user, repo_id)):
-            # The Hub tells strangers nothing about what exists, and asks them to log in first.
-            if request.user is None:
-                raise HubError(401, "Invalid username or password.", "RepoNotFound")
-            raise HubError(404, "Repository not found", "RepoNotFound")
-        if route.access == "write":
-            self._require_write(request.user, repo_id)
-        return repository
-
-    # Users and repositories
-
-    def whoami(self, request: Request, _: None) -> Response:
-        if request.user is None:
-            raise HubError(401, "Invalid credentials in Authorization header")
-        orgs = [{"type": "org", "name": name} for name in self.organizations if request.user.role == "write"]
-        token = {"displayName": "test", "role": request.user.role}
-        auth = {"type": "access_token", "accessToken": token}
-        return Response({"type": "user", "name": request.user.name, "orgs": orgs, "auth": auth})
-
-    def validate_yaml(self, request: Request, _: None) -> Response:
-        """The check that precedes every upload of a README."""
-        errors, warnings = check_card(request.json()["content"])[1:]
-        found = {"errors": errors, "warnings": warnings}
-        body = {key: [{"message": message} for message in messages] for key, messages in found.items()}
-        return Response(body, status=400 if errors else 200)
-
-    def create_repo(self, request: Request, _: None) -> Response:
-        data = request.json()
-        repo_type, repo_id = self._named_repository(data, request.user)
-        self._require_write(request.user, repo_id)
-        url = f"{self.url}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
-        private = data.get("visibility") == "private" or bool(data.get("private"))
-        if self.storage.find(repo_type, repo_id):
-            raise HubError(409, f"You already created this {repo_type} repo: {repo_id}", url=url)
-        self.storage.create(repo_type, repo_id, private)
-        return Response({"url": url, "name": repo_id})
-
-    def delete_repo(self, request: Request, _: None) -> Response:
-        repo_type, repo_id = self._named_repository(request.json(), request.user)
-        repository = self.storage.find(repo_type, repo_id)
-        if repository is None:
-            raise HubError(404, "Repository not found", "RepoNotFound")
-        self._require_write(request.user, repo_id)
-        self.storage.delete(repository)
-        return Response({})
-
-    def _named_repository(self, data: dict[str, Any], user: User | None) -> tuple[str, str]:
-        namespace = data.get("organization") or (user.name if user else "")
-        return data.get("type") or "model", f"{namespace}/{data['name']}"
-
-    def repo_info(self, request: Request, repository: Repository) -> Response:
-        commit = repository.resolve(request.params.get("revision", "main"))
-        return Response(self.storage.describe(repository, commit, with_blobs="blobs" in request.query))
-
-    def commit(self, request: Request, repository: Repository) -> Response:
-        assert request.user is not None  # the route requires the right to write
-        try:
-            lines = [json.loads(line) for line in request.body.splitlines()]
-            header, operations = lines[0]["value"], lines[1:]
-        except (ValueError, LookupError) as error:
-            raise HubError(400, "A commit is JSON lines, the first one its header") from error
-        commit, pull_request = self.storage.commit(
-            *(repository, request.params["revision"], header, operations, request.user.name),
-            as_pull_request=request.query.get("create_pr") == "1",
-        )
-        page = f"{self.url}/{repository.path}"
-        body = {"success": True, "commitOid": commit.sha, "commitUrl": f"{page}/commit/{commit.sha}"}
-        if pull_request is not None:
-            body["pullRequestUrl"] = f"{page}/discussions/{pull_request.number}"
-        return Response(body)
-
-    # Revisions
-
-    def tree(self, request: Request, repository: Repository) -> Response:
-        commit = repository.resolve(request.params["revision"])
-        folder = request.params.get("path", "").strip("/")
-        recursive = request.query.get("recursive", "").lower() in ("1", "true")
-        return Response(commit.entries(folder, recursive))
-
-    def paths_info(self, request: Request, repository: Repository) -> Response:
-        commit = repository.resolve(request.params["revision"])
-        is_json = "json" in request.headers.get("Content-Type", "")
-        paths = (request.json() if is_json else parse_qs(request.body.decode())).get("paths", [])
-        return Response([entry for entry in commit.entries() if entry["path"] in paths])
-
-    def refs(self, request: Request, repository: Repository) -> Response:
-        def listed(prefix: str) -> list[dict[str, str]]:
-            found = [(ref, sha) for ref, sha in repository.refs.items() if ref.startswith(prefix)]
-            return [{"name": ref[len(prefix) :], "ref": ref, "targetCommit": sha} for ref, sha in found]
-
-        body = {"branches": listed("refs/heads/"), "tags": listed("refs/tags/"), "converts": []}
-        if "include_prs" in request.query:
-            body["pullRequests"] = listed("refs/pr/")
-        return Response(body)
-
-    def commits(self, request: Request, repository: Repository) -> Response:
-        log = repository.log(request.params["revision"])
-        return Response([commit.entry() for commit in log])
-
-    def create_branch(self, request: Request, repository: Repository) -> Response:
-        name = request.params["name"]
-        if name.startswith("refs/"):
-            raise HubError(400, f"Invalid reference for a branch: {name}")
-        repository.create_ref(f"refs/heads/{name}", request.json().get("startingPoint") or "main")
-        return Response({})
-
-    def delete_branch(self, request: Request, repository: Repository) -> Response:
-        repository.delete_ref(f"refs/heads/{request.params['name']}")
-        return Response({})
-
-    def create_tag(self, request: Request, repository: Repository) -> Response:
-        repository.create_ref(f"refs/tags/{request.json()['tag']}", request.params["revision"])
-        return Response({})
-
-    def delete_tag(self, request: Request, repository: Repository) -> Response:
-        repository.delete_ref(f"refs/tags/{request.params['name']}")
-        return Response({})
-
-    def create_discussion(self, request: Request, repository: Repository) -> Response:
-        assert request.user is not None  # the route requires the right to write
-        data = request.json()
-        if not data.get("pullRequest"):
-            raise HubError(400, "Only pull requests are supported")
-        opened = repository.open_pull_request(data["title"], request.user.name, "refs/heads/main", "main")
-        return Response({"num": opened.number})
-
-    def discussion(self, request: Request, repository: Repository) -> Response:
-        found = repository.pull_requests.get(int(request.params["number"]))
-        if found is None:
-            raise HubError(404, "Discussion not found")
-        repo = {"name": repository.repo_id, "type": repository.repo_type}
-        about = {"title": found.title, "author": {"name": found.author}, "createdAt": timestamp(found.date)}
-        state = {"status": "draft", "events": [], "filesWithConflicts": [], "changes": {"base": found.base}}
-        return Response({"num": found.number, "isPullRequest": True, "repo": repo, **about, **state})
+from hub_api import HubApi, Route, known_route, match_route  # noqa: E402
+from hub_storage import Commit, HubError, HubStorage, Repository  # noqa: E402
+from hub_xet import Request, Response, User, XetStore  # noqa: E402
 
 
 class LoggedRequest(NamedTuple):
@@ -457,14 +223,15 @@ class HubServer:
     # What happens on the way
 
     def calls(self, route: str) -> list[LoggedRequest]:
-        """Return the requests to a route so far, by its name in `ROUTES`."""
-        return [entry for entry in self.requests if _match(entry.method, entry.path)[0].name == _known(route)]
+        """Return the requests to a route so far, by its name in `hub_api.ROUTES`."""
+        name = known_route(route)
+        return [entry for entry in self.requests if match_route(entry.method, entry.path)[0].name == name]
 
     def fault(self, route: str, **effects: Any) -> Fault:
         """Make requests to a route fail; return the fault, which counts how often it fired.
 
         Args:
-            route: a name in `ROUTES`. "resolve" sees a HEAD and a GET for each file.
+            route: a name in `hub_api.ROUTES`. "resolve" sees a HEAD and a GET for each file.
             effects: at least one of
                 `status` (answer with this error; `retry_after` adds the header, in seconds),
                 `delay` (seconds before anything else),
@@ -477,7 +244,7 @@ class HubServer:
         Raises:
             ValueError: there is no such route or effect.
         """
-        fault = Fault(_known(route), **effects)
+        fault = Fault(known_route(route), **effects)
         if not (fault.status or fault.delay or fault.drop or fault.corrupt or fault.before):
             raise ValueError("A fault needs one of status, delay, drop, corrupt, before")
         if fault.drop not in (None, "request", "response"):
@@ -561,7 +328,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         hub = self.server.hub
-        route, params = _match(self.command, self.path)
+        route, params = match_route(self.command, self.path)
         fault = hub.take_fault(route.name, self.path, corrupt=False)
         if fault is not None:
             time.sleep(fault.delay)
@@ -608,24 +375,6 @@ class _Handler(BaseHTTPRequestHandler):
         if half:
             _break(self.connection)
             self.close_connection = True
-
-
-def _match(method: str, target: str) -> tuple[Route, dict[str, str]]:
-    path = target.partition("?")[0]
-    for route in ROUTES:
-        found = re.fullmatch(route.pattern, path) if route.method == method.replace("HEAD", "GET") else None
-        if found:
-            groups = found.groupdict().items()
-            return route, {name: unquote(value) for name, value in groups if value is not None}
-    return NO_ROUTE, {}
-
-
-def _known(route: str) -> str:
-    names = [known.name for known in ROUTES]
-    if route not in names:
-        close = difflib.get_close_matches(route, names, 1, 0)
-        raise ValueError(f"There is no route {route!r}; did you mean {close[0]!r}? All: {', '.join(names)}")
-    return route
 
 
 def _with_one_byte_changed(data: bytes) -> bytes:

@@ -1,13 +1,15 @@
 """Write the folders of a finished run: the backbone and one adapter per family, each with its card."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hub_cards import adapter_card, backbone_card
+from hub_cards import adapter_card, backbone_card, training_summary
 
-from ..adapters_mtpf import count_parameters
+from ..adapters_mtpf import ADAPTER_CONFIG_FILE, TASK_FILE, count_parameters
+from ..hub_files import TRAINING_FILE
 from ..modeling_mtpf import MtpfModel
 
 
@@ -18,14 +20,21 @@ def save_run(
     backbone = folder / "backbone"
     model.save_pretrained(backbone)
     tokenizer.save_pretrained(backbone)
-    backbone_card(record, model.adapters).save(backbone / "README.md")
+    training = training_summary(record, model.adapters)
+    text = json.dumps(training, indent=2, ensure_ascii=False)
+    (backbone / TRAINING_FILE).write_text(text + "\n", "utf-8")
+    backbone_card(training).save(backbone / "README.md")
     for name in model.adapters:
         target = model.save_adapter(
             folder / "adapters" / name,
             name,
             task={"family": name, "metrics": _final(record, name), "training_data": record["data"].get(name)},
         )
-        adapter_card(name, record, count_parameters(model.backbone, name)).save(target / "README.md")
+        task, config = (
+            json.loads((target / file).read_text("utf-8")) for file in (TASK_FILE, ADAPTER_CONFIG_FILE)
+        )
+        size = count_parameters(model.backbone, name)
+        adapter_card(task, config, num_parameters=size).save(target / "README.md")
 
 
 def _final(record: dict[str, Any], family: str) -> dict[str, float]:

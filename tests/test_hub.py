@@ -1,0 +1,453 @@
+"""Publishing and fetching over the local Hub, with the real client."""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
+
+from modeling_mtpf import AdapterError, MtpfModel
+from modeling_mtpf.hub import HubError, PushConflictError, PushPlan, pull, push_adapter, push_backbone
+from modeling_mtpf.hub_files import HubFileError
+from modeling_mtpf.modeling_mtpf import HUB_FILES
+from modeling_mtpf.predict_mtpf import load_tokenizer
+
+pytestmark = pytest.mark.hub
+
+BACKBONE, ENTITIES, NER = "mtpf/encoder", "mtpf/entities", "mtpf/encoder-ner"
+
+
+@pytest.fixture
+def published(hub, folders):
+    """The backbone's commit on the Hub."""
+    return push_backbone(folders / "backbone", BACKBONE)
+
+
+@pytest.fixture
+def entities(folders, tmp_path):
+    """A copy of an app's folder to damage."""
+    return Path(shutil.copytree(folders / "entities", tmp_path / "entities"))
+
+
+@pytest.fixture
+def backbone(folders, tmp_path):
+    """A copy of the backbone's folder to damage."""
+    return Path(shutil.copytree(folders / "backbone", tmp_path / "backbone"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# Push
+
+
+def test_a_backbone_is_one_complete_commit(hub, folders):
+    sha = push_backbone(folders / "backbone", BACKBONE)
+    files = hub.files(BACKBONE)
+    local = content(folders / "backbone")
+    assert sha == hub.head(BACKBONE) and len(hub.commits(BACKBONE)) == 2  # the Hub's own, and this one
+    assert set(files) == {*local, ".gitattributes", "README.md"}
+    assert files["model.safetensors"] == local["model.safetensors"]
+    assert len(hub.calls("xet_upload_shard")) == 1 and len(hub.calls("commit")) == 1
+    for name in HUB_FILES:
+        digest = hashlib.sha256(files[name]).hexdigest()
+        assert digest in files["README.md"].decode()
+    assert content(folders / "backbone") == local
+
+
+def test_an_adapter_names_repo_commit_and_weights(hub, folders, published):
+    local = content(folders / "entities")
+    sha = push_adapter(folders / "entities", ENTITIES, backbone_id=BACKBONE)
+    files = hub.files(ENTITIES)
+    config, task = json.loads(files["adapter_config.json"]), json.loads(files["task.json"])
+    weights = hashlib.sha256(hub.files(BACKBONE)["model.safetensors"]).hexdigest()
+    assert (config["base_model_name_or_path"], config["revision"]) == (BACKBONE, published)
+    expected = {"id": BACKBONE, "revision": published, "sha256": weights, "dtype": "float32"}
+    assert task["backbone"] == expected and sha == hub.head(ENTITIES)
+    assert content(folders / "entities") == local  # the user's folder is as before
+    assert not hub.calls("resolve")  # nothing was downloaded to compare hashes
+
+    hub.commit(BACKBONE, {"notes.txt": b"the branch moves on"})
+    push_adapter(folders / "entities", ENTITIES, backbone_id=BACKBONE, backbone_revision=published)
+    assert hub.head(ENTITIES) == sha
+
+
+def test_pushing_again_makes_no_commit_and_removes_what_is_stale(hub, backbone, published):
+    assert push_backbone(backbone, BACKBONE) == published and len(hub.calls("commit")) == 1
+    hub.commit(BACKBONE, {"old/notes.txt": b"x", "extra.bin": b"\0" * 20})
+    plan = push_backbone(backbone, BACKBONE, dry_run=True)
+    assert [(file.path, file.change) for file in plan.changes] == [
+        ("extra.bin", "delete"),
+        ("old/notes.txt", "delete"),
+    ]
+    (backbone / "special_tokens_map.json").write_text("{}")
+    sha = push_backbone(backbone, BACKBONE)
+    assert set(hub.files(BACKBONE)) == {*content(backbone), ".gitattributes", "README.md"}
+    assert sha == hub.head(BACKBONE) and len(hub.calls("commit")) == 2
+
+
+def test_a_dry_run_lists_sizes_and_changes_nothing(hub, folders):
+    plan = push_backbone(folders / "backbone", BACKBONE, dry_run=True)
+    assert isinstance(plan, PushPlan) and plan.head is None
+    changing = {call.path for call in hub.requests if call.method != "GET"}
+    assert changing <= {"/api/validate-yaml"}
+    sizes = {file.path: file.size for file in plan.files}
+    local = {name: len(data) for name, data in content(folders / "backbone").items()}
+    assert sizes == {**local, "README.md": sizes["README.md"]} and plan.size == sum(sizes.values())
+    assert "to be created" in str(plan) and "model.safetensors" in str(plan)
+    with pytest.raises(KeyError):
+        hub.head(BACKBONE)
+
+
+def test_private_repos_and_pull_requests(hub, folders, published):
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    push_adapter(folders / "ner", NER, backbone_id=BACKBONE, private=True)
+    assert api.model_info(NER).private and not api.model_info(BACKBONE).private
+    with pytest.raises(HubError, match="exists and is public"):
+        push_backbone(folders / "backbone", BACKBONE, private=True)
+    head = hub.head(BACKBONE)
+    assert push_backbone(folders / "backbone", BACKBONE, license="mit", create_pr=True) != head
+    assert hub.head(BACKBONE) == head and b"license: mit" in hub.files(BACKBONE, "refs/pr/1")["README.md"]
+
+
+def test_a_repo_of_another_kind_is_not_overwritten(hub, folders, published):
+    with pytest.raises(HubError, match="holds something else than an mtpf adapter"):
+        push_adapter(folders / "ner", BACKBONE, backbone_id=BACKBONE)
+    assert hub.head(BACKBONE) == published
+
+
+def test_the_token_is_never_shown_or_written(hub, folders, no_waiting, caplog, monkeypatch):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("HF_TOKEN", "")
+    push_backbone(folders / "backbone", BACKBONE, token=hub.token)
+    hub.fault("commit", status=500, times=None)
+    with pytest.raises(HubError) as failure:
+        push_adapter(folders / "ner", NER, backbone_id=BACKBONE, token=hub.token)
+    shown = caplog.text + str(failure.value)
+    assert hub.token not in shown
+    assert not [name for name, data in hub.files(BACKBONE).items() if hub.token.encode() in data]
+    with pytest.raises(HubError, match="hf auth login"):
+        push_backbone(folders / "backbone", BACKBONE, token=hub.read_token, license="mit")
+    with pytest.raises(HubError, match="hf auth login"):
+        push_backbone(folders / "backbone", "somebody/else", token=hub.token)
+
+
+# Refusals: nothing changes on the Hub
+
+
+def pushes_nothing(hub, push, message):
+    before = len(hub.requests)
+    with pytest.raises((HubFileError, HubError), match=message) as refusal:
+        push()
+    assert {call.method for call in hub.requests[before:]} <= {"GET"}
+    return str(refusal.value)
+
+
+def edit(file: Path, **changes) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    "backbone_id, message",
+    [
+        (None, "does not say which published backbone.*--backbone"),
+        ("mtpf/absent", "mtpf/absent is not published.*mtpf push backbone FOLDER mtpf/absent"),
+        ("./runs/demo/backbone", "no Hub id; use the form 'owner/name'"),
+        ("/srv/backbone", "no Hub id"),
+    ],
+)
+def test_an_adapter_without_a_published_backbone_is_refused(hub, folders, backbone_id, message):
+    pushes_nothing(hub, lambda: push_adapter(folders / "ner", NER, backbone_id=backbone_id), message)
+
+
+def test_an_adapter_of_another_backbone_is_refused(hub, folders, backbone, published):
+    weights = load_file(backbone / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][7, 3] += 1e-3
+    save_file(weights, backbone / "model.safetensors", metadata={"format": "pt"})
+    other = push_backbone(backbone, BACKBONE)
+    pushes_nothing(
+        hub, lambda: push_adapter(folders / "ner", NER, backbone_id=BACKBONE), "trained on another backbone"
+    )
+    assert push_adapter(folders / "ner", NER, backbone_id=BACKBONE, backbone_revision=published)
+    with pytest.raises(AdapterError, match="trained on another backbone"):
+        MtpfModel.from_pretrained(pull(BACKBONE, other)).load_adapter(NER)
+
+
+def damage(folder: Path, how: str) -> None:  # noqa: C901
+    task, head = folder / "task.json", folder / "head.safetensors"
+    labels = json.loads(task.read_text())["labels"]
+    if how == "pickle":
+        (folder / "optimizer.pt").write_bytes(b"\x80\x04.")
+    elif how == "archive":
+        (folder / "data.zip").write_bytes(b"PK")
+    elif how == "code":
+        (folder / "run.py").write_text("print()")
+    elif how == "unknown":
+        (folder / "notes.txt").write_text("my notes")
+    elif how == "folder":
+        (folder / "old").mkdir()
+    elif how == "link":
+        (folder / "vocab.txt").symlink_to("/etc/hostname")
+    elif how == "no head":
+        head.unlink()
+    elif how == "label renamed":
+        edit(task, labels=["B-NAME" if label == "B-PER" else label for label in labels])
+    elif how == "labels moved":
+        edit(task, labels=labels[::-1])
+    elif how == "name":
+        edit(task, name='../"); import os; ("')
+    elif how == "label less":
+        edit(task, labels=labels[:-1])
+    elif how == "absolute path":
+        edit(task, training_data={"train": "/home/ada/messages.jsonl"})
+    elif how == "relative path":
+        edit(task, training_data="../messages")
+    elif how == "weights cut":
+        file = folder / "adapter_model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+    elif how == "weights are a pickle":
+        torch.save({"a": torch.zeros(2)}, folder / "adapter_model.safetensors")
+    elif how == "one tensor less":
+        tensors = load_file(folder / "adapter_model.safetensors")
+        tensors.pop(sorted(tensors)[0])
+        save_file(tensors, folder / "adapter_model.safetensors")
+    elif how == "giant":
+        task.write_text(" " * 50_000_001)
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ("pickle", "optimizer.pt .* may hold a pickle"),
+        ("archive", "data.zip .* archive"),
+        ("code", "run.py .* code other than mtpf's own"),
+        ("unknown", "notes.txt .* does not belong there"),
+        ("folder", "old .* does not belong there"),
+        ("link", "vocab.txt .* symbolic link"),
+        ("no head", "its head is missing"),
+        ("label renamed", "not those that its head was trained with"),
+        ("labels moved", "not those that its head was trained with"),
+        ("name", "which no adapter can have"),
+        ("label less", "does not fit 2 labels"),
+        ("absolute path", "task.json contains the local path '/home/ada"),
+        ("relative path", r"task.json contains the local path '\.\./messages' \(key 'training_data'\)"),
+        ("weights cut", "is damaged or no safetensors file"),
+        ("weights are a pickle", "is damaged or no safetensors file"),
+        ("one tensor less", "disagree about"),
+        ("giant", "larger than 50 MB"),
+    ],
+)
+def test_folders_that_may_not_be_published(hub, published, entities, how, message):
+    damage(entities, how)
+    pushes_nothing(hub, lambda: push_adapter(entities, ENTITIES, backbone_id=BACKBONE), message)
+
+
+def test_backbones_that_may_not_be_published(hub, backbone, encoders):
+    push = lambda: push_backbone(backbone, BACKBONE)  # noqa: E731
+    pushes_nothing(hub, lambda: push_backbone(encoders["bert"], BACKBONE), "no 'mtpf' block")
+    pushes_nothing(hub, lambda: push_backbone(backbone / "absent", BACKBONE), "There is no folder")
+    archive = shutil.make_archive(str(backbone), "zip", backbone)
+    pushes_nothing(hub, lambda: push_backbone(archive, BACKBONE), "There is no folder .*zip")
+    with pytest.raises(AdapterError, match="neither a folder nor a Hub id"):
+        MtpfModel.from_pretrained(encoders["bert"]).load_adapter(archive)
+    (backbone / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    pushes_nothing(hub, push, "pytorch_model.bin .* may hold a pickle")
+    (backbone / "pytorch_model.bin").unlink()
+    (backbone / "training.json").write_text('{"regime": "tpl", "start": "runs/../../secret/encoder"}')
+    config = json.loads((backbone / "config.json").read_text())
+    edit(backbone / "config.json", _name_or_path="/tmp/encoder")
+    pushes_nothing(hub, push, "config.json contains the local path '/tmp/encoder'")
+    (backbone / "config.json").write_text(json.dumps(config))
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (backbone / file).unlink()
+    pushes_nothing(hub, push, "has no tokenizer")
+    for name in ("encoder", "a/b/c", "../up/x", "-/x", str(backbone)):
+        with pytest.raises(HubError, match="no Hub id"):
+            push_backbone(backbone, name)
+
+
+def test_a_card_that_the_hub_does_not_accept_leaves_no_empty_repo(hub, folders):
+    with pytest.raises(HubError, match='card of mtpf/encoder: "language" with value "English"'):
+        push_backbone(folders / "backbone", BACKBONE, language="English")
+    assert not hub.calls("create_repo")
+
+
+def test_remote_code_is_this_packages_own(hub, backbone, published):
+    (backbone / "modeling_mtpf.py").write_text("import os; os.system('true')")
+    assert push_backbone(backbone, BACKBONE) == published
+
+
+# Faults: a retry or a clear error, and always a complete head
+
+
+@pytest.mark.parametrize(
+    "route, effects",
+    [
+        ("commit", {"status": 500}),
+        ("commit", {"status": 503, "times": 2}),
+        ("commit", {"drop": "request"}),
+        ("commit", {"drop": "response"}),
+        ("preupload", {"status": 429, "retry_after": 1}),
+        ("repo_info", {"status": 502}),
+        ("tree", {"drop": "response"}),
+        ("create_repo", {"status": 500}),
+        ("xet_upload_xorb", {"drop": "request"}),
+        ("xet_write_token", {"status": 500}),
+        ("repo_info", {"delay": 0.5}),
+    ],
+)
+def test_faults_that_pass_are_survived(hub, folders, no_waiting, route, effects):
+    fault = hub.fault(route, **effects)
+    sha = push_backbone(folders / "backbone", BACKBONE)
+    assert fault.fired and sha == hub.head(BACKBONE) and len(hub.commits(BACKBONE)) == 2
+    assert {*content(folders / "backbone"), "README.md"} <= set(hub.files(BACKBONE))
+
+
+@pytest.mark.parametrize(
+    "route, effects, message",
+    [
+        ("commit", {"status": 500}, "answers 500"),
+        ("commit", {"drop": "request"}, "connection to the Hub failed"),
+        ("xet_upload_shard", {"status": 400}, "connection to the Hub failed|answers"),
+    ],
+)
+def test_faults_that_stay_leave_the_head_as_it_was(
+    hub, backbone, published, no_waiting, route, effects, message
+):
+    before = hub.files(BACKBONE)
+    weights = load_file(backbone / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][7, 3] += 1e-3
+    save_file(weights, backbone / "model.safetensors", metadata={"format": "pt"})
+    hub.fault(route, times=None, **effects)
+    with pytest.raises(HubError, match=message) as failure:
+        push_backbone(backbone, BACKBONE)
+    assert "complete revision" in str(failure.value)
+    assert hub.head(BACKBONE) == published and hub.files(BACKBONE) == before
+    hub.clear_faults()
+    assert push_backbone(backbone, BACKBONE) == hub.head(BACKBONE) != published
+
+
+def test_a_lost_answer_is_no_conflict(hub, folders, published, no_waiting):
+    hub.fault("commit", drop="response")
+    sha = push_backbone(folders / "backbone", BACKBONE, license="mit")
+    assert sha == hub.head(BACKBONE) and hub.commits(BACKBONE)[0].parent == published
+
+
+@pytest.mark.parametrize("effects", [{}, {"status": 500}])
+def test_a_concurrent_push_is_a_conflict_and_loses_nothing(hub, folders, published, no_waiting, effects):
+    theirs = []
+    before = lambda: theirs.append(hub.commit(BACKBONE, {"theirs.txt": b"theirs"}))  # noqa: E731
+    hub.fault("commit", before=before, **effects)
+    with pytest.raises(PushConflictError, match="Somebody else has committed .* then push again"):
+        push_backbone(folders / "backbone", BACKBONE, license="mit")
+    assert hub.head(BACKBONE) == theirs[0] and hub.files(BACKBONE)["theirs.txt"] == b"theirs"
+    assert b"license: apache-2.0" in hub.files(BACKBONE)["README.md"]
+
+
+# Pull
+
+
+def test_pull_by_branch_tag_and_commit_and_offline(hub, folders, published, monkeypatch):
+    HfApi(endpoint=hub.url, token=hub.token).create_tag(BACKBONE, tag="v1")
+    second = push_backbone(folders / "backbone", BACKBONE, license="mit")
+    assert pull(BACKBONE).name == second and pull(BACKBONE, "v1").name == published
+    folder = pull(BACKBONE, published)
+    assert (
+        folder.name == published
+        and (folder / "model.safetensors").read_bytes() == hub.files(BACKBONE)["model.safetensors"]
+    )
+    hub.stop()
+    assert (
+        pull(BACKBONE, published) == folder
+        and pull(BACKBONE).name == second
+        and pull(BACKBONE, "v1") == folder
+    )
+    with pytest.raises(HubError, match="cannot be reached"):
+        pull(ENTITIES)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert pull(BACKBONE).name == second
+    blob = (folder / "config.json").resolve()
+    data = bytearray(blob.read_bytes())
+    data[len(data) // 2] ^= 1
+    blob.chmod(0o644)
+    blob.write_bytes(data)
+    with pytest.raises(HubError):  # noticed offline, too
+        pull(BACKBONE, published)
+    assert not blob.exists()
+
+
+SOURCE_REVISION = """
+import json
+from modeling_mtpf import MtpfModel
+found = [MtpfModel.from_pretrained("mtpf/encoder").config]
+found.append(MtpfModel.from_pretrained("mtpf/encoder", revision="v1").config)
+written = "source_revision" in found[0].to_json_string()
+print(json.dumps([*(config.source_revision for config in found), written]))
+"""
+
+
+@pytest.mark.slow
+def test_a_model_knows_its_commit_and_reads_the_tokenizer_from_it(hub, folders, published, fresh_process):
+    model = MtpfModel.from_pretrained(BACKBONE, revision=published)
+    HfApi(endpoint=hub.url, token=hub.token).create_tag(BACKBONE, tag="v1")
+    second = push_backbone(folders / "backbone", BACKBONE, license="mit")
+    assert fresh_process(SOURCE_REVISION, **hub.environment()) == [second, published, False]
+    hub.commit(
+        BACKBONE, dict.fromkeys(("config.json", "tokenizer.json", "tokenizer_config.json"), b"damaged")
+    )
+    assert load_tokenizer(model)("Hi")["input_ids"] and model.config.source_revision == published
+
+
+@pytest.mark.parametrize("path", ["model.safetensors", "config.json"])
+def test_pull_fetches_again_what_broke_on_the_way(hub, published, path):
+    route = "xet_download" if path == "model.safetensors" else "resolve"
+    fault = hub.fault(route, corrupt=True, match="" if route == "xet_download" else path)
+    assert (pull(BACKBONE) / path).read_bytes() == hub.files(BACKBONE)[path] and fault.fired == 1
+
+
+@pytest.mark.parametrize("path", ["model.safetensors", "config.json"])
+def test_pull_refuses_what_was_tampered_with(hub, published, path):
+    hub.tamper(BACKBONE, path)
+    with pytest.raises(HubError, match=f"{path} of mtpf/encoder .* does not have the hash"):
+        pull(BACKBONE)
+
+
+@pytest.mark.parametrize("path", ["adapter_model.safetensors", "head.safetensors", "task.json"])
+def test_loading_a_tampered_adapter_is_refused_and_changes_nothing(hub, folders, published, path):
+    sha = push_adapter(folders / "entities", ENTITIES, backbone_id=BACKBONE)
+    model = MtpfModel.from_pretrained(folders / "backbone")
+    hub.tamper(ENTITIES, path)
+    with pytest.raises(AdapterError, match=f"{path} of {ENTITIES} does not have the hash"):
+        model.load_adapter(ENTITIES, revision=sha)
+    assert model.adapters == [] and len(model.heads) == 0
+
+
+def test_what_pull_refuses_and_leaves_out(hub, published, tmp_path):
+    hub.commit(
+        BACKBONE, {"pytorch_model.bin": b"\x80\x04.", "evil.py": b"1", "data.zip": b"PK", "a/b.py": b"1"}
+    )
+    assert not {"pytorch_model.bin", "evil.py", "data.zip", "a"} & set(content_names(pull(BACKBONE)))
+    with pytest.raises(HubError, match="more than the 1,000 that are allowed"):
+        pull(BACKBONE, max_bytes=1000)
+    hub.commit(BACKBONE, {"big.json": b"x"})
+    hub._storage.find("model", BACKBONE).resolve("main").files["../up.json"] = (
+        hub._storage.find("model", BACKBONE).resolve("main").files["big.json"]
+    )
+    with pytest.raises(HubError, match=r"has a file '\.\./up.json': its name leads out"):
+        pull(BACKBONE)
+    with pytest.raises(HubError, match="no such revision"):
+        pull(BACKBONE, "v9")
+    with pytest.raises(HubError, match="There is no repo mtpf/absent"):
+        pull("mtpf/absent")
+    with pytest.raises(HubError, match="no Hub id"):
+        pull("../../etc")
+
+
+def content_names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
