@@ -17,11 +17,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from hub_cards import adapter_card, backbone_card
 
-from .adapters_mtpf import (
-    ADAPTER_CONFIG_FILE,
-    ADAPTER_WEIGHTS_FILE,
-    TASK_FILE,
-)
+from .adapter_files_mtpf import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, TASK_FILE
 from .hub_client import (
     HubError,
     PushConflictError,

@@ -9,17 +9,15 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .adapters_mtpf import (
+from .adapter_files_mtpf import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     HEAD_FILE,
-    KINDS,
-    NAME_PATTERN,
     PEFT_PREFIX,
     TASK_FILE,
-    AdapterError,
     read_head,
 )
+from .adapters_mtpf import KINDS, NAME_PATTERN, AdapterError
 from .configuration_mtpf import AUTO_MAP, encoder_layout
 from .errors import MtpfError
 from .modeling_mtpf import HUB_FILES

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 
-from .adapters_mtpf import drop_from_cache, has_announced_hash
+from .adapter_files_mtpf import drop_from_cache, has_announced_hash
 from .hub_client import HubError, attempt, check_repo_id, explained, is_transient, list_files
 from .hub_files import code_files, git_sha1, objection, sha256_of
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
 
-from .adapters_mtpf import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE
+from .adapter_files_mtpf import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE
 from .errors import MtpfError
 from .hub_client import HubError, check_repo_id, explained, read_remote
 from .hub_files import (

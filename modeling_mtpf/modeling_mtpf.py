@@ -19,6 +19,13 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import PrefixChange
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput, TokenClassifierOutput
 
+from .adapter_files_mtpf import (
+    backbone_state_dict,
+    find_adapter,
+    install_adapter,
+    read_adapter,
+    write_adapter,
+)
 from .adapters_mtpf import (
     AdapterError,
     AdapterHead,
@@ -26,22 +33,18 @@ from .adapters_mtpf import (
     active_adapter,
     adapter_depth,
     adapter_names,
-    backbone_state_dict,
-    find_adapter,
     inject_lora,
-    install_adapter,
     lora_config,
-    read_adapter,
     remove_lora,
     set_active_adapter,
     switched_adapter,
-    write_adapter,
 )
 from .configuration_mtpf import MtpfConfig
 from .predict_mtpf import Predictor
 from .trunk_mtpf import run_tail, run_trunk
 
 HUB_FILES = (
+    "adapter_files_mtpf.py",
     "adapters_mtpf.py",
     "configuration_mtpf.py",
     "modeling_mtpf.py",
@@ -206,7 +209,8 @@ class MtpfPreTrainedModel(PreTrainedModel):
         files = read_adapter(folder, self.backbone, adapter_name, check_backbone)
         if self.head_kind and files.head is not None and files.head.kind != self.head_kind:
             raise AdapterError(
-                f"{path_or_repo} is a {files.head.kind} app, but {type(self).__name__} is for {self.head_kind}."
+                f"{path_or_repo} is a {files.head.kind} app, but {type(self).__name__} is for "
+                f"{self.head_kind}; load it into MtpfModel."
             )
         install_adapter(self.backbone, files, trainable)
         if files.head is not None:

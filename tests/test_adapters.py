@@ -12,7 +12,8 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
 from modeling_mtpf import AdapterError, AdapterHead, LoraSettings, MtpfConfig, MtpfModel
-from modeling_mtpf.adapters_mtpf import backbone_sha256, count_parameters, lora_targets
+from modeling_mtpf.adapter_files_mtpf import backbone_sha256
+from modeling_mtpf.adapters_mtpf import count_parameters, lora_targets
 
 
 def head(kind="token-classification", labels=("O", "B-PER", "I-PER"), width=32) -> AdapterHead:

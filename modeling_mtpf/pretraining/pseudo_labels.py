@@ -25,7 +25,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from tqdm.auto import tqdm
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..adapters_mtpf import backbone_sha256
+from ..adapter_files_mtpf import backbone_sha256
 from ..data.packaged_encoder import PACKAGED, resolve_encoder
 from ..data.sources import fingerprint, open_source, source_name
 from ..data.words import IGNORE, encode_words, load_word_tokenizer, split_pieces

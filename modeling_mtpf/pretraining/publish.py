@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hub_cards import adapter_card, backbone_card, training_summary
 
-from ..adapters_mtpf import ADAPTER_CONFIG_FILE, TASK_FILE, count_parameters
+from ..adapter_files_mtpf import ADAPTER_CONFIG_FILE, TASK_FILE
+from ..adapters_mtpf import count_parameters
 from ..hub_files import TRAINING_FILE
 from ..modeling_mtpf import MtpfModel
 

@@ -1,0 +1,365 @@
+"""The adapter folder: what it holds, how it is written, and what is checked before it is loaded.
+
+A folder is a plain PEFT LoRA adapter under the stock encoder's key names, so that PEFT, transformers and
+sentence-transformers load it too. An app's head lies beside it in a file of our own: PEFT's
+``modules_to_save`` cannot hold heads of different sizes in one model.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+
+from .adapters_mtpf import (
+    KINDS,
+    AdapterError,
+    AdapterHead,
+    adapter_names,
+    import_peft,
+    inject_lora,
+    remove_lora,
+)
+from .configuration_mtpf import encoder_layout
+from .trunk_mtpf import Encoder, lora_modules
+
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
+HEAD_FILE = "head.safetensors"
+TASK_FILE = "task.json"
+TASK_FORMAT_VERSION = 1
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass
+class AdapterFiles:
+    """An adapter folder, read and checked against a backbone but not yet in memory of the model."""
+
+    name: str
+    config: Any
+    lora: dict[str, torch.Tensor]
+    task: dict[str, Any] = field(default_factory=dict)
+    head: AdapterHead | None = None
+
+
+# ---------------------------------------------------------------------------------------------- identity
+
+
+def backbone_state_dict(encoder: Encoder) -> dict[str, torch.Tensor]:
+    """Return the encoder's own weights under their stock names, whatever adapters are injected."""
+    return {
+        key.replace(".base_layer.", "."): value
+        for key, value in encoder.state_dict().items()
+        if ".lora_" not in key
+    }
+
+
+def backbone_sha256(encoder: Encoder) -> str:
+    """Return the sha256 of the ``model.safetensors`` that ``save_pretrained`` writes for this encoder.
+
+    safetensors orders tensors by dtype and name, so equal weights give equal bytes; for a backbone in one
+    file this is the hash that ``sha256sum`` and the Hub show. Takes about 0.1 s for 22M parameters.
+    """
+    tensors = {name: t.detach().cpu().contiguous() for name, t in backbone_state_dict(encoder).items()}
+    return hashlib.sha256(save(tensors, metadata={"format": "pt"})).hexdigest()
+
+
+# ----------------------------------------------------------------------------------------- saving, loading
+
+
+def lora_state_dict(encoder: Encoder, name: str) -> dict[str, torch.Tensor]:
+    """Return the adapter's tensors under PEFT's names, ``base_model.model.<stock path>.lora_A.weight``."""
+    tensors = {}
+    for path, module in lora_modules(encoder):
+        for part in ("lora_A", "lora_B"):
+            if name in getattr(module, part):
+                key = f"{PEFT_PREFIX}{path}.{part}.weight"
+                tensors[key] = getattr(module, part)[name].weight.detach().cpu().contiguous()
+    return tensors
+
+
+def write_adapter(
+    folder: str | os.PathLike,
+    encoder: Encoder,
+    name: str,
+    *,
+    head: AdapterHead | None = None,
+    backbone_id: str | None = None,
+    backbone_revision: str | None = None,
+    task: dict[str, Any] | None = None,
+) -> Path:
+    """Write the adapter folder: PEFT files at the root, the head and ``task.json`` beside them.
+
+    Every file is written under a temporary name and renamed, ``adapter_config.json`` last, so that a folder
+    with that file is complete.
+    """
+    if name not in adapter_names(encoder):
+        known = ", ".join(adapter_names(encoder)) or "none"
+        raise AdapterError(f"There is no adapter {name!r} to save; loaded: {known}.")
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = lora_state_dict(encoder, name)
+    paths = [path for path, module in lora_modules(encoder) if name in module.lora_A]
+    if len(tensors) != 2 * len(paths):  # pitfall: PEFT once wrote truncated adapters without an error
+        raise AdapterError(
+            f"Adapter {name!r} has {len(tensors)} tensors for {len(paths)} modules; it is damaged."
+        )
+
+    config = copy.deepcopy(encoder.peft_config[name]).to_dict()
+    config.update(
+        base_model_name_or_path=backbone_id,
+        revision=backbone_revision,
+        inference_mode=True,
+        target_modules=sorted(paths),  # PEFT keeps a set: its order would differ from run to run
+    )
+    record = {
+        **(task or {}),
+        "format_version": TASK_FORMAT_VERSION,
+        "name": name,
+        "kind": head.kind if head is not None else KINDS[0],
+        "backbone": {
+            "id": backbone_id,
+            "revision": backbone_revision,
+            "sha256": backbone_sha256(encoder),
+            "dtype": str(encoder.dtype).removeprefix("torch."),
+        },
+    }
+    _write_bytes(target / ADAPTER_WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
+    if head is not None:
+        record.update(labels=head.labels, max_length=head.max_length)
+        weights = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
+        # The labels go with the weights, so that a label that is renamed or moved in task.json is noticed.
+        # One entry only: safetensors writes several in random order.
+        metadata = {"labels": json.dumps(head.labels, ensure_ascii=False)}
+        _write_bytes(target / HEAD_FILE, save(weights, metadata=metadata))
+    else:
+        (target / HEAD_FILE).unlink(missing_ok=True)  # from an app that lay here before
+    _write_json(target / TASK_FILE, record)
+    _write_json(target / ADAPTER_CONFIG_FILE, config)
+    return target
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    plain = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=_plain)
+    _write_bytes(path, (plain + "\n").encode())
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def find_adapter(
+    path_or_repo: str | os.PathLike, revision: str | None = None, token: str | None = None
+) -> Path:
+    """Return the local folder of an adapter, fetching only its data files when it is a Hub repo."""
+    path = Path(path_or_repo)
+    if path.is_dir():
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_repo)) or str(path_or_repo).startswith("."):
+        raise AdapterError(f"{path_or_repo} is neither a folder nor a Hub id of the form 'owner/name'.")
+    files = [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE]
+    folder = Path(snapshot_download(str(path_or_repo), revision=revision, token=token, allow_patterns=files))
+    damaged = [name for name in files if (folder / name).is_file() and not has_announced_hash(folder / name)]
+    for name in damaged:
+        drop_from_cache(folder / name)
+    if damaged:
+        raise AdapterError(
+            f"{damaged[0]} of {path_or_repo} does not have the hash that the Hub announces for it; it was "
+            "tampered with or broken on the way. Load it again; if it stays so, do not use this repo."
+        )
+    return folder
+
+
+def has_announced_hash(path: Path) -> bool:
+    """Compare a cached file with the hash under which the Hub announced it: the name of its blob.
+
+    The Hub's client compares sizes only. A blob is named by its sha256, a small file by its git hash.
+    Where the cache has no links (Windows), there is nothing to compare with and the answer is yes.
+    """
+    # One step only: the blob itself may be a link into a store that is shared by all repos.
+    announced = Path(os.readlink(path)).name if path.is_symlink() else ""
+    data = path.read_bytes()
+    if re.fullmatch("[0-9a-f]{64}", announced):
+        return hashlib.sha256(data).hexdigest() == announced
+    if re.fullmatch("[0-9a-f]{40}", announced):
+        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == announced
+    return True
+
+
+def drop_from_cache(path: Path) -> None:
+    """Remove a cached file and the blobs behind it, which the cache would go on serving."""
+    while path.is_symlink():
+        target = path.parent / os.readlink(path)
+        path.unlink()
+        path = target
+    path.unlink(missing_ok=True)
+
+
+def read_adapter(
+    folder: Path, encoder: Encoder, name: str | None = None, check_backbone: bool = True
+) -> AdapterFiles:
+    """Read an adapter folder and check that it fits this encoder. Changes nothing.
+
+    Raises:
+        AdapterError: A file is missing or damaged, the head is missing, or the adapter was trained on another
+            backbone (shapes or sha256).
+    """
+    if not (folder / ADAPTER_CONFIG_FILE).is_file():
+        raise AdapterError(f"{folder} is not an adapter folder: it has no {ADAPTER_CONFIG_FILE}.")
+    try:
+        config = import_peft().PeftConfig.from_pretrained(str(folder))
+        task = json.loads((folder / TASK_FILE).read_text("utf-8")) if (folder / TASK_FILE).is_file() else {}
+        lora = load_file(folder / ADAPTER_WEIGHTS_FILE)
+        if not isinstance(task, dict):
+            raise ValueError(f"{TASK_FILE} must hold an object")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise AdapterError(f"Adapter folder {folder} is damaged: {error}") from error
+    if str(getattr(config, "peft_type", "")).rpartition(".")[2] != "LORA" or config.bias != "none":
+        raise AdapterError(
+            f"{folder} holds a {config.peft_type} adapter with bias; only plain LoRA can be loaded."
+        )
+    lora = {_stock_key(key): value for key, value in lora.items()}
+    _check_shapes(folder, encoder, lora)
+    if check_backbone:
+        _check_backbone(folder, encoder, task.get("backbone") or {})
+    head = read_head(folder, task, encoder.config.hidden_size)
+    fallback = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-_0123456789")
+    return AdapterFiles(name or task.get("name") or fallback, config, lora, task, head)
+
+
+def _stock_key(key: str) -> str:
+    return key.removeprefix(PEFT_PREFIX).removeprefix("backbone.")
+
+
+def _check_shapes(folder: Path, encoder: Encoder, lora: dict[str, torch.Tensor]) -> None:
+    layers = encoder_layout(encoder.config.model_type).layers + "."
+    modules = dict(encoder.named_modules())
+    for key, tensor in lora.items():
+        path, _, part = key.removesuffix(".weight").rpartition(".")
+        module: Any = modules.get(path)
+        if part not in ("lora_A", "lora_B") or not path.startswith(layers) or not hasattr(module, "weight"):
+            raise AdapterError(
+                f"Adapter {folder} does not fit: the backbone has no linear layer for its tensor {key!r}; "
+                "load the backbone it was trained on."
+            )
+        rows, columns = module.weight.shape
+        expected, found = (columns, tensor.shape[1]) if part == "lora_A" else (rows, tensor.shape[0])
+        if expected != found:
+            raise AdapterError(
+                f"Adapter {folder} was trained on another backbone: {key!r} is made for width {found}, "
+                f"this one has {expected}."
+            )
+    if not lora or len(lora) % 2:
+        raise AdapterError(f"Adapter {folder} is incomplete: {len(lora)} tensors; save it again.")
+
+
+def _check_backbone(folder: Path, encoder: Encoder, trained_on: dict[str, Any]) -> None:
+    expected = trained_on.get("sha256")
+    same_dtype = trained_on.get("dtype") == str(encoder.dtype).removeprefix("torch.")
+    found = backbone_sha256(encoder) if expected and same_dtype else expected
+    if found != expected:
+        wanted = trained_on.get("id") or "the backbone it was trained on"
+        wanted += f" at revision {trained_on['revision']}" if trained_on.get("revision") else ""
+        raise AdapterError(
+            f"Adapter {folder} was trained on another backbone (weights sha256 {str(expected)[:12]}…, loaded "
+            f"{str(found)[:12]}…); load {wanted}, "
+            "or pass check_backbone=False if you know that the weights are equivalent."
+        )
+
+
+def read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHead | None:
+    """Read the head of an adapter folder, if it is an app's.
+
+    Raises:
+        AdapterError: The head is missing or damaged, or does not fit the width or the labels.
+    """
+    kind = task.get("kind")
+    if kind in (None, KINDS[0]):
+        return None
+    if not (folder / HEAD_FILE).is_file():
+        raise AdapterError(
+            f"Adapter {folder} is a {kind} app, but its head is missing ({HEAD_FILE}); fetch it again."
+        )
+    if not task.get("labels"):
+        raise AdapterError(f"Adapter {folder} is a {kind} app, but {TASK_FILE} has no labels.")
+    head = AdapterHead(kind, task["labels"], hidden_size, int(task.get("max_length", 128)))
+    try:
+        head.load_state_dict(load_file(folder / HEAD_FILE))
+        with safe_open(folder / HEAD_FILE, framework="pt") as file:
+            trained = json.loads((file.metadata() or {}).get("labels", "null"))
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
+        found = str(error).splitlines()[-1].strip()
+        raise AdapterError(
+            f"The head of {folder} does not fit {len(task['labels'])} labels of width {hidden_size}: {found}"
+        ) from error
+    if trained is not None and trained != head.labels:
+        raise AdapterError(
+            f"The labels in {folder / TASK_FILE} are not those that its head was trained with, in "
+            f"order: {trained!r}. Restore them; new labels need a new head."
+        )
+    return head.eval()
+
+
+def install_adapter(encoder: Encoder, files: AdapterFiles, trainable: bool = False) -> None:
+    """Inject a read and checked adapter and fill in its weights; on any failure the encoder is as before."""
+    inject_lora(encoder, files.name, files.config, trainable)
+    modules = dict(lora_modules(encoder))
+    wanted = {
+        f"{path}.{part}.weight": getattr(module, part)[files.name].weight
+        for path, module in modules.items()
+        for part in ("lora_A", "lora_B")
+        if files.name in module.lora_A
+    }
+    try:
+        if wanted.keys() != files.lora.keys():
+            odd = sorted(wanted.keys() ^ files.lora.keys())[0]
+            raise AdapterError(
+                f"Weights and {ADAPTER_CONFIG_FILE} disagree about {odd!r}; save the adapter again."
+            )
+        with torch.no_grad():
+            for key, parameter in wanted.items():
+                if parameter.shape != files.lora[key].shape:  # copy_ would broadcast a rank of 1
+                    found = tuple(files.lora[key].shape)
+                    raise AdapterError(
+                        f"{key!r} has shape {found}, its config wants {tuple(parameter.shape)}."
+                    )
+                parameter.copy_(files.lora[key])
+    except (AdapterError, RuntimeError) as error:
+        remove_lora(encoder, files.name)
+        raise AdapterError(f"Adapter {files.name!r} cannot be loaded: {error}") from error
+
+
+__all__ = [
+    "ADAPTER_CONFIG_FILE",
+    "ADAPTER_WEIGHTS_FILE",
+    "HEAD_FILE",
+    "TASK_FILE",
+    "AdapterFiles",
+    "backbone_sha256",
+    "backbone_state_dict",
+    "drop_from_cache",
+    "find_adapter",
+    "has_announced_hash",
+    "install_adapter",
+    "lora_state_dict",
+    "read_adapter",
+    "read_head",
+    "write_adapter",
+]
