@@ -171,7 +171,7 @@ def inject_lora(encoder: Encoder, name: str, config: Any, trainable: bool) -> No
     for parameter in encoder.parameters():
         parameter.requires_grad_(before.get(id(parameter), trainable))
     for _, module in lora_modules(encoder):
-        module.train(module.training)  # PEFT leaves a new dropout in training mode
+        module.train(module.get_base_layer().training)  # PEFT leaves what it adds in training mode
     set_active_adapter(encoder, active)
 
 
