@@ -149,15 +149,19 @@ def fit_clusters(
     order = np.random.Generator(np.random.PCG64(settings.seed)).permutation(len(pieces))
     # partial_fit initialises from its first batch, which therefore must be several times K.
     first_batch, waiting, seen = max(4096, 10 * settings.clusters), [], 0
+    total = min(settings.sample_words, sum(map(len, pieces)))
+    progress = tqdm(total=total, desc="k-means", unit=" words", smoothing=0.05)
     for start in range(0, len(order), settings.batch_size):
         vectors, _ = encoder([pieces[i] for i in order[start : start + settings.batch_size]])
         waiting.append(vectors)
         seen += len(vectors)
+        progress.update(len(vectors))
         if sum(map(len, waiting)) >= first_batch:
             kmeans.partial_fit(np.concatenate(waiting))
             waiting = []
         if seen >= settings.sample_words:
             break
+    progress.close()
     if seen < settings.clusters:
         raise DataError(f"{settings.clusters} clusters need at least as many words; the corpus has {seen}.")
     rest = np.concatenate(waiting) if waiting else np.empty((0, 0), dtype=np.float32)
