@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
@@ -175,7 +176,12 @@ def find_adapter(
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_repo)) or str(path_or_repo).startswith("."):
         raise AdapterError(f"{path_or_repo} is neither a folder nor a Hub id of the form 'owner/name'.")
     files = [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE]
-    folder = Path(snapshot_download(str(path_or_repo), revision=revision, token=token, allow_patterns=files))
+    try:
+        fetched = snapshot_download(str(path_or_repo), revision=revision, token=token, allow_patterns=files)
+    except (HfHubHTTPError, OSError, ValueError) as error:  # the client's own errors are among these
+        reason = str(error).strip().splitlines()[0]
+        raise AdapterError(f"The adapter {path_or_repo} cannot be fetched: {reason}") from error
+    folder = Path(fetched)
     damaged = [name for name in files if (folder / name).is_file() and not has_announced_hash(folder / name)]
     for name in damaged:
         drop_from_cache(folder / name)
@@ -225,10 +231,8 @@ def read_adapter(
         raise AdapterError(f"{folder} is not an adapter folder: it has no {ADAPTER_CONFIG_FILE}.")
     try:
         config = import_peft().PeftConfig.from_pretrained(str(folder))
-        task = json.loads((folder / TASK_FILE).read_text("utf-8")) if (folder / TASK_FILE).is_file() else {}
+        task = read_task(folder)
         lora = load_file(folder / ADAPTER_WEIGHTS_FILE)
-        if not isinstance(task, dict):
-            raise ValueError(f"{TASK_FILE} must hold an object")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise AdapterError(f"Adapter folder {folder} is damaged: {error}") from error
     if str(getattr(config, "peft_type", "")).rpartition(".")[2] != "LORA" or config.bias != "none":
@@ -242,6 +246,43 @@ def read_adapter(
     head = read_head(folder, task, encoder.config.hidden_size)
     fallback = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-_0123456789")
     return AdapterFiles(name or task.get("name") or fallback, config, lora, task, head)
+
+
+def read_task(folder: Path) -> dict[str, Any]:
+    """Read ``task.json`` and check the types of what is used; a plain PEFT adapter has none.
+
+    Raises:
+        AdapterError: It is not the JSON that `write_adapter` writes.
+    """
+    if not (folder / TASK_FILE).is_file():
+        return {}
+    try:
+        task = json.loads((folder / TASK_FILE).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"Adapter folder {folder} is damaged: {TASK_FILE}: {error}") from error
+    if not isinstance(task, dict):
+        raise AdapterError(f"Adapter folder {folder} is damaged: {TASK_FILE} must hold an object.")
+    labels = task.get("labels", [])
+    wrong = [
+        key
+        for key, fits in (
+            (
+                "labels",
+                labels is None or (isinstance(labels, list) and all(isinstance(x, str) for x in labels)),
+            ),
+            ("max_length", isinstance(task.get("max_length", 128), int)),
+            ("backbone", isinstance(task.get("backbone", {}), dict)),
+            ("metrics", isinstance(task.get("metrics", {}), dict)),
+            ("name", isinstance(task.get("name", ""), str)),
+            ("kind", task.get("kind") in (None, *KINDS)),
+        )
+        if not fits
+    ]
+    if wrong:
+        raise AdapterError(
+            f"Adapter folder {folder} is damaged: {wrong[0]!r} in {TASK_FILE} is {task[wrong[0]]!r}."
+        )
+    return task
 
 
 def _stock_key(key: str) -> str:
@@ -292,6 +333,10 @@ def read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHe
     """
     kind = task.get("kind")
     if kind in (None, KINDS[0]):
+        if (folder / HEAD_FILE).is_file():
+            raise AdapterError(
+                f"Adapter {folder} has a head, but {TASK_FILE} does not say of which kind; fetch it again."
+            )
         return None
     if not (folder / HEAD_FILE).is_file():
         raise AdapterError(
@@ -309,7 +354,7 @@ def read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHe
         raise AdapterError(
             f"The head of {folder} does not fit {len(task['labels'])} labels of width {hidden_size}: {found}"
         ) from error
-    if trained is not None and trained != head.labels:
+    if trained != head.labels:
         raise AdapterError(
             f"The labels in {folder / TASK_FILE} are not those that its head was trained with, in "
             f"order: {trained!r}. Restore them; new labels need a new head."
@@ -361,5 +406,6 @@ __all__ = [
     "lora_state_dict",
     "read_adapter",
     "read_head",
+    "read_task",
     "write_adapter",
 ]

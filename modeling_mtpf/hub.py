@@ -324,10 +324,15 @@ def _plan(target: _Target, remote: RemoteRepo | None, files: dict[str, CommitOpe
         raise HubError(
             f"{target.repo_id} exists and is public; make it private in its settings, or choose another name."
         )
-    marker = {"backbone": CONFIG_FILE, "adapter": ADAPTER_CONFIG_FILE}[target.kind]
+    # Files that only this project publishes: another model's config.json must not make its repo fair game.
+    marker = {"backbone": "modeling_mtpf.py", "adapter": TASK_FILE}[target.kind]
     if set(there) - {*KEPT_FILES, CARD_FILE} and marker not in there:
         raise HubError(
             f"{target.repo_id} holds something else than an mtpf {target.kind}; choose another name."
+        )
+    if ".gitignore" in there:
+        raise HubError(
+            f"{target.repo_id} has a .gitignore, which can make the Hub leave files out; delete it first."
         )
     planned = []
     for path, operation in sorted(files.items()):

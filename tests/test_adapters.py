@@ -205,7 +205,7 @@ def test_adding_and_deleting_leaves_the_rest_as_it_was(load, batch):
     model.add_adapter("ner")  # the name is free again
 
 
-def damage(app, how):
+def damage(app, how):  # noqa: C901
     file = {"head": "head.safetensors", "weights": "adapter_model.safetensors"}.get(how)
     if how == "head missing":
         (app / "head.safetensors").unlink()
@@ -227,6 +227,12 @@ def damage(app, how):
         tensors = load_file(app / "adapter_model.safetensors")
         one = {k: v[:1] if "lora_A" in k else v[:, :1] for k, v in tensors.items()}
         save_file({k: v.contiguous() for k, v in one.items()}, app / "adapter_model.safetensors")
+    elif how == "task missing":
+        (app / "task.json").unlink()
+    elif how in ("labels renamed", "max_length"):
+        task = json.loads((app / "task.json").read_text())
+        task |= {"max_length": "abc"} if how == "max_length" else {"labels": ["O", "I-PER", "B-PER"]}
+        (app / "task.json").write_text(json.dumps(task))
     elif how == "task is a list":
         (app / "task.json").write_text("[]")
     elif how == "one module less":
@@ -249,6 +255,9 @@ def damage(app, how):
         ("one module less", "disagree about"),
         ("another rank", "its config wants"),
         ("task is a list", "is damaged"),
+        ("task missing", "has a head, but task.json does not say of which kind"),
+        ("labels renamed", "are not those that its head was trained with"),
+        ("max_length", "'max_length' in task.json is 'abc'"),
     ],
 )
 def test_damaged_folders_are_refused_and_change_nothing(app, how, message):
@@ -291,6 +300,8 @@ def test_unknown_places_and_local_backbone_ids_are_refused(load, tmp_path):
     model = load("bert", {"ner": None})
     with pytest.raises(AdapterError, match="neither a folder nor a Hub id"):
         model.load_adapter(str(tmp_path / "nowhere"))
+    with pytest.raises(AdapterError, match="owner/missing cannot be fetched"):
+        model.load_adapter("owner/missing")
     with pytest.raises(AdapterError, match="'owner/name', not the path"):
         model.save_adapter(tmp_path / "a", "ner", backbone_id=str(tmp_path))
     with pytest.raises(AdapterError, match="no adapter 'tc' to save; loaded: ner"):

@@ -122,6 +122,29 @@ def test_a_repo_of_another_kind_is_not_overwritten(hub, folders, published):
     assert hub.head(BACKBONE) == published
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"config.json": b'{"model_type": "llama"}', "precious.bin": b"x"},
+        {"adapter_config.json": b"{}", "optimizer.pt": b"x"},
+    ],
+)
+def test_other_peoples_models_are_not_overwritten(hub, folders, published, files):
+    hub.create("mtpf/other")
+    head = hub.commit("mtpf/other", files)
+    with pytest.raises(HubError, match="holds something else than an mtpf backbone"):
+        push_backbone(folders / "backbone", "mtpf/other")
+    with pytest.raises(HubError, match="holds something else than an mtpf adapter"):
+        push_adapter(folders / "ner", "mtpf/other", backbone_id=BACKBONE)
+    assert hub.head("mtpf/other") == head
+
+
+def test_a_gitignore_in_the_repo_is_refused(hub, folders, published):
+    hub.commit(BACKBONE, {".gitignore": b"*.safetensors"})
+    with pytest.raises(HubError, match="has a .gitignore"):
+        push_backbone(folders / "backbone", BACKBONE)
+
+
 def test_the_token_is_never_shown_or_written(hub, folders, no_waiting, caplog, monkeypatch):
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("HF_TOKEN", "")
