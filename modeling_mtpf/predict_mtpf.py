@@ -133,22 +133,27 @@ def _text_label(pieces: list, labels: list[str]) -> dict[str, Any]:
 
 def _entities(pieces: list, encoding: Any, text: str, labels: list[str]) -> list[dict[str, Any]]:
     """Label each word in the window that shows most of its surroundings, then join IOB2 spans."""
-    words: dict[tuple[int, int], tuple[int, torch.Tensor]] = {}
+    # A window may begin or end inside a word: its borders come from all windows together, its label from a
+    # window that has its first sub-word.
+    borders: dict[int, tuple[int, int]] = {}
+    seen: dict[int, list[tuple[int, int, torch.Tensor]]] = defaultdict(list)
     for window, scores in pieces:
         ids = encoding.word_ids(window.row)
-        offsets = encoding["offset_mapping"][window.row]
         for token, word in enumerate(ids):
-            if word is None or (token and ids[token - 1] == word):
-                continue  # special tokens and later sub-words: a word is read from its first sub-word
-            last = token
-            while last + 1 < len(ids) and ids[last + 1] == word:
-                last += 1
-            start, end = offsets[token][0], offsets[last][1]
-            context = min(token, len(ids) - 1 - token)
-            if start < end and ((start, end) not in words or words[(start, end)][0] < context):
-                words[(start, end)] = (context, scores[token].softmax(-1))
+            if word is None:
+                continue
+            start, end = encoding["offset_mapping"][window.row][token]
+            first, last = borders.get(word, (start, end))
+            borders[word] = (min(first, start), max(last, end))
+            if token == 0 or ids[token - 1] != word:
+                seen[word].append((start, min(token, len(ids) - 1 - token), scores[token]))
+    words = []
+    for word, (first, last) in borders.items():
+        whole = [entry for entry in seen[word] if entry[0] == first] or seen[word]
+        if first < last:
+            words.append((first, last, max(whole, key=lambda entry: entry[1])[2].softmax(-1)))
     spans: list[dict[str, Any]] = []
-    for (start, end), (_, probabilities) in sorted(words.items(), key=lambda item: item[0]):
+    for start, end, probabilities in sorted(words, key=lambda item: item[:2]):
         best = int(probabilities.argmax())
         prefix, _, group = labels[best].partition("-")
         if prefix not in ("B", "I"):

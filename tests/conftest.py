@@ -39,12 +39,17 @@ def make_tokenizer(byte_level: bool) -> PreTrainedTokenizerFast:
         trainer = trainers.BpeTrainer(
             vocab_size=400, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
         )
+        tokenizer.train_from_iterator(SENTENCES * 3, trainer)
     else:
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        # Not trained: the trainer of WordPiece gives another vocabulary in every process.
+        text = " ".join(SENTENCES).lower()
+        letters = sorted({*text, *"abcdefghijklmnopqrstuvwxyz0123456789.,:?!'"} - {" "})
+        words = sorted({word for word in text.split() if word.isalpha()} - set(letters))
+        pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *words]
+        vocabulary = {piece: number for number, piece in enumerate(pieces)}
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=SPECIAL)
-    tokenizer.train_from_iterator(SENTENCES * 3, trainer)
     cls, sep = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", cls), ("[SEP]", sep)]
@@ -102,6 +107,14 @@ def pytest_collection_modifyitems(config, items):
         without = [item for item in items if item.get_closest_marker("data")]
         config.hook.pytest_deselected(items=without)
         items[:] = [item for item in items if item not in without]
+
+
+@pytest.fixture(autouse=True)
+def separate_runs():
+    """Forget accelerate's settings after each test: they are global, and a second run may want others."""
+    yield
+    if "accelerate" in sys.modules:
+        sys.modules["accelerate"].state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def test_a_token_app_learns_and_leaves_everything_else_alone(setting, tmp_path, 
     model, tokenizer = setting
     model.requires_grad_(True)
     digest, before = backbone_sha256(model.backbone), {n: p.clone() for n, p in model.named_parameters()}
-    settings = TokenAppSettings(epochs=60, batch_size=4, learning_rate=1e-2)
+    settings = TokenAppSettings(epochs=60, batch_size=4, learning_rate=3e-3)
     first = fit_token_app(model, tokenizer, "short", TOKENS, TAGS, settings=TokenAppSettings(epochs=1))
     loss = fit_token_app(model, tokenizer, "people", TOKENS, TAGS, start_from=start_from, settings=settings)
     assert loss < first / 3
