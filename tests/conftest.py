@@ -251,6 +251,12 @@ def folders(encoders, tmp_path_factory) -> Path:
         if name in LABELS:
             torch.manual_seed(seed)
             model.heads[name] = AdapterHead(*LABELS[name], 32)
+            with torch.no_grad():  # centred and steep, so that some words are entities and some are not
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(encoders["bert"])
+                inputs = dict(tokenizer(SENTENCES, padding=True, return_tensors="pt"))
+                mean = model.encode_adapters([name], **inputs)[name].mean((0, 1))
+                model.heads[name].weight.normal_(0, 5, generator=generator)
+                model.heads[name].bias.copy_(-model.heads[name].weight @ mean)
     model.config.regime = "tpl"
     model.save_pretrained(root / "backbone")
     PreTrainedTokenizerFast.from_pretrained(encoders["bert"]).save_pretrained(root / "backbone")
