@@ -8,19 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-PANELS = {
-    "loss/ner": "NER: cross-entropy over clusters",
-    "pseudo_label_accuracy/ner": "NER: pseudo-label accuracy",
-    "loss/tc": "TC: InfoNCE",
-    "retrieval_accuracy/tc": "TC: in-batch retrieval accuracy",
-    "uniformity/tc": "TC: uniformity (0 is collapse)",
-    "gradient_cosine/all": "cosine of the families' gradients",
-}
+from modeling_mtpf.pretraining.curves import draw
 
 
 def read_run(folder: Path) -> tuple[str, list[dict]]:
@@ -28,33 +16,6 @@ def read_run(folder: Path) -> tuple[str, list[dict]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     record = folder / "run.json"
     return (json.loads(record.read_text("utf-8"))["regime"] if record.is_file() else folder.name), lines
-
-
-def moving_mean(values: list[float], width: int) -> list[float]:
-    """Average each value with those before it, up to ``width``."""
-    return [
-        sum(part) / len(part) for part in (values[max(0, i + 1 - width) : i + 1] for i in range(len(values)))
-    ]
-
-
-def draw(runs: dict[str, list[dict]], output: Path, smooth: int) -> None:
-    """Draw one panel per metric, one line per run."""
-    figure, axes = plt.subplots(2, 3, figsize=(13, 6.5), constrained_layout=True)
-    for axis, (key, title) in zip(axes.flat, PANELS.items(), strict=True):
-        for name, lines in runs.items():
-            points = [(line["step"], line[key]) for line in lines if key in line]
-            if points:
-                steps, values = zip(*points, strict=True)
-                width = 1 if key.startswith("gradient_cosine") else smooth
-                axis.plot(steps, moving_mean(list(values), width), label=name, linewidth=1.6)
-        axis.set_title(title, fontsize=10)
-        axis.grid(alpha=0.3)
-        axis.set_xlabel("step", fontsize=9)
-        if axis.lines:
-            axis.legend(fontsize=8)
-    axes.flat[-1].axhline(0, color="black", linewidth=0.6)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=110)
 
 
 def main(arguments: list[str] | None = None) -> int:

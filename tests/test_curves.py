@@ -3,6 +3,7 @@ import json
 import pytest
 
 from eval import curves, summarize_runs
+from modeling_mtpf.pretraining.curves import moving_mean
 
 
 def test_picture_of_two_runs(tmp_path, capsys):
@@ -18,8 +19,8 @@ def test_picture_of_two_runs(tmp_path, capsys):
 
 
 def test_moving_mean():
-    assert curves.moving_mean([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
-    assert curves.moving_mean([1.0, 5.0], 1) == pytest.approx([1.0, 5.0])
+    assert moving_mean([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
+    assert moving_mean([1.0, 5.0], 1) == pytest.approx([1.0, 5.0])
 
 
 def test_summary_of_runs_has_means_and_no_paths(tmp_path, capsys):

@@ -1,15 +1,43 @@
 """The joint step: who gets which gradient, and that a third family needs no change of the package."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from modeling_mtpf import LoraSettings
-from modeling_mtpf.pretraining.diagnostics import gradient_cosine
-from modeling_mtpf.pretraining.families import FAMILIES, Family, FamilyBatch, FamilySettings, register_family
-from modeling_mtpf.pretraining.joint import JointModel, families_of_regime, join_batches, parameter_groups
+from modeling_mtpf.data.words import IGNORE
+from modeling_mtpf.pretraining.chunks import ChunkShape, JointBatch, plan_chunks
+from modeling_mtpf.pretraining.diagnostics import gradient_cosine, tail_similarity
+from modeling_mtpf.pretraining.families import (
+    FAMILIES,
+    Family,
+    FamilyBatch,
+    FamilySettings,
+    Objective,
+    register_family,
+)
+from modeling_mtpf.pretraining.joint import JointModel, families_of_regime, parameter_groups
 from modeling_mtpf.pretraining.ner import ClusterObjective, NerFamily, NerSettings
 from modeling_mtpf.pretraining.tc import ContrastiveObjective, TcFamily, TcSettings
+
+
+def fixed_ner(step: int) -> FamilyBatch:
+    """Five sentences of different lengths, with labels on most positions."""
+    rng = np.random.default_rng(step)
+    rows = [rng.integers(5, 100, size) for size in (16, 7, 12, 16, 3)]
+    labels = [rng.integers(0, 5, len(row)) for row in rows]
+    for own in labels:
+        own[0] = IGNORE
+    words = sum(int((own != IGNORE).sum()) for own in labels)
+    return FamilyBatch(rows, labels, {"labelled_words": torch.tensor(words)})
+
+
+def fixed_tc(step: int, pairs: int = 3, texts_per_row: int = 2) -> FamilyBatch:
+    """Pairs of different lengths, longer than the sentences of NER."""
+    rng = np.random.default_rng(1000 + step)
+    rows = [rng.integers(5, 100, rng.integers(4, 25)) for _ in range(pairs * texts_per_row)]
+    return FamilyBatch(rows, None, {"texts_per_row": torch.tensor(texts_per_row)})
 
 
 class FixedNer(NerFamily):
@@ -19,27 +47,30 @@ class FixedNer(NerFamily):
         self.num_clusters = 5
 
     def batch(self, step, rank=0, world_size=1):
-        generator = torch.Generator().manual_seed(step)
-        ids = torch.randint(5, 100, (4, 16), generator=generator)
-        labels = torch.randint(0, 5, (4, 16), generator=generator)
-        labels[:, 12:] = -100
-        mask = torch.ones_like(ids)
-        mask[2:, 12:] = 0
-        return FamilyBatch({"input_ids": ids, "attention_mask": mask}, {"labels": labels})
+        return fixed_ner(step)
 
 
 class FixedTc(TcFamily):
-    """The TC objective on ready-made batches, longer than those of NER."""
+    """The TC objective on ready-made batches."""
 
     def prepare(self, context) -> None:
         pass
 
     def batch(self, step, rank=0, world_size=1):
-        generator = torch.Generator().manual_seed(1000 + step)
-        ids = torch.randint(5, 100, (6, 24), generator=generator)
-        mask = torch.ones_like(ids)
-        mask[1::2, 20:] = 0
-        return FamilyBatch({"input_ids": ids, "attention_mask": mask}, {})
+        return fixed_tc(step)
+
+
+SHAPE = ChunkShape(tokens=128, length_multiple=8, row_tokens=32, max_length=24)
+"""Several chunks of several shapes for a handful of rows."""
+
+
+def plan(batches: dict[str, FamilyBatch], shape: ChunkShape = SHAPE) -> JointBatch:
+    return plan_chunks(batches, shape, pad_token_id=0)
+
+
+def padded(rows: list[np.ndarray], fill: int) -> torch.Tensor:
+    length = max(map(len, rows))
+    return torch.tensor([[*row, *[fill] * (length - len(row))] for row in rows])
 
 
 @pytest.fixture
@@ -76,15 +107,18 @@ def gradients(joint, loss) -> dict[str, torch.Tensor]:
 def separate(joint, batches, name) -> torch.Tensor:
     """The loss of one family by a plain pass of the whole encoder, without trunk, tails or joining."""
     batch = batches[name]
+    ids, mask = padded(batch.rows, 0), padded([np.ones_like(row) for row in batch.rows], 0)
+    labels = None if batch.labels is None else padded(batch.labels, IGNORE)
     with joint.model.use_adapter(joint.adapters[name]):
-        hidden = joint.model(**batch.inputs)[0]
-    return joint.objectives[name](hidden, batch.inputs["attention_mask"], batch.targets)[0]
+        hidden = joint.model(input_ids=ids, attention_mask=mask)[0]
+    objective = joint.objectives[name]
+    return objective.loss(objective(hidden, mask, labels), batch.targets)[0]
 
 
 @pytest.mark.parametrize("architecture", ["bert", "distilbert", "modernbert"])
 def test_gradient_routing(make, architecture):
     joint, batches = make(architecture, ner=1.0, tc=0.5)
-    found = gradients(joint, joint(batches).loss)
+    found = gradients(joint, joint(plan(batches)).loss)
     alone = {name: gradients(joint, separate(joint, batches, name)) for name in batches}
     weight = {"ner": 1.0, "tc": 0.5}
     checked = {"ner": 0, "tc": 0, "backbone": 0}
@@ -106,9 +140,9 @@ def test_gradient_routing(make, architecture):
 
 def test_no_gradient_of_one_family_reaches_the_other_exactly(make):
     joint, batches = make()
-    losses = joint(batches).losses
+    losses = joint(plan(batches)).losses
     for own, other in (("ner", "tc"), ("tc", "ner")):
-        found = gradients(joint, joint(batches).losses[own])
+        found = gradients(joint, joint(plan(batches)).losses[own])
         theirs = [
             g for name, g in found.items() if f".{other}." in name or name.startswith(f"objectives.{other}.")
         ]
@@ -120,7 +154,7 @@ def test_no_gradient_of_one_family_reaches_the_other_exactly(make):
 def test_naive_has_no_lora_and_the_same_sum(make):
     joint, batches = make(task_primary=False)
     assert not [name for name, _ in joint.named_parameters() if "lora" in name]
-    found = gradients(joint, joint(batches).loss)
+    found = gradients(joint, joint(plan(batches)).loss)
     expected = gradients(joint, separate(joint, batches, "ner") + separate(joint, batches, "tc"))
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() / gradient.norm().clamp(min=1e-8) < 1e-7, name
@@ -132,7 +166,7 @@ def test_both_adapters_and_the_backbone_move_after_two_steps(make):
     optimizer = torch.optim.AdamW(parameter_groups(joint, 1e-3, 1e-2, 0.01))
     families = [FixedNer("ner", NerSettings()), FixedTc("tc", TcSettings())]
     for step in range(2):
-        joint({family.name: family.batch(step) for family in families}).loss.backward()
+        joint(plan({family.name: family.batch(step) for family in families})).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     moved = {name for name, value in joint.state_dict().items() if not torch.equal(value, before[name])}
@@ -161,17 +195,9 @@ def test_every_parameter_is_in_one_group_with_its_rate(make):
             assert rate[id(parameter)] == (1e-5, 0.1 if parameter.dim() > 1 else 0.0), name
 
 
-def test_joined_rows_are_padded_to_the_longest(make):
-    _, batches = make()
-    inputs, spans = join_batches(batches, pad_token_id=9)
-    assert spans == {"ner": (0, 4), "tc": (4, 10)}
-    assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (10, 24)
-    assert inputs["input_ids"][:4, 16:].eq(9).all() and inputs["attention_mask"][:4, 16:].eq(0).all()
-
-
 def test_gradient_cosine_against_flat_vectors(make):
     joint, batches = make()
-    found = gradient_cosine(joint, batches)
+    found = gradient_cosine(joint, plan(batches), SHAPE)
     alone = [gradients(joint, separate(joint, batches, name)) for name in batches]
     shared = [n for n in alone[0] if "lora" not in n and n.startswith("model.backbone") and n in alone[1]]
     for group, part in (("layer_1", "layer.1."), ("all", "")):
@@ -185,7 +211,7 @@ def test_gradient_cosine_against_flat_vectors(make):
     joint.model.backbone.embeddings.eval()
     modes = [module.training for module in joint.modules()]
     numbers = torch.random.get_rng_state()
-    gradient_cosine(joint, batches)
+    gradient_cosine(joint, plan(batches), SHAPE)
     assert all(p.grad is None for p in joint.parameters())
     assert [module.training for module in joint.modules()] == modes
     assert torch.equal(torch.random.get_rng_state(), numbers)  # a run is the same with and without it
@@ -201,14 +227,16 @@ def test_regimes():
 def test_a_third_family_is_one_registration(load, tmp_path, make):
     """A toy family that predicts a text's length; trained beside the two others."""
 
-    class LengthObjective(nn.Module):
+    class LengthObjective(Objective):
         def __init__(self, hidden_size):
             super().__init__()
             self.head = nn.Linear(hidden_size, 1)
 
-        def forward(self, hidden_states, attention_mask, targets):
-            loss = (self.head(hidden_states[:, 0]).squeeze(-1) - targets["length"]).pow(2).mean()
-            return loss, {"length_accuracy": torch.zeros(())}
+        def forward(self, hidden_states, attention_mask, labels):
+            return self.head(hidden_states[:, 0])
+
+        def loss(self, rows, targets):
+            return (rows.squeeze(-1) - targets["length"]).pow(2).mean(), {"length_accuracy": torch.zeros(())}
 
     @register_family("length")
     class LengthFamily(Family):
@@ -216,11 +244,8 @@ def test_a_third_family_is_one_registration(load, tmp_path, make):
             pass
 
         def batch(self, step, rank=0, world_size=1):
-            ids = torch.randint(5, 100, (3, 16), generator=torch.Generator().manual_seed(step))
-            mask = torch.ones_like(ids)
-            return FamilyBatch(
-                {"input_ids": ids, "attention_mask": mask}, {"length": mask.sum(1).double() / 16}
-            )
+            rows = fixed_ner(step).rows
+            return FamilyBatch(rows, None, {"length": torch.tensor([len(row) / 16 for row in rows]).double()})
 
         def objective(self, hidden_size):
             return LengthObjective(hidden_size)
@@ -231,7 +256,7 @@ def test_a_third_family_is_one_registration(load, tmp_path, make):
         for family in families:
             family.prepare(None)
         joint = JointModel(load("bert"), families, task_primary=True).double()
-        output = joint({family.name: family.batch(0) for family in families})
+        output = joint(plan({family.name: family.batch(0) for family in families}))
         output.loss.backward()
         assert output.losses.keys() == {"ner", "tc", "length"} and joint.depth == 3
         assert joint.model.adapters == ["ner", "tc", "length"]
@@ -242,14 +267,93 @@ def test_a_third_family_is_one_registration(load, tmp_path, make):
 
 def test_a_batch_without_labelled_words_costs_nothing():
     objective = ClusterObjective(8, 3)
-    loss, _ = objective(torch.randn(2, 4, 8, requires_grad=True), None, {"labels": torch.full((2, 4), -100)})
+    rows = objective(torch.randn(2, 4, 8, requires_grad=True), None, torch.full((2, 4), IGNORE))
+    loss, _ = objective.loss(rows, {"labelled_words": torch.tensor(0)})
     loss.backward()
     assert loss.item() == 0.0 and not objective.head.weight.grad.any()
 
 
 def test_uniformity_tells_collapse_from_spread():
     objective = ContrastiveObjective(0.05, False)
-    mask = torch.ones(64, 1)
-    spread = objective(torch.randn(64, 1, 16), mask, {})[1]["uniformity"]
-    collapsed = objective(torch.ones(64, 1, 16) + 0.001 * torch.randn(64, 1, 16), mask, {})[1]["uniformity"]
+    spread = objective.loss(torch.randn(64, 16), {})[1]["uniformity"]
+    collapsed = objective.loss(torch.ones(64, 16) + 0.001 * torch.randn(64, 16), {})[1]["uniformity"]
     assert spread < -2 and collapsed > -0.01
+
+
+def test_tail_similarity_is_one_for_equal_adapters(make):
+    joint, batches = make()
+    found = tail_similarity(joint, plan(batches))
+    assert set(found) == {"layer_2", "layer_3"} and all(value < 0.999 for value in found.values())
+    with torch.no_grad():
+        for name, parameter in joint.named_parameters():
+            if ".tc." in name:
+                parameter.copy_(dict(joint.named_parameters())[name.replace(".tc.", ".ner.")])
+    assert tail_similarity(joint, plan(batches)) == pytest.approx({"layer_2": 1.0, "layer_3": 1.0})
+    assert tail_similarity(make(task_primary=False)[0], plan(batches)) == {}
+
+
+# Gradient caching
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("texts_per_row", [2, 4])
+def test_cached_gradients_equal_plain_ones_with_dropout(make, symmetric, texts_per_row):
+    """Also with hard negatives, a learnt temperature, and two accumulated batches."""
+    joint, _ = make()
+    joint.objectives["tc"] = ContrastiveObjective(0.1, symmetric, learn_temperature=True).double()
+    joint.train()
+    found = {}
+    for recompute in (False, True):
+        joint.recompute = recompute
+        joint.zero_grad()
+        torch.manual_seed(7)
+        for step in range(2):
+            batch = plan({"ner": fixed_ner(step), "tc": fixed_tc(step, 8, texts_per_row)})
+            assert len(batch.chunks) > 3
+            (joint(batch).loss / 2).backward()
+        found[recompute] = {
+            name: p.grad.clone() for name, p in joint.named_parameters() if p.grad is not None
+        }
+    assert found[True].keys() == found[False].keys() and "objectives.tc.log_temperature" in found[True]
+    for name, gradient in found[False].items():
+        assert (found[True][name] - gradient).norm() <= 1e-10 * gradient.norm() + 1e-14, name
+    joint.zero_grad()
+    torch.manual_seed(8)  # the masks matter: other ones give other gradients
+    joint(batch).loss.backward()
+    name = "model.backbone.encoder.layer.0.output.dense.weight"
+    assert (dict(joint.named_parameters())[name].grad - found[False][name]).norm() > 1e-3 * found[False][
+        name
+    ].norm()
+
+
+def test_cached_rows_are_not_held(make):
+    """Only one chunk's activations are alive at a time: counted as saved bytes, forward and backward."""
+    joint, _ = make(names=("tc",))
+    joint.train()
+    peaks = {}
+    for pairs in (64, 256):
+        batch = plan({"tc": fixed_tc(0, pairs)})
+        for recompute in (False, True):
+            joint.recompute = recompute
+            peaks[pairs, recompute] = peak_saved(lambda batch=batch: joint(batch).loss.backward())
+    assert peaks[256, False] > 3.5 * peaks[64, False]
+    assert peaks[256, True] < 1.3 * peaks[64, True] < 0.3 * peaks[64, False]
+
+
+def peak_saved(function) -> int:
+    """Largest number of bytes that autograd holds for the backward pass at any time."""
+    live, peak = {}, 0
+
+    class Held:
+        def __init__(self, tensor):
+            self.tensor = tensor
+            live[id(self)] = tensor.numel() * tensor.element_size()
+            nonlocal peak
+            peak = max(peak, sum(live.values()))
+
+        def __del__(self):
+            live.pop(id(self), None)
+
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        function()
+    return peak

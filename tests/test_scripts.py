@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 
 from modeling_mtpf import MtpfModel
 from modeling_mtpf.data.words import load_word_tokenizer
+from modeling_mtpf.pretraining.chunks import ChunkShape, plan_chunks
 from modeling_mtpf.pretraining.families import RunContext
 from modeling_mtpf.pretraining.tc import TcFamily, TcSettings
 from train import pretrain, pseudo_label
 
 ROOT = Path(__file__).parent.parent
-FILES = {"backbone", "metrics.jsonl", "run.json"}
 
 
 @pytest.fixture
@@ -124,8 +124,8 @@ def test_accumulated_gradients_are_the_mean_of_different_parts(arguments, monkey
         return torch.ones(())
 
     class Kept(pretrain.JointModel):
-        def __init__(self, model, families, task_primary):
-            super().__init__(model, families, task_primary)
+        def __init__(self, model, families, *more):
+            super().__init__(model, families, *more)
             for module in self.modules():
                 if isinstance(module, torch.nn.Dropout):
                     module.p = 0.0
@@ -138,7 +138,8 @@ def test_accumulated_gradients_are_the_mean_of_different_parts(arguments, monkey
     joint.load_state_dict(seen["start"])
     joint.zero_grad()
     for part in range(2):
-        (joint({family.name: family.batch(part) for family in seen["families"]}).loss / 2).backward()
+        batches = {family.name: family.batch(part) for family in seen["families"]}
+        (joint(plan_chunks(batches, ChunkShape(max_length=32), 0)).loss / 2).backward()
     expected = [p.grad for p in joint.parameters()]
     assert sum(g is not None for g in expected) > 40
     for found, wanted in zip(seen["found"], expected, strict=True):
@@ -161,15 +162,12 @@ def test_a_batch_of_pairs_has_no_text_twice_and_ranks_share_it(encoders, tmp_pat
     family.prepare(RunContext(tokenizer, seed=0, work_dir=tmp_path))
     assert family.describe()["pairs"]["empty_left_out"] == 2
     for step in range(20):
-        ids = family.batch(step).inputs["input_ids"]
-        assert len({tuple(row) for row in ids.tolist()}) == len(ids) == 12
-        halves = [family.batch(step, rank, 2).inputs["input_ids"] for rank in range(2)]
-        together = [row for half in halves for row in half.tolist()]
-        assert sorted(map(unpadded, together)) == sorted(map(unpadded, ids.tolist()))
-
-
-def unpadded(row: list[int]) -> list[int]:
-    return [token for token in row if token]
+        ids = [row.tolist() for row in family.batch(step).rows]
+        assert len(set(map(tuple, ids))) == len(ids) == 12
+        halves = [family.batch(step, rank, 2).rows for rank in range(2)]
+        assert sorted(row.tolist() for half in halves for row in half) == sorted(ids)
+        anchors = [list(half[:3]) for half in halves]
+        assert sorted(row.tolist() for half in anchors for row in half) == sorted(ids[:6])
 
 
 def test_a_missing_extra_ends_in_one_sentence():
@@ -189,19 +187,22 @@ def test_labels_made_by_the_script_are_trained_on(arguments, data, encoders, tmp
 
 
 PLUGIN = """
+import numpy as np
 import torch
 from torch import nn
-from modeling_mtpf.pretraining.families import Family, FamilyBatch, register_family
+from modeling_mtpf.pretraining.families import Family, FamilyBatch, Objective, register_family
 
 
-class Objective(nn.Module):
+class ToyObjective(Objective):
     def __init__(self, hidden_size):
         super().__init__()
         self.head = nn.Linear(hidden_size, 1)
 
-    def forward(self, hidden_states, attention_mask, targets):
-        loss = self.head(hidden_states.float()[:, 0]).pow(2).mean()
-        return loss, {"toy_accuracy": torch.zeros(())}
+    def forward(self, hidden_states, attention_mask, labels):
+        return self.head(hidden_states.float()[:, 0])
+
+    def loss(self, rows, targets):
+        return rows.pow(2).mean(), {"toy_accuracy": torch.zeros(())}
 
 
 @register_family("toy")
@@ -210,10 +211,10 @@ class ToyFamily(Family):
         self.tokenizer = context.tokenizer
 
     def batch(self, step, rank=0, world_size=1):
-        return FamilyBatch(dict(self.tokenizer(["a b c"] * 4, return_tensors="pt")), {})
+        return FamilyBatch([np.array(row) for row in self.tokenizer(["a b c"] * 4)["input_ids"]])
 
     def objective(self, hidden_size):
-        return Objective(hidden_size)
+        return ToyObjective(hidden_size)
 """
 
 
@@ -272,14 +273,15 @@ def test_mistakes_end_in_one_sentence(arguments, data, capsys, mistake):
 def test_a_used_output_folder_is_refused(arguments, capsys):
     assert pretrain.main(arguments()) == 0
     assert pretrain.main(arguments()) == 2
-    assert "holds another run; choose another --output_dir" in capsys.readouterr().err
+    assert "holds another run; choose another --output_dir or" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(arguments, tmp_path, capsys):
     # Step 1 moves the weights to infinity, step 2 sees it.
     assert pretrain.main(arguments(learning_rate=1e38, warmup=0, steps=5)) == 2
-    assert "is not finite; lower the learning rate" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "backbone").exists()
+    error = capsys.readouterr().err
+    assert "Step 2: the loss of family 'ner' is not finite in the whole batch of source 'text'" in error
+    assert "There is no checkpoint yet." in error and not (tmp_path / "run" / "backbone").exists()
 
 
 def test_help_names_the_commands(capsys):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
-from datasets import Dataset, Features, List, Value, concatenate_datasets, load_dataset
+from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from ..errors import DataError
@@ -57,10 +57,7 @@ def source_files(source: str | Path) -> list[Path]:
     return files
 
 
-def open_source(
-    source: str | Path,
-    columns: dict[str, str],
-) -> Dataset:
+def open_source(source: str | Path, columns: dict[str, str], also: str | None = None) -> Dataset:
     """Open a source and check the columns that are needed.
 
     Args:
@@ -68,6 +65,7 @@ def open_source(
             ``owner/name`` or
             ``owner/name@revision`` (its split ``train``).
         columns: Column name → kind: ``text``, ``words`` (list of str) or ``integers`` (list of int).
+        also: Columns of text whose name begins so are taken, too, where there are any.
 
     Returns:
         A memory-mapped data set with just these columns.
@@ -77,19 +75,59 @@ def open_source(
     """
     path = Path(source)
     if path.exists():
-        parts = [_read_file(file, columns) for file in source_files(path)]
+        parts = [_read_file(file, columns, also) for file in source_files(path)]
+        for part, file in zip(parts, source_files(path), strict=True):
+            if part.column_names != parts[0].column_names:
+                found, first = (", ".join(names) for names in (part.column_names, parts[0].column_names))
+                raise DataError(f"{file} has the columns {found}, but other files of {path} have {first}.")
         return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+    repository, revision = hub_id(source)
+    try:
+        dataset = load_dataset(repository, split="train", revision=revision)
+    except Exception as error:  # the Hub client has a dozen exception types; all mean the same to the user
+        raise DataError(f"The Hub data set {source!r} cannot be opened: {_first_line(error)}") from error
+    return _checked(dataset, str(source), columns, also)
+
+
+def stream_source(source: str | Path) -> IterableDataset:
+    """Open a source for reading from front to back, without downloading or converting it first.
+
+    Raises:
+        DataError: It cannot be opened.
+    """
+    path = Path(source)
+    try:
+        if path.exists():
+            files = source_files(path)
+            readers = {READERS[file.suffix] for file in files}
+            if len(readers) > 1:
+                raise DataError(
+                    f"{path} mixes files of {', '.join(sorted(readers))}; a stream needs one kind."
+                )
+            return load_dataset(
+                readers.pop(), data_files=[str(file) for file in files], split="train", streaming=True
+            )
+        repository, revision = hub_id(source)
+        return load_dataset(repository, split="train", revision=revision, streaming=True)
+    except DataError:
+        raise
+    except Exception as error:  # as above
+        raise DataError(f"The source {source!r} cannot be streamed: {_first_line(error)}") from error
+
+
+def hub_id(source: str | Path) -> tuple[str, str | None]:
+    """Split ``owner/name@revision``.
+
+    Raises:
+        DataError: It does not look like that, so it must be a missing file.
+    """
     if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise DataError(f"There is no file or folder {source}, and it is no Hub id of the form 'owner/name'.")
     repository, _, revision = str(source).partition("@")
-    try:
-        dataset = load_dataset(repository, split="train", revision=revision or None)
-    except Exception as error:  # the Hub client has a dozen exception types; all mean the same to the user
-        raise DataError(f"The Hub data set {source!r} cannot be opened: {_first_line(error)}") from error
-    return _checked(dataset, str(source), columns)
+    return repository, revision or None
 
 
-def _read_file(file: Path, columns: dict[str, str]) -> Dataset:
+def _read_file(file: Path, columns: dict[str, str], also: str | None) -> Dataset:
     if file.stat().st_size == 0:
         raise DataError(f"{file} is empty.")
     try:
@@ -98,8 +136,8 @@ def _read_file(file: Path, columns: dict[str, str]) -> Dataset:
             raise DataError(f"{file} has no rows.")
         options = {"keep_default_na": False} if file.suffix == ".csv" else {}  # "NA" is a word
         dataset = load_dataset(READERS[file.suffix], data_files=str(file), split="train", **options)
-        checked = _checked(dataset, str(file), columns)
-        for column in columns:  # Arrow's JSON reader does not look at the encoding
+        checked = _checked(dataset, str(file), columns, also)
+        for column in checked.column_names:  # Arrow's JSON reader does not look at the encoding
             checked.data.column(column).validate(full=True)
     except DataError:
         raise
@@ -126,9 +164,11 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _checked(dataset: Dataset, name: str, columns: dict[str, str]) -> Dataset:
+def _checked(dataset: Dataset, name: str, columns: dict[str, str], also: str | None) -> Dataset:
     if len(dataset) == 0:
         raise DataError(f"{name} has no rows.")
+    if also is not None:
+        columns = columns | {column: "text" for column in dataset.column_names if column.startswith(also)}
     for column, kind in columns.items():
         if column not in dataset.column_names:
             raise DataError(f"{name} has no column {column!r}; it has: {', '.join(dataset.column_names)}.")
@@ -159,10 +199,10 @@ def _line_of_other_type(file: Path, column: str, kind: str) -> str:
     return ""
 
 
-def fingerprint(source: str | Path, dataset: Dataset) -> str:
+def fingerprint(source: str | Path, dataset: Dataset | None) -> str:
     """Identify the data of a source: sha256 over its files' contents; for a Hub data set that of datasets."""
     path = Path(source)
-    if not path.exists():
+    if dataset is not None and not path.exists():
         return dataset._fingerprint
     digest = hashlib.sha256()
     for file in source_files(path):
@@ -200,4 +240,12 @@ def expand_pair_sources(sources: Sequence[str | Path]) -> dict[str, str | Path]:
     return expanded
 
 
-__all__ = ["expand_pair_sources", "fingerprint", "open_source", "source_files", "source_name"]
+__all__ = [
+    "expand_pair_sources",
+    "fingerprint",
+    "hub_id",
+    "open_source",
+    "source_files",
+    "source_name",
+    "stream_source",
+]

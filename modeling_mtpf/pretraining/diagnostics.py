@@ -1,50 +1,107 @@
 """Diagnostics of a joint run: do the families pull the backbone apart, and how far did each part move?"""
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from ..configuration_mtpf import encoder_layout
-from .families import FamilyBatch
+from ..trunk_mtpf import Encoder, TrunkOutput, adapter_view, encoder_layers, run_trunk
+from .chunks import ChunkShape, JointBatch, plan_chunks
 from .joint import JointModel
 
 
-def gradient_cosine(joint: JointModel, batches: dict[str, FamilyBatch]) -> dict[str, float]:
+@contextmanager
+def _without_dropout(module: nn.Module) -> Iterator[None]:
+    """Put a module and all below it in eval mode for a while."""
+    training = [child for child in module.modules() if child.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for child in training:
+            child.training = True
+
+
+def gradient_cosine(joint: JointModel, batch: JointBatch, shape: ChunkShape) -> dict[str, float]:
     """Cosine between the two families' gradients on each backbone layer, and on the whole backbone.
 
-    Negative values are conflict. Costs one forward and one backward per family. It runs without dropout and
-    leaves gradients, random numbers and modes as they were: a run is the same with and without it.
+    Negative values are conflict. Costs about one step. It runs without dropout and leaves gradients, random
+    numbers and modes as they were: a run is the same with and without it.
 
     Returns:
         ``{"embeddings": …, "layer_0": …, …, "all": …}``; empty unless exactly two families are trained.
     """
-    if len(batches) != 2:
+    if len(batch.batches) != 2:
         return {}
     model = joint.model
     named = [(n, p) for n, p in model.backbone.named_parameters() if p.requires_grad and ".lora_" not in n]
-    training = [module for module in joint.modules() if module.training]
-    joint.eval()
-    output = joint(batches)
-    for module in training:
-        module.training = True
-    first, second = (
-        torch.autograd.grad(loss, [p for _, p in named], retain_graph=True, allow_unused=True)
-        for loss in output.losses.values()
-    )
+    device, found = next(model.parameters()).device, []
+    with _without_dropout(joint):
+        for name, own in batch.batches.items():
+            alone = plan_chunks({name: own}, shape, model.config.pad_token_id or 0).to(device)
+            loss = joint(alone).losses[name]
+            found.append(torch.autograd.grad(loss, [p for _, p in named], allow_unused=True))
     prefix = encoder_layout(model.config.encoder_config.model_type).layers + "."
     dots: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(3, dtype=torch.float64))
-    for (name, _), a, b in zip(named, first, second, strict=True):
+    for (name, _), a, b in zip(named, *found, strict=True):
         if a is None or b is None:
             continue
-        a, b = a.double().cpu(), b.double().cpu()
-        products = torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()])
+        products = torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()]).double().cpu()
         group = (
             f"layer_{name.removeprefix(prefix).split('.')[0]}" if name.startswith(prefix) else "embeddings"
         )
         dots[group] += products
         dots["all"] += products
     return {group: float(ab / (aa * bb).sqrt().clamp(min=1e-30)) for group, (ab, aa, bb) in dots.items()}
+
+
+@torch.no_grad()
+def tail_similarity(joint: JointModel, batch: JointBatch) -> dict[str, float]:
+    """Linear CKA (arXiv 1905.00414) between two families' states of the same tokens, per tail layer.
+
+    1 means that the families' LoRA leave the tails alike. Below the tails the states are the same by
+    construction. Costs less than a forward of the batch's first chunk per family.
+
+    Returns:
+        ``{"layer_4": …, "layer_5": …}``; empty unless two families have a LoRA.
+    """
+    adapters = [name for name in joint.adapters.values() if name][:2]
+    if len(adapters) < 2:
+        return {}
+    encoder, chunk = joint.model.backbone, batch.chunks[0]
+    first = len(encoder_layers(encoder)) - joint.depth
+    with _without_dropout(joint):
+        trunk = run_trunk(encoder, joint.depth, **chunk.inputs)
+        states = [_tail_states(encoder, trunk, adapter) for adapter in adapters]
+    real = chunk.inputs["attention_mask"].bool()
+    return {
+        f"layer_{first + depth}": linear_cka(a[real].float(), b[real].float())
+        for depth, (a, b) in enumerate(zip(*states, strict=True))
+    }
+
+
+def _tail_states(encoder: Encoder, trunk: TrunkOutput, adapter: str) -> list[torch.Tensor]:
+    states, hidden = [], trunk.hidden_states
+    for layer, (args, kwargs) in zip(encoder_layers(encoder)[-len(trunk.calls) :], trunk.calls, strict=True):
+        hidden = adapter_view(layer, adapter)(hidden, *args, **kwargs)
+        states.append(hidden)
+    return states
+
+
+def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Linear centred kernel alignment of two sets of states, each ``(examples, features)``.
+
+    Example:
+        >>> x = torch.randn(100, 4)
+        >>> round(linear_cka(x, 3 * x + 1), 4)
+        1.0
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = x - x.mean(0), y - y.mean(0)
+        return float((y.T @ x).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm()).clamp(min=1e-30))
 
 
 @torch.no_grad()
@@ -72,4 +129,10 @@ def backbone_movement(before: dict[str, torch.Tensor], encoder: nn.Module) -> fl
     return (change / norm) ** 0.5
 
 
-__all__ = ["adapter_movement", "backbone_movement", "gradient_cosine"]
+__all__ = [
+    "adapter_movement",
+    "backbone_movement",
+    "gradient_cosine",
+    "linear_cka",
+    "tail_similarity",
+]

@@ -5,10 +5,13 @@ A family is one module: a settings dataclass, the data of a step, and an objecti
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -44,26 +47,59 @@ class RunContext:
         work_dir: Folder for intermediate files of the run.
         is_main: Whether this process is the one that writes and shows progress.
         barrier: Waits for all processes.
+        main_first: Gives a context that the main process goes through before the others.
     """
 
     tokenizer: PreTrainedTokenizerBase
     seed: int
     work_dir: Path
     is_main: bool = True
-    barrier: Any = staticmethod(lambda: None)
+    barrier: Callable[[], Any] = staticmethod(lambda: None)
+    main_first: Callable[[], AbstractContextManager] = nullcontext
 
 
 @dataclass
 class FamilyBatch:
-    """One family's rows of a step.
+    """One family's rows of a step, not yet padded.
 
     Attributes:
-        inputs: Encoder inputs, each ``(rows, tokens)``.
-        targets: Whatever the objective needs, as tensors.
+        rows: Sub-word ids of each row, with special tokens.
+        labels: One label per sub-word of each row (`IGNORE` where there is none), or None.
+        targets: Whatever `Objective.loss` needs besides, as tensors.
+        source: Name of the data source, for messages.
+        row_numbers: Row of the source that each row comes from, for messages.
+        counts: What the run adds up, e.g. words that were cut off.
     """
 
-    inputs: dict[str, torch.Tensor]
-    targets: dict[str, torch.Tensor]
+    rows: list[np.ndarray]
+    labels: list[np.ndarray] | None = None
+    targets: dict[str, torch.Tensor] = field(default_factory=dict)
+    source: str = ""
+    row_numbers: list[int] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class Objective(nn.Module, ABC):
+    """A family's loss in two stages, so that a batch can be larger than memory.
+
+    ``forward`` reduces hidden states to what the loss needs of each row. It sees the rows in pieces, and with
+    gradient caching a second time in the backward pass. ``loss`` sees the whole batch, once.
+    """
+
+    @abstractmethod
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return float32 ``(rows, features)`` from ``(rows, tokens, hidden)`` and ``(rows, tokens)``."""
+
+    @abstractmethod
+    def loss(
+        self, rows: torch.Tensor, targets: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return this process's loss and metrics from all its rows, in the order of the batch.
+
+        The mean of all processes' losses must be the loss of the joined batch (see `distributed`).
+        """
 
 
 class Family(ABC):
@@ -84,14 +120,11 @@ class Family(ABC):
         """Return this process's part of the batch of a step: a pure function of its arguments."""
 
     @abstractmethod
-    def objective(self, hidden_size: int) -> nn.Module:
-        """Build the module ``(hidden_states, attention_mask, targets) -> (loss, {metric: value})``.
-
-        Its parameters are trained with the run and thrown away afterwards.
-        """
+    def objective(self, hidden_size: int) -> Objective:
+        """Build the loss. Its parameters are trained with the run and thrown away afterwards."""
 
     def describe(self) -> dict[str, Any]:
-        """Return what ``run.json`` records about the data: sources, sizes, fingerprints, truncation."""
+        """Return what ``run.json`` records about the data: sources, sizes, fingerprints."""
         return {}
 
     def share(self, rows: list[int], rank: int, world_size: int) -> list[int]:
@@ -125,4 +158,12 @@ def register_family(name: str):
     return register
 
 
-__all__ = ["FAMILIES", "Family", "FamilyBatch", "FamilySettings", "RunContext", "register_family"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "FamilyBatch",
+    "FamilySettings",
+    "Objective",
+    "RunContext",
+    "register_family",
+]

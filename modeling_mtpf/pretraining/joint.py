@@ -3,16 +3,26 @@
 One forward covers all families, so that one backward fills all gradients and distributed training needs no
 flag. The backbone receives the sum of the families' gradients, the task-primary LoRA of a family its own
 only.
+
+**Gradient caching.** A contrastive batch should be large, and its loss needs the vectors of the whole batch,
+but not the activations. With ``recompute`` each chunk of rows runs under PyTorch's activation checkpointing:
+only what the losses need of each row is kept; the loss over all rows gives the gradient of each; in the
+backward pass one chunk after the other is computed again, with the same dropout, and its activations are
+freed. That is the gradient cache of arXiv 2101.06983, exact, inside one ordinary backward, so that DDP,
+gradient accumulation and losses of several families need nothing special.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ..modeling_mtpf import MtpfModel
-from ..trunk_mtpf import run_tail, run_trunk
-from .families import Family, FamilyBatch
+from ..trunk_mtpf import encoder_layers, run_tail, run_trunk
+from .chunks import Chunk, JointBatch
+from .families import Family
 
 REGIMES = ("base", "naive", "tpl")
 """Regimes besides those named like a family: nothing trained; all families without TPL; all with TPL."""
@@ -26,11 +36,13 @@ class JointOutput:
         loss: The weighted sum over families, a scalar with gradient.
         losses: Unweighted loss of each family, with gradient.
         metrics: Per family, detached scalars.
+        rows: Per family what the loss saw of each row, detached ``(rows, features)``.
     """
 
     loss: torch.Tensor
     losses: dict[str, torch.Tensor]
     metrics: dict[str, dict[str, torch.Tensor]]
+    rows: dict[str, torch.Tensor]
 
 
 class JointModel(nn.Module):
@@ -40,15 +52,19 @@ class JointModel(nn.Module):
         model: The backbone. With ``task_primary`` a fresh LoRA per family is added to it.
         families: The families to train, prepared.
         task_primary: Whether each family gets a LoRA of its own (regime ``tpl``).
+        recompute: Hold the activations of one chunk at a time (gradient caching), at the price of a second
+            forward.
 
     Example:
         >>> joint = JointModel(model, [ner, tc], task_primary=True)  # doctest: +SKIP
-        >>> joint({"ner": ner.batch(0), "tc": tc.batch(0)}).loss.backward()  # doctest: +SKIP
+        >>> batches = {"ner": ner.batch(0), "tc": tc.batch(0)}  # doctest: +SKIP
+        >>> joint(plan_chunks(batches, ChunkShape(), pad_token_id=0)).loss.backward()  # doctest: +SKIP
     """
 
-    def __init__(self, model: MtpfModel, families: list[Family], task_primary: bool):
+    def __init__(self, model: MtpfModel, families: list[Family], task_primary: bool, recompute: bool = False):
         super().__init__()
         self.model = model
+        self.recompute = recompute
         self.weights = {family.name: family.settings.weight for family in families}
         hidden = model.config.hidden_size
         self.objectives = nn.ModuleDict({family.name: family.objective(hidden) for family in families})
@@ -61,44 +77,46 @@ class JointModel(nn.Module):
         if pooler is not None:  # no family uses it; a parameter without gradient would stop DDP
             pooler.requires_grad_(False)
 
-    def forward(self, batches: dict[str, FamilyBatch]) -> JointOutput:
+    def forward(self, batch: JointBatch) -> JointOutput:
         """Run one joint step's forward on a batch of each family."""
-        inputs, spans = join_batches(batches, self.model.config.pad_token_id or 0)
-        trunk = run_trunk(self.model.backbone, self.depth, **inputs)
+        parts: dict[str, list[torch.Tensor]] = {name: [] for name in batch.positions}
+        for number, chunk in enumerate(batch.chunks, start=1):
+            # The last chunk is the first in the backward pass, when nothing else is held: once is enough.
+            if self.recompute and torch.is_grad_enabled() and number < len(batch.chunks):
+                found = checkpoint(self.chunk_rows, chunk, use_reentrant=False)
+            else:
+                found = self.chunk_rows(chunk)
+            for name, rows in found.items():
+                parts[name].append(rows)
         losses: dict[str, torch.Tensor] = {}
         metrics: dict[str, dict[str, torch.Tensor]] = {}
-        for name, (start, stop) in spans.items():
-            hidden = run_tail(self.model.backbone, trunk.rows(start, stop), self.adapters[name])
-            length = batches[name].inputs["input_ids"].shape[1]
-            mask = batches[name].inputs["attention_mask"]
-            losses[name], metrics[name] = self.objectives[name](
-                hidden[:, :length], mask, batches[name].targets
-            )
+        seen: dict[str, torch.Tensor] = {}
+        for name, positions in batch.positions.items():
+            rows = torch.cat(parts[name])[positions]
+            objective: Any = self.objectives[name]
+            losses[name], metrics[name] = objective.loss(rows, batch.targets[name])
+            seen[name] = rows.detach()
         loss = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
-        return JointOutput(loss, losses, metrics)
+        return JointOutput(loss, losses, metrics, seen)
 
+    def compile_trunk(self) -> None:
+        """Compile the layers below the tails, for any batch size and length.
 
-def join_batches(
-    batches: dict[str, FamilyBatch], pad_token_id: int
-) -> tuple[dict[str, torch.Tensor], dict[str, tuple[int, int]]]:
-    """Put the families' rows below each other, padded to the longest.
+        The tails run as views that are made anew for each call, which a compiler would take for new modules.
+        """
+        for layer in encoder_layers(self.model.backbone)[: -self.depth]:
+            layer.compile(dynamic=True)
 
-    Returns:
-        The encoder inputs, each ``(all rows, tokens)``, and for each family its first row and the one after
-        its last.
-    """
-    length = max(batch.inputs["input_ids"].shape[1] for batch in batches.values())
-    columns: dict[str, list[torch.Tensor]] = {}
-    spans: dict[str, tuple[int, int]] = {}
-    start = 0
-    for name, batch in batches.items():
-        rows, own = batch.inputs["input_ids"].shape
-        for key, value in batch.inputs.items():
-            fill = pad_token_id if key == "input_ids" else 0
-            columns.setdefault(key, []).append(nn.functional.pad(value, (0, length - own), value=fill))
-        spans[name] = (start, start + rows)
-        start += rows
-    return {key: torch.cat(values) for key, values in columns.items()}, spans
+    def chunk_rows(self, chunk: Chunk) -> dict[str, torch.Tensor]:
+        """Run one chunk: trunk once, each family's tail, and what its loss needs of each row."""
+        trunk = run_trunk(self.model.backbone, self.depth, **chunk.inputs)
+        found = {}
+        for name, (start, stop) in chunk.spans.items():
+            hidden = run_tail(self.model.backbone, trunk.rows(start, stop), self.adapters[name])
+            mask = chunk.inputs["attention_mask"][start:stop]
+            rows = self.objectives[name](hidden, mask, chunk.labels.get(name))
+            found[name] = rows[: chunk.num_rows[name]]
+        return found
 
 
 def parameter_groups(
@@ -142,6 +160,5 @@ __all__ = [
     "JointModel",
     "JointOutput",
     "families_of_regime",
-    "join_batches",
     "parameter_groups",
 ]

@@ -6,13 +6,16 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
+from datasets import Dataset
 from torch import nn
 
 from ..data.packaged_encoder import PACKAGED
 from ..data.sources import fingerprint, open_source, source_name
-from ..data.words import IGNORE, align_labels, encode_words
+from ..data.tokens import list_arrays, tokenize_labelled_words
+from ..data.words import IGNORE
 from ..errors import DataError, RecipeError
-from .families import Family, FamilyBatch, FamilySettings, RunContext, register_family
+from .distributed import mean_over_processes
+from .families import Family, FamilyBatch, FamilySettings, Objective, RunContext, register_family
 from .pseudo_labels import LABEL_COLUMNS, PseudoLabelSettings, label_corpus
 from .sampling import EpochSampler
 
@@ -40,7 +43,7 @@ class NerSettings(FamilySettings):
     max_texts: int = 0
 
 
-class ClusterObjective(nn.Module):
+class ClusterObjective(Objective):
     """One linear layer on the first sub-word of each word, cross-entropy over the cluster ids."""
 
     def __init__(self, hidden_size: int, num_clusters: int):
@@ -50,21 +53,33 @@ class ClusterObjective(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, targets: dict[str, torch.Tensor]
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the mean cross-entropy over labelled words, and the share of words predicted right."""
-        labels = targets["labels"]
-        known = labels != IGNORE
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return per row the summed cross-entropy of its labelled words and how many are predicted right."""
+        assert labels is not None
         # Over all positions, not only the labelled ones: their number changes with every batch, and in bf16
         # on CPU each new shape costs more than it saves.
-        logits = self.head(hidden_states).float()
-        summed = nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+        logits = self.head(hidden_states)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        losses = nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"
         )
-        count = known.sum().clamp(min=1)  # a batch without words costs nothing; a mean would be NaN
-        loss = summed / count
-        accuracy = ((logits.detach().argmax(-1) == labels) & known).sum() / count
-        return loss, {"pseudo_label_accuracy": accuracy}
+        right = (logits.detach().argmax(-1) == labels) & (labels != IGNORE)
+        return torch.stack([losses.view(labels.shape).sum(1), right.sum(1).to(losses.dtype)], 1)
+
+    def loss(
+        self, rows: torch.Tensor, targets: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Return the mean cross-entropy over labelled words, and the share of words predicted right.
+
+        With several processes each divides by the mean number of words of all of them, so that the mean of
+        the processes' losses is the mean over all words.
+        """
+        words = mean_over_processes(targets["labelled_words"].to(rows.dtype))
+        summed, right = rows.sum(0) / words.clamp(
+            min=1
+        )  # without words it costs nothing; a mean would be NaN
+        return summed, {"pseudo_label_accuracy": right.detach()}
 
 
 @register_family("ner")
@@ -95,19 +110,24 @@ class NerFamily(Family):
                     Path(folder),
                 )
             context.barrier()
-        self.rows = open_source(folder, LABEL_COLUMNS)
-        self._check_rows(folder)
-        self.num_clusters = 1 + (pc.max(pc.list_flatten(self.rows.data.column("clusters"))).as_py() or 0)
-        if self.num_clusters < 2:
-            raise DataError(f"{folder} holds no cluster labels; label the text with train/pseudo_label.py.")
-        self.folder = folder
-        self.tokenizer = context.tokenizer
-        self.sampler = EpochSampler(len(self.rows), settings.batch_size, context.seed)
-        self.words_lost = self.words_seen = 0
+        with context.main_first():  # it fills the cache of tokenized tables, the others read it
+            rows = open_source(folder, LABEL_COLUMNS)
+            self._check_rows(rows, folder)
+            self.num_clusters = 1 + (pc.max(pc.list_flatten(rows.data.column("clusters"))).as_py() or 0)
+            if self.num_clusters < 2:
+                raise DataError(
+                    f"{folder} holds no cluster labels; label the text with train/pseudo_label.py."
+                )
+            table = tokenize_labelled_words(
+                rows, context.tokenizer, settings.max_length, "words", "clusters", source_name(folder)
+            )
+        self.table = table.with_format("arrow")
+        self.fingerprint = fingerprint(folder, rows)
+        self.sampler = EpochSampler(len(table), settings.batch_size, context.seed)
 
-    def _check_rows(self, folder: str) -> None:
+    def _check_rows(self, rows: Dataset, folder: str) -> None:
         """Refuse rows whose words and clusters do not belong together, before the first step."""
-        words, clusters = (self.rows.data.column(column) for column in ("words", "clusters"))
+        words, clusters = (rows.data.column(column) for column in ("words", "clusters"))
         lengths = pc.list_value_length(words), pc.list_value_length(clusters)
         unequal = pc.not_equal(*lengths).to_numpy()
         if unequal.any():
@@ -123,26 +143,32 @@ class NerFamily(Family):
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> FamilyBatch:
         """Return sentences with the cluster id on the first sub-word of each word."""
-        rows = self.rows[self.share(self.sampler.rows(step), rank, world_size)]
-        inputs, word_ids = encode_words(self.tokenizer, rows["words"], self.settings.max_length)
-        labels, lost = align_labels(word_ids, rows["clusters"])
-        self.words_lost += lost
-        self.words_seen += sum(map(len, rows["words"]))
-        return FamilyBatch(inputs, {"labels": labels})
+        own = self.share(self.sampler.rows(step), rank, world_size)
+        rows = self.table[own]
+        labels = list_arrays(rows.column("labels"))
+        return FamilyBatch(
+            rows=list_arrays(rows.column("ids")),
+            labels=labels,
+            targets={"labelled_words": torch.tensor(sum(int((row != IGNORE).sum()) for row in labels))},
+            source=source_name(self.settings.data or self.settings.text),
+            row_numbers=[row + 1 for row in own],
+            counts={
+                "words_seen": pc.sum(rows.column("words")).as_py(),
+                "words_cut_off": pc.sum(rows.column("lost")).as_py(),
+            },
+        )
 
-    def objective(self, hidden_size: int) -> nn.Module:
+    def objective(self, hidden_size: int) -> ClusterObjective:
         """Build the cluster head; it is thrown away after training."""
         return ClusterObjective(hidden_size, self.num_clusters)
 
     def describe(self) -> dict[str, Any]:
-        """Return the source, its fingerprint, and how many words truncation cost."""
+        """Return the source, its fingerprint and its size."""
         return {
             "source": source_name(self.settings.data or self.settings.text),
-            "fingerprint": fingerprint(self.folder, self.rows),
-            "sentences": len(self.rows),
+            "fingerprint": self.fingerprint,
+            "sentences": len(self.table),
             "clusters": self.num_clusters,
-            "words_seen": self.words_seen,
-            "words_cut_off": self.words_lost,
         }
 
 

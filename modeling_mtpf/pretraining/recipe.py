@@ -38,12 +38,23 @@ class Recipe:
         weight_decay: On matrices of the backbone.
         warmup: Share of the steps with linear warm-up, before cosine decay to zero.
         max_grad_norm: Gradients are clipped to this norm.
+        gradient_norm_limit: The run stops when the norm before clipping is larger (0: never).
         gradient_accumulation_steps: Batches per optimiser step. Adds no in-batch negatives.
+        gradient_cache: Hold the activations of one chunk at a time, so that a batch may be larger than
+            memory, at the price of a second forward pass.
+        chunk_tokens: Tokens per chunk, padding included (0: 4,096 on CPUs, 65,536 on GPUs).
         mixed_precision: ``auto`` (bf16 where the device is fast at it), ``bf16`` or ``float32``.
         threads: CPU threads of a single process (0: all cores; ``accelerate launch`` alone would leave one).
+        workers: Processes that prepare batches ahead (0: none).
+        compile: Compile the trunk's layers with torch.compile.
+        fast_dropout: On CPUs, draw dropout masks 16 bits at a time.
         seed: Seed of everything.
         log_every: Steps between lines of ``metrics.jsonl``.
         diagnostics_every: Steps between gradient diagnostics (0: never).
+        save_every: Steps between checkpoints (0: none).
+        keep: Checkpoints that stay, the newest ones.
+        resume: ``never``; ``auto``, the newest checkpoint in output_dir, if there is one; or a checkpoint's
+            folder.
         report_to: Trackers of accelerate, e.g. ``tensorboard``; none by default.
         output_dir: Where everything is written; must not hold another run.
         demo: Generate the embedded synthetic corpus, and fit two small apps at the end.
@@ -60,20 +71,41 @@ class Recipe:
     weight_decay: float = 0.01
     warmup: float = 0.05
     max_grad_norm: float = 1.0
+    gradient_norm_limit: float = 10_000.0
     gradient_accumulation_steps: int = 1
+    gradient_cache: bool = False
+    chunk_tokens: int = 0
     mixed_precision: str = "auto"
     threads: int = 0
+    workers: int = 0
+    compile: bool = False
+    fast_dropout: bool = True
     seed: int = 0
     log_every: int = 10
     diagnostics_every: int = 50
+    save_every: int = 500
+    keep: int = 2
+    resume: str = "never"
     report_to: str | None = None
     output_dir: str = "runs/pretrain"
     demo: bool = False
 
 
 PRECISIONS = ("auto", "bf16", "float32")
-MINIMA = dict.fromkeys(("steps", "gradient_accumulation_steps", "log_every"), 1) | dict.fromkeys(
-    ("learning_rate", "adapter_learning_rate", "weight_decay", "diagnostics_every", "threads", "seed"), 0
+MINIMA = dict.fromkeys(("steps", "gradient_accumulation_steps", "log_every", "keep"), 1) | dict.fromkeys(
+    (
+        "learning_rate",
+        "adapter_learning_rate",
+        "weight_decay",
+        "gradient_norm_limit",
+        "chunk_tokens",
+        "diagnostics_every",
+        "save_every",
+        "threads",
+        "workers",
+        "seed",
+    ),
+    0,
 )
 """Lowest accepted values."""
 

@@ -5,6 +5,7 @@ import os
 import platform
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import torch
 from accelerate import Accelerator
 
 from ..errors import MtpfError
+from .checkpoint import list_checkpoints
+from .chunks import JointBatch
+from .distributed import mean_over_processes, num_processes
 from .joint import JointOutput
 
 RUN_FILE = "run.json"
@@ -29,19 +33,66 @@ PACKAGES = (
 )
 
 
-def new_output_dir(path: str) -> Path:
-    """Create the output folder of a run.
+def open_output_dir(path: str, resume: str) -> tuple[Path, Path | None]:
+    """Create the output folder of a run, or find where to go on.
+
+    Args:
+        path: The folder.
+        resume: ``never``; ``auto``, the newest checkpoint of the folder, if there is one; or a checkpoint.
+
+    Returns:
+        The folder, and the checkpoint to go on from.
 
     Raises:
-        MtpfError: It holds a finished or a broken-off run already.
+        MtpfError: It holds another run that is not to be resumed, or the checkpoint does not exist.
     """
     folder = Path(path)
     if folder.is_file():
         raise MtpfError(f"{folder} is a file; choose another --output_dir.")
-    if (folder / METRICS_FILE).exists():
-        raise MtpfError(f"{folder} holds another run; choose another --output_dir or remove the folder.")
+    checkpoints = list_checkpoints(folder)
+    if resume == "never":
+        if (folder / METRICS_FILE).exists():
+            mend = "go on with it by --resume auto" if checkpoints else "remove the folder"
+            raise MtpfError(f"{folder} holds another run; choose another --output_dir or {mend}.")
+        checkpoint = None
+    elif resume == "auto":
+        checkpoint = checkpoints[-1] if checkpoints else None
+    else:
+        checkpoint = Path(resume)
+        if checkpoint not in list_checkpoints(checkpoint.parent.parent):
+            found = f"; {folder} has: {', '.join(c.name for c in checkpoints)}" if checkpoints else ""
+            raise MtpfError(f"--resume {resume} is no checkpoint (a folder checkpoints/step-N){found}.")
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return folder, checkpoint
+
+
+FREE_KEYS = {"output_dir", "resume", "keep", "save_every", "threads", "workers", "log_every", "report_to"}
+"""Recipe keys that a resumed run may change: they do not touch its numbers."""
+
+
+def check_same_run(facts: dict[str, Any], checkpoint: Path, state: dict[str, Any]) -> None:
+    """Refuse to resume with another recipe, other data or another starting encoder.
+
+    Raises:
+        MtpfError: It names what differs.
+    """
+    now, then = json.loads(json.dumps(facts)), {key: state.get(key, {}) for key in facts}
+    for key in FREE_KEYS:
+        now["recipe"].pop(key, None)
+        then["recipe"].pop(key, None)
+    for path, new, old in _differences(now, then):
+        raise MtpfError(
+            f"{checkpoint} was written with {path} = {old!r}, this run has {new!r}; resume with the same "
+            "value, or choose another --output_dir."
+        )
+
+
+def _differences(new: Any, old: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(new, dict) and isinstance(old, dict):
+        for key in new.keys() | old.keys():
+            yield from _differences(new.get(key), old.get(key), f"{path}.{key}" if path else key)
+    elif new != old:
+        yield path.removeprefix("recipe."), new, old
 
 
 def versions() -> dict[str, str]:
@@ -75,45 +126,77 @@ class MetricsLog:
     Args:
         folder: Output folder of the run.
         enabled: Only the main process writes.
+        step: Step to go on after; later lines of a run that was broken off are dropped.
+        state: What `state` gave there.
     """
 
-    def __init__(self, folder: Path, enabled: bool):
-        self._file = (folder / METRICS_FILE).open("a", encoding="utf-8") if enabled else None
-        self._sums: dict[str, float] = defaultdict(float)
-        self._steps = 0
+    def __init__(self, folder: Path, enabled: bool, step: int = 0, state: dict[str, Any] | None = None):
+        file = folder / METRICS_FILE
+        self.lines = [line for line in _read_lines(file) if line["step"] <= step] if step else []
+        self._file = None
+        if enabled:
+            temporary = file.with_name(f".{file.name}.tmp")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in self.lines), "utf-8")
+            temporary.replace(file)
+            self._file = file.open("a", encoding="utf-8")
+        state = state or {}
+        self._sums: dict[str, float] = defaultdict(float, state.get("sums", {}))
+        self._steps: float = state.get("steps", 0.0)
+        self.counts: dict[str, dict[str, int]] = state.get("counts", {})
+        self._tokens = self._padding = 0
         self._since = time.perf_counter()
-        self.lines: list[dict[str, Any]] = []
 
-    def add(self, output: JointOutput, tokens: int, weight: float = 1.0) -> None:
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep."""
+        return {"sums": dict(self._sums), "steps": self._steps, "counts": self.counts}
+
+    def add(self, output: JointOutput, batch: JointBatch, weight: float = 1.0) -> None:
         """Add one forward's results; ``weight`` is its share of an optimiser step."""
         for name, loss in output.losses.items():
             self._sums[f"loss/{name}"] += float(loss.detach()) * weight
             for metric, value in output.metrics[name].items():
                 self._sums[f"{metric}/{name}"] += float(value) * weight
+            own = self.counts.setdefault(name, {})
+            for key, count in batch.batches[name].counts.items():
+                own[key] = own.get(key, 0) + count
         self._sums["loss"] += float(output.loss.detach()) * weight
-        self._sums["tokens"] += tokens
-        self._steps += weight  # type: ignore[assignment]
+        self._steps += weight
+        self._tokens += batch.num_real_tokens
+        self._padding += batch.num_tokens - batch.num_real_tokens
 
     def write(self, step: int, **more: Any) -> dict[str, Any]:
-        """Write the means since the last line, and start anew."""
+        """Write the means since the last line, over all processes, and start anew; all call it together."""
         seconds = time.perf_counter() - self._since
+        means = torch.tensor([value / max(self._steps, 1e-9) for value in self._sums.values()])
+        means = mean_over_processes(means.double())
         line: dict[str, Any] = {"step": step}
-        tokens = self._sums.pop("tokens", 0.0)
-        line.update({key: round(value / max(self._steps, 1e-9), 6) for key, value in self._sums.items()})
+        line.update({key: round(value, 6) for key, value in zip(self._sums, means.tolist(), strict=True)})
         line.update(more)
-        line["tokens_per_second"] = round(tokens / seconds, 1)
+        line["tokens_per_second"] = round(self._tokens * num_processes() / seconds, 1)
+        line["padding"] = round(self._padding / max(1, self._padding + self._tokens), 4)
         self.lines.append(line)
         if self._file is not None:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         self._sums.clear()
-        self._steps, self._since = 0, time.perf_counter()
+        self._steps, self._tokens, self._padding, self._since = 0.0, 0, 0, time.perf_counter()
         return line
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the lines of a log, without a last one that was cut off."""
+    lines = []
+    for text in file.read_text("utf-8").splitlines() if file.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
 
 
 def write_run_file(folder: Path, record: dict[str, Any]) -> None:
@@ -162,8 +245,9 @@ __all__ = [
     "METRICS_FILE",
     "RUN_FILE",
     "MetricsLog",
+    "check_same_run",
     "hardware",
-    "new_output_dir",
+    "open_output_dir",
     "summary",
     "versions",
     "write_run_file",

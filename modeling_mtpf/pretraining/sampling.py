@@ -14,6 +14,47 @@ def _generator(seed: Seed, *more: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
 
 
+class Shuffle:
+    """A pseudo-random permutation of ``range(size)`` that needs no memory and gives any element at once.
+
+    A Feistel network over the next even number of bits, with cycle walking for numbers beyond ``size``
+    (Black and Rogaway, 2002). A permutation of hundreds of millions of rows as an array would need gigabytes
+    in each process and be drawn anew at every resume.
+
+    Example:
+        >>> sorted(Shuffle(5, seed=0)(np.arange(5)).tolist())
+        [0, 1, 2, 3, 4]
+    """
+
+    ROUNDS = 6
+
+    def __init__(self, size: int, seed: Seed):
+        self.size = size
+        self.half_bits = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+        self.keys = _generator(seed).integers(1 << 63, size=self.ROUNDS, dtype=np.uint64)
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """Return the elements at some positions, int64."""
+        values = self._encrypt(np.asarray(positions, dtype=np.uint64))
+        while (outside := values >= self.size).any():
+            values[outside] = self._encrypt(values[outside])
+        return values.astype(np.int64)
+
+    def _encrypt(self, values: np.ndarray) -> np.ndarray:
+        mask = np.uint64((1 << int(self.half_bits)) - 1)
+        left, right = values >> self.half_bits, values & mask
+        for key in self.keys:
+            left, right = right, left ^ (_mix(right + key) & mask)
+        return left << self.half_bits | right
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Scramble 64-bit integers (the finaliser of splitmix64, Steele et al. 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
 class EpochSampler:
     """Walks through shuffled epochs of one data set in batches of fixed size.
 
@@ -29,18 +70,17 @@ class EpochSampler:
         if num_rows < 1 or batch_size < 1:
             raise DataError(f"Cannot draw batches of {batch_size} from {num_rows} rows.")
         self.num_rows, self.batch_size, self.seed = num_rows, batch_size, seed
-        self._order: tuple[int, np.ndarray] | None = None
 
     def rows(self, step: int) -> list[int]:
         """Return the row numbers of one step's batch."""
-        first = step * self.batch_size
-        return [self._row(position) for position in range(first, first + self.batch_size)]
-
-    def _row(self, position: int) -> int:
-        epoch, offset = divmod(position, self.num_rows)
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, _generator(self.seed, epoch).permutation(self.num_rows))
-        return int(self._order[1][offset])
+        positions = step * self.batch_size + np.arange(self.batch_size)
+        epochs, offsets = np.divmod(positions, self.num_rows)
+        rows = np.empty_like(offsets)
+        for epoch in np.unique(epochs):
+            of_epoch = epochs == epoch
+            seed = (*(self.seed if isinstance(self.seed, tuple) else (self.seed,)), int(epoch))
+            rows[of_epoch] = Shuffle(self.num_rows, seed)(offsets[of_epoch])
+        return rows.tolist()
 
 
 class SourceSampler:
@@ -59,6 +99,7 @@ class SourceSampler:
         self.shares = weights / weights.sum()
         self.seed = seed
         self._draws = np.empty(0, dtype=np.int64)
+        self._turns = np.empty(0, dtype=np.int64)
 
     def choose(self, step: int) -> tuple[int, int]:
         """Return the source of a step, and how many earlier steps drew the same source."""
@@ -66,12 +107,20 @@ class SourceSampler:
             # One uniform number per step from one stream: a longer draw begins with the shorter one.
             uniform = _generator(self.seed).random(max(1024, 2 * (step + 1)))
             self._draws = np.searchsorted(np.cumsum(self.shares)[:-1], uniform, side="right")
-        source = int(self._draws[step])
-        return source, int((self._draws[:step] == source).sum())
+            self._turns = np.empty_like(self._draws)
+            for source in range(len(self.shares)):
+                steps = np.flatnonzero(self._draws == source)
+                self._turns[steps] = np.arange(len(steps))
+        return int(self._draws[step]), int(self._turns[step])
 
 
 def distinct_rows(
-    rows: list[int], num_rows: int, keys: Callable[[int], tuple], seed: Seed, step: int, name: str
+    rows: list[int],
+    num_rows: int,
+    keys: Callable[[list[int]], Sequence[Sequence[int]]],
+    seed: Seed,
+    step: int,
+    name: str,
 ) -> list[int]:
     """Replace rows that repeat a text of an earlier row of the batch by other rows of the same source.
 
@@ -80,7 +129,7 @@ def distinct_rows(
     Args:
         rows: Row numbers of the batch.
         num_rows: Rows of the source.
-        keys: Row number → the row's texts; no text may occur in two rows.
+        keys: Row numbers → for each of them its texts; no text may occur in two rows.
         seed: Seed of the replacements.
         step: Training step, part of the seed.
         name: Name of the source, for the error.
@@ -88,24 +137,27 @@ def distinct_rows(
     Raises:
         DataError: The source has too few distinct rows for the batch.
     """
-    seen: set = set()
-    chosen: list[int] = []
+    chosen = list(rows)
+    seen: set[int] = set()
     spare = _generator(seed, step, 1)
-    for wanted in rows:
-        row = wanted
-        for _ in range(200):
-            texts = set(keys(row))
-            if not texts & seen:
-                break
-            row = int(spare.integers(num_rows))
-        else:
-            raise DataError(
-                f"The pair source {name!r} has too few distinct texts for a batch of {len(rows)}; "
-                "lower families.tc.batch_size or leave the source out."
-            )
-        seen |= texts
-        chosen.append(row)
-    return chosen
+    open_places = list(range(len(rows)))
+    for _ in range(200):
+        clashing = []
+        for place, texts in zip(open_places, keys([chosen[place] for place in open_places]), strict=True):
+            own = set(texts)
+            if own & seen:
+                clashing.append(place)
+            else:
+                seen |= own
+        if not clashing:
+            return chosen
+        for place in clashing:
+            chosen[place] = int(spare.integers(num_rows))
+        open_places = clashing
+    raise DataError(
+        f"The pair source {name!r} has too few distinct texts for a batch of {len(rows)}; "
+        "lower families.tc.batch_size or leave the source out."
+    )
 
 
-__all__ = ["EpochSampler", "SourceSampler", "distinct_rows"]
+__all__ = ["EpochSampler", "Shuffle", "SourceSampler", "distinct_rows"]

@@ -90,6 +90,7 @@ def prepare_families(
         work_dir=folder,
         is_main=accelerator.is_main_process,
         barrier=accelerator.wait_for_everyone,
+        main_first=accelerator.main_process_first,
     )
     encoder = model.config.encoder_config
     limit = max_tokens(encoder)

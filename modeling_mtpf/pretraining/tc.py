@@ -1,24 +1,18 @@
 """The TC family: pull the two texts of a pair together, push the rest of the batch away (SPEC 1.4)."""
 
-import logging
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import pyarrow.compute as pc
 import torch
-from datasets import Dataset
 from torch import nn
 
-from ..data.sources import expand_pair_sources, fingerprint, open_source
-from ..data.words import encode_texts
-from ..errors import DataError, RecipeError
+from ..errors import RecipeError
 from ..modeling_mtpf import mean_pool
 from .contrastive import info_nce
-from .families import Family, FamilyBatch, FamilySettings, RunContext, register_family
-from .sampling import EpochSampler, SourceSampler, distinct_rows
-
-logger = logging.getLogger(__name__)
+from .families import Family, FamilyBatch, FamilySettings, Objective, RunContext, register_family
+from .pair_sources import open_pair_sources
+from .sampling import SourceSampler, distinct_rows
 
 
 @dataclass
@@ -26,44 +20,72 @@ class TcSettings(FamilySettings):
     """Settings of the TC family.
 
     Attributes:
-        pairs: Sources with columns ``anchor`` and ``positive``: files, folders (one source per file) or Hub
-            ids.
+        pairs: Sources with columns ``anchor`` and ``positive``, and optionally hard negatives (``negative``,
+            ``negative_1``, …): files, folders (one source per file) or Hub ids ``owner/name@revision``.
         temperature: Temperature of the similarities.
+        learn_temperature: Learn the temperature, starting from ``temperature`` and not below 0.01.
         symmetric: Also find the anchor of each positive.
         source_temperature: Flattens the sizes by which sources are drawn; 1 is by size.
         source_cap: Rows beyond which a source counts no more (0: no cap).
+        streaming: Read Hub sources block by block while training, instead of downloading them first.
+        block_rows: Rows of a streamed source that are shuffled among themselves.
     """
 
     pairs: list[str] = field(default_factory=list)
     temperature: float = 0.05
+    learn_temperature: bool = False
     symmetric: bool = False
     source_temperature: float = 1.0
     source_cap: int = 0
+    streaming: bool = False
+    block_rows: int = 50_000
 
 
-class ContrastiveObjective(nn.Module):
-    """InfoNCE on mean-pooled texts. The first half of the rows are anchors, the second their positives."""
+class ContrastiveObjective(Objective):
+    """InfoNCE on mean-pooled texts: rows are all anchors, then their positives, then hard negatives."""
 
-    def __init__(self, temperature: float, symmetric: bool):
+    MIN_TEMPERATURE = 0.01
+    """Floor of a learnt temperature, as in CLIP (arXiv 2103.00020, section 2.5)."""
+
+    def __init__(self, temperature: float, symmetric: bool, learn_temperature: bool = False):
         super().__init__()
         self.temperature, self.symmetric = temperature, symmetric
+        start = torch.tensor(math.log(temperature))
+        self.log_temperature = nn.Parameter(start) if learn_temperature else None
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, targets: dict[str, torch.Tensor]
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return one vector per text: the mean over its tokens, ``(rows, hidden)``."""
+        kind = torch.float64 if hidden_states.dtype == torch.float64 else torch.float32
+        return mean_pool(hidden_states.to(kind), attention_mask)
+
+    def loss(
+        self, rows: torch.Tensor, targets: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss, in-batch retrieval accuracy, and alignment and uniformity of the vectors.
 
         Alignment is the mean squared distance of unit vectors of a pair, uniformity the log of the mean
         Gaussian potential of different texts (arXiv 2005.10242); uniformity near 0 is collapse.
         """
-        vectors = mean_pool(hidden_states.float(), attention_mask)
-        anchors, positives = vectors.chunk(2)
-        loss, accuracy = info_nce(anchors, positives, self.temperature, self.symmetric)
-        with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
+        texts = int(targets["texts_per_row"]) if "texts_per_row" in targets else 2
+        anchors, positives, *negatives = rows.chunk(texts)
+        temperature: float | torch.Tensor = self.temperature
+        if self.log_temperature is not None:
+            temperature = self.log_temperature.exp().clamp(min=self.MIN_TEMPERATURE)
+        more = torch.cat(negatives) if negatives else None
+        loss, accuracy = info_nce(anchors, positives, temperature, self.symmetric, more)
+        with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
             a, p = (nn.functional.normalize(x.detach().float(), dim=-1) for x in (anchors, positives))
             alignment = (a - p).pow(2).sum(-1).mean()
-            uniformity = torch.pdist(a).pow(2).mul(-2).exp().mean().log() if len(a) > 1 else alignment * 0
-        return loss, {"retrieval_accuracy": accuracy, "alignment": alignment, "uniformity": uniformity}
+            some = a[:512]  # the number of distances grows with the square
+            uniformity = (
+                torch.pdist(some).pow(2).mul(-2).exp().mean().log() if len(some) > 1 else alignment * 0
+            )
+        metrics = {"retrieval_accuracy": accuracy, "alignment": alignment, "uniformity": uniformity}
+        if isinstance(temperature, torch.Tensor):
+            metrics["temperature"] = temperature.detach()
+        return loss, metrics
 
 
 @register_family("tc")
@@ -73,76 +95,44 @@ class TcFamily(Family):
     settings_class = TcSettings
 
     def prepare(self, context: RunContext) -> None:
-        """Open all pair sources."""
+        """Open and tokenize all pair sources."""
         settings: TcSettings = self.settings
         if settings.batch_size < 2 or settings.temperature <= 0 or settings.source_temperature <= 0:
             raise RecipeError(
                 "families.tc needs a batch_size of at least 2 (other rows are the negatives), and "
                 "temperature and source_temperature above 0."
             )
-        sources = expand_pair_sources(settings.pairs)
-        self.names = list(sources)
-        self.paths = list(sources.values())
-        opened = [self._open(name, source) for name, source in sources.items()]
-        self.sources = [source for source, _ in opened]
-        self.num_empty = [empty for _, empty in opened]
+        self.sources = open_pair_sources(settings, context)
         self.seed = context.seed
-        self.tokenizer = context.tokenizer
-        sizes = [len(source) for source in self.sources]
-        self.chooser = SourceSampler(
-            sizes, settings.source_temperature, settings.source_cap or None, context.seed
-        )
-        self.samplers = [
-            EpochSampler(size, settings.batch_size, (context.seed, i)) for i, size in enumerate(sizes)
-        ]
-
-    def _open(self, name: str, source) -> tuple[Dataset, int]:
-        """Open one source without its pairs that have an empty side, and count those."""
-        dataset = open_source(source, {"anchor": "text", "positive": "text"})
-        sides = [dataset.data.column(column) for column in ("anchor", "positive")]
-        empty = np.zeros(len(dataset), dtype=bool)
-        for side in sides:
-            empty |= pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(side)), 0).to_numpy()
-            if pc.count_distinct(side).as_py() < self.settings.batch_size:
-                raise DataError(
-                    f"The pair source {name!r} has too few distinct texts for a batch of "
-                    f"{self.settings.batch_size}; lower families.tc.batch_size or leave the source out."
-                )
-        if empty.any():
-            logger.warning("%s: %d pairs with an empty text are left out", name, empty.sum())
-            dataset = dataset.select(np.flatnonzero(~empty))
-        return dataset, int(empty.sum())
+        sizes = [source.num_rows for source in self.sources]
+        cap = settings.source_cap or None
+        self.chooser = SourceSampler(sizes, settings.source_temperature, cap, context.seed)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> FamilyBatch:
-        """Return anchors, then their positives, all of one source, without a text that occurs twice."""
+        """Return anchors, positives and hard negatives of one source; no text comes twice."""
         index, turn = self.chooser.choose(step)
         source = self.sources[index]
+        table, drawn = source.draw(turn, self.settings.batch_size, (self.seed, index))
+        rows = distinct_rows(drawn, table.num_rows, table.keys, (self.seed, index), step, source.name)
+        own = self.share(rows, rank, world_size)
+        columns = table.texts(own)
+        return FamilyBatch(
+            rows=[row for column in columns for row in column],
+            targets={"texts_per_row": torch.tensor(len(columns))},
+            source=source.name,
+            row_numbers=table.numbers(own) * len(columns),
+        )
 
-        def texts(row: int) -> tuple:
-            pair = source[row]
-            return pair["anchor"].strip().lower(), pair["positive"].strip().lower()
-
-        drawn = self.samplers[index].rows(turn)
-        rows = distinct_rows(drawn, len(source), texts, (self.seed, index), step, self.names[index])
-        pairs = source[self.share(rows, rank, world_size)]
-        texts_of_rows = [*pairs["anchor"], *pairs["positive"]]
-        inputs = encode_texts(self.tokenizer, texts_of_rows, self.settings.max_length)
-        return FamilyBatch(inputs, {"source": torch.tensor(index)})
-
-    def objective(self, hidden_size: int) -> nn.Module:
-        """Build the loss; it has no parameters."""
-        return ContrastiveObjective(self.settings.temperature, self.settings.symmetric)
+    def objective(self, hidden_size: int) -> ContrastiveObjective:
+        """Build the loss; its only parameter is a learnt temperature."""
+        settings: TcSettings = self.settings
+        return ContrastiveObjective(settings.temperature, settings.symmetric, settings.learn_temperature)
 
     def describe(self) -> dict[str, Any]:
         """Return each source with its size, its share of the batches and its fingerprint."""
         return {
-            name: {
-                "pairs": len(self.sources[i]),
-                "empty_left_out": self.num_empty[i],
-                "share": round(float(self.chooser.shares[i]), 4),
-                "fingerprint": fingerprint(self.paths[i], self.sources[i]),
-            }
-            for i, name in enumerate(self.names)
+            source.name: {**source.describe(), "share": round(float(share), 4)}
+            for source, share in zip(self.sources, self.chooser.shares, strict=True)
         }
 
 

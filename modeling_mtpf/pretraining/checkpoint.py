@@ -1,0 +1,199 @@
+"""Checkpoints of a run: complete or absent, without pickles, enough to go on bit for bit.
+
+A checkpoint is a folder ``checkpoints/step-N`` with
+
+* ``model.safetensors``: backbone, task-primary LoRA, objectives;
+* ``optimizer.safetensors``: AdamW's moments and step counts by parameter name;
+* ``random-R.safetensors``: the state of process R's random number generators;
+* ``state.json``: step, schedule, sums since the last logged line, counts, and the recipe.
+
+It is written beside its place and renamed when everything is on disk. The sampler needs no state: batches are
+a function of their number.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from ..errors import MtpfError
+
+FOLDER = "checkpoints"
+MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
+_NAME = re.compile(r"step-(\d+)")
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_READ = StateDictOptions(full_state_dict=True, broadcast_from_rank0=False)
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Return the complete checkpoints of a run, oldest first."""
+    folders = [path for path in (run / FOLDER).glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    *,
+    keep: int,
+    rank: int = 0,
+    barrier: Callable[[], None] = lambda: None,
+) -> Path:
+    """Write a checkpoint; all processes call it together.
+
+    Args:
+        run: Output folder of the run.
+        step: Optimiser steps done.
+        model: The model, wrapped or not.
+        optimizer: Its optimiser.
+        state: Plain values that `load_checkpoint` gives back.
+        keep: How many checkpoints stay, the newest ones.
+        rank: Number of this process; the first writes what all share.
+        barrier: Waits for all processes.
+    """
+    folder = run / FOLDER / f"step-{step}"
+    partial = folder.with_name(f".{folder.name}.partial")
+    if rank == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    barrier()
+    weights = get_model_state_dict(model, options=_FULL)
+    moments = get_optimizer_state_dict(model, optimizer, options=_FULL)
+    _save(random_state(), partial / f"random-{rank}.safetensors")
+    if rank == 0:
+        _save(weights, partial / MODEL_FILE)
+        _save(_flat(moments), partial / OPTIMIZER_FILE)
+        text = json.dumps({"step": step, **state}, ensure_ascii=False)
+        (partial / STATE_FILE).write_text(text, "utf-8")
+        _to_disk(partial / STATE_FILE)
+    barrier()
+    if rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+        _to_disk(folder.parent)
+        for old in list_checkpoints(run)[:-keep]:
+            # Under another name first: half of a checkpoint must not look like one.
+            old.rename(old.with_name(f".{old.name}.old"))
+            shutil.rmtree(old.with_name(f".{old.name}.old"))
+    barrier()
+    return folder
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return the plain values of a checkpoint.
+
+    Raises:
+        MtpfError: It cannot be read.
+    """
+    try:
+        return json.loads((folder / STATE_FILE).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise MtpfError(f"The checkpoint {folder} cannot be read: {error}.") from error
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, rank: int = 0
+) -> None:
+    """Bring model, optimiser and random numbers of this process to where a checkpoint was written.
+
+    Raises:
+        MtpfError: It does not fit the model, or was written by another number of processes.
+    """
+    random_file = folder / f"random-{rank}.safetensors"
+    if not random_file.is_file():
+        written = len(list(folder.glob("random-*.safetensors")))
+        raise MtpfError(f"{folder} was written by {written} processes; resume with as many.")
+    try:
+        weights: dict[str, Any] = dict(load_file(folder / MODEL_FILE))
+        set_model_state_dict(model, weights, options=_READ)
+        template: dict[str, Any] = dict(get_optimizer_state_dict(model, optimizer, options=_READ))
+        template["state"] = _nested(load_file(folder / OPTIMIZER_FILE))
+        set_optimizer_state_dict(model, optimizer, template, options=_READ)
+    except (RuntimeError, KeyError) as error:
+        first, *_ = str(error).strip().splitlines() or ["unknown reason"]
+        raise MtpfError(f"The checkpoint {folder} does not fit this model: {first}") from error
+    set_random_state(load_file(random_file))
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """Return the state of all random number generators of this process."""
+    _, numbers, gauss = random.getstate()
+    numbers_of_numpy: Any = np.random.get_state()
+    _, keys, position, has_gauss, cached = numbers_of_numpy
+    found = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor(numbers, dtype=torch.int64),
+        "numpy": torch.from_numpy(keys.astype(np.int64)),
+        "numpy_position": torch.tensor([position, has_gauss], dtype=torch.int64),
+        "gauss": torch.tensor([cached, float("nan") if gauss is None else gauss], dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.get_rng_state()
+    return found
+
+
+def set_random_state(state: dict[str, torch.Tensor]) -> None:
+    """Put back what `random_state` has returned."""
+    torch.set_rng_state(state["torch"])
+    cached, gauss = state["gauss"].tolist()
+    random.setstate((3, tuple(state["python"].tolist()), None if gauss != gauss else gauss))
+    position, has_gauss = state["numpy_position"].tolist()
+    keys = state["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, position, has_gauss, cached))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _flat(optimizer: Any) -> dict[str, torch.Tensor]:
+    return {f"{name}|{key}": value for name, own in optimizer["state"].items() for key, value in own.items()}
+
+
+def _nested(flat: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    state: dict[str, dict[str, torch.Tensor]] = {}
+    for both, value in flat.items():
+        name, _, key = both.rpartition("|")
+        state.setdefault(name, {})[key] = value
+    return state
+
+
+def _save(tensors: dict[str, Any], file: Path) -> None:
+    save_file({name: value.contiguous().clone() for name, value in tensors.items()}, file)
+    _to_disk(file)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file or folder is on disk: a rename must not overtake what it makes visible."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+__all__ = [
+    "list_checkpoints",
+    "load_checkpoint",
+    "random_state",
+    "read_state",
+    "save_checkpoint",
+    "set_random_state",
+]

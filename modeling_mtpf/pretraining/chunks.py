@@ -1,0 +1,205 @@
+"""From rows of any length to tensors of few shapes: what the encoder computes in a step.
+
+Each family's rows are sorted by length and cut into segments of similar length; segments of the same length
+are joined to chunks, so that the trunk runs once over rows of several families. Sorting removes nearly all
+padding. On CPUs in bf16 a new shape costs seconds (oneDNN compiles a kernel for each), so lengths and numbers
+of rows come from a small set there.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.words import IGNORE
+from .families import FamilyBatch
+
+
+@dataclass(frozen=True)
+class ChunkShape:
+    """Which shapes chunks may have.
+
+    Attributes:
+        tokens: Largest number of tokens, padding included, in a chunk (a single row may have more).
+        length_multiple: Rows are padded to a multiple of this, but not beyond ``max_length``.
+        row_tokens: The rows of a segment times their length are a multiple of about this; 0 for any number
+            of rows.
+        max_length: Longest row that the encoder reads.
+    """
+
+    tokens: int = 4096
+    length_multiple: int = 16
+    row_tokens: int = 512
+    max_length: int = 512
+
+    def padded(self, lengths: np.ndarray) -> np.ndarray:
+        """Return the padded lengths of rows."""
+        multiples = -(-lengths // self.length_multiple) * self.length_multiple
+        return np.maximum(lengths, np.minimum(multiples, self.max_length))
+
+    def rows(self, wanted: int, length: int) -> int:
+        """Return how many rows of a length make a segment when ``wanted`` are there."""
+        quantum = max(1, self.row_tokens // length)
+        most = max(quantum, self.tokens // length // quantum * quantum)
+        return min(-(-wanted // quantum) * quantum, most)
+
+
+def chunk_shape(device: torch.device, max_length: int, tokens: int = 0) -> ChunkShape:
+    """Return the shapes that suit a device; ``tokens`` overrides the size of a chunk."""
+    if device.type == "cpu":
+        return ChunkShape(tokens or 4096, 16, min(512, tokens or 512), max_length)
+    return ChunkShape(tokens or 65536, 32, 0, max_length)
+
+
+@dataclass
+class Chunk:
+    """Rows that go through the trunk together.
+
+    Attributes:
+        inputs: ``input_ids`` and ``attention_mask``, int64 ``(rows, tokens)``.
+        spans: Family → its first row and the one after its last.
+        num_rows: Family → how many rows of its span are real; filling follows them.
+        labels: Family → labels of its span, int64 ``(rows, tokens)``, for families that have any.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    spans: dict[str, tuple[int, int]]
+    num_rows: dict[str, int]
+    labels: dict[str, torch.Tensor]
+
+
+@dataclass
+class JointBatch:
+    """One batch of every family, ready for the encoder.
+
+    Attributes:
+        chunks: The rows, in pieces.
+        positions: Family → for each of its rows, its place in the order in which the chunks give them.
+        targets: Family → targets of its loss.
+        batches: Family → the batch itself, for messages and counts.
+    """
+
+    chunks: list[Chunk]
+    positions: dict[str, torch.Tensor]
+    targets: dict[str, dict[str, torch.Tensor]]
+    batches: dict[str, FamilyBatch] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "JointBatch":
+        """Move all tensors to a device."""
+        return _apply(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "JointBatch":
+        """Pin all tensors; called by PyTorch's data loader."""
+        return _apply(self, lambda tensor: tensor.pin_memory())
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the encoder computes, padding included."""
+        return sum(chunk.inputs["input_ids"].numel() for chunk in self.chunks)
+
+    @property
+    def num_real_tokens(self) -> int:
+        """Tokens without padding."""
+        return sum(len(row) for batch in self.batches.values() for row in batch.rows)
+
+
+def _apply(value: Any, function) -> Any:
+    """Apply a function to every tensor in nested dictionaries, lists and chunks."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _apply(item, function) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_apply(item, function) for item in value]
+    if isinstance(value, (Chunk, JointBatch)):
+        moved = {
+            f.name: _apply(getattr(value, f.name), function) for f in fields(value) if f.name != "batches"
+        }
+        return replace(value, **moved)
+    return value
+
+
+@dataclass
+class _Segment:
+    family: str
+    rows: np.ndarray
+    length: int
+    size: int
+
+
+def _segments(family: str, batch: FamilyBatch, shape: ChunkShape) -> list[_Segment]:
+    """Cut a family's rows, longest first, into segments; shorter rows fill up, and only the last has gaps."""
+    lengths = np.array([len(row) for row in batch.rows])
+    order = np.argsort(-lengths, kind="stable")
+    padded = shape.padded(lengths[order])
+    segments, start = [], 0
+    while start < len(order):
+        length = int(padded[start])
+        size = shape.rows(int((padded[start:] == length).sum()), length)
+        segments.append(_Segment(family, order[start : start + size], length, size))
+        start += size
+    return segments
+
+
+def plan_chunks(batches: dict[str, FamilyBatch], shape: ChunkShape, pad_token_id: int) -> JointBatch:
+    """Lay out a step's rows.
+
+    Args:
+        batches: One batch per family, in the order of the families.
+        shape: Allowed shapes.
+        pad_token_id: Fills ids.
+    """
+    segments = [part for name, batch in batches.items() for part in _segments(name, batch, shape)]
+    groups: list[list[_Segment]] = []
+    for segment in sorted(segments, key=lambda s: -s.length):  # stable: families keep their order
+        last = groups[-1] if groups else []
+        fits = last and last[0].length == segment.length
+        if fits and (sum(s.size for s in last) + segment.size) * segment.length <= shape.tokens:
+            last.append(segment)
+        else:
+            groups.append([segment])
+    orders: dict[str, list[np.ndarray]] = {name: [] for name in batches}
+    chunks = []
+    for group in groups:
+        chunk = _make_chunk(sorted(group, key=lambda s: list(batches).index(s.family)), batches, pad_token_id)
+        chunks.append(chunk)
+        for name in chunk.spans:
+            orders[name] += [segment.rows for segment in group if segment.family == name]
+    positions = {}
+    for name, parts in orders.items():
+        order = np.concatenate(parts)
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        positions[name] = torch.from_numpy(place)
+    return JointBatch(chunks, positions, {name: batch.targets for name, batch in batches.items()}, batches)
+
+
+def _make_chunk(group: list[_Segment], batches: dict[str, FamilyBatch], pad_token_id: int) -> Chunk:
+    length = group[0].length
+    ids = np.full((sum(segment.size for segment in group), length), pad_token_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    mask[:, 0] = 1  # filling rows, too: attention over nothing would be NaN
+    spans: dict[str, tuple[int, int]] = {}
+    num_rows: dict[str, int] = {}
+    labels: dict[str, np.ndarray] = {}
+    start = 0
+    for segment in group:
+        batch = batches[segment.family]
+        for place, row in enumerate(segment.rows, start=start):
+            tokens = batch.rows[row]
+            ids[place, : len(tokens)] = tokens
+            mask[place, : len(tokens)] = 1
+        spans[segment.family] = (start, start + segment.size)
+        num_rows[segment.family] = len(segment.rows)
+        if batch.labels is not None:
+            own = np.full((segment.size, length), IGNORE, dtype=np.int64)
+            for place, row in enumerate(segment.rows):
+                own[place, : len(batch.labels[row])] = batch.labels[row]
+            labels[segment.family] = own
+        start += segment.size
+    inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+    return Chunk(inputs, spans, num_rows, {name: torch.from_numpy(own) for name, own in labels.items()})
+
+
+__all__ = ["Chunk", "ChunkShape", "JointBatch", "chunk_shape", "plan_chunks"]

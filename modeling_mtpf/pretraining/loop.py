@@ -1,0 +1,278 @@
+"""The training loop: steps, checkpoints, log lines, and an orderly end when something breaks."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from tqdm.auto import tqdm
+
+from ..errors import MtpfError
+from .checkpoint import load_checkpoint, save_checkpoint
+from .chunks import JointBatch, chunk_shape
+from .diagnostics import gradient_cosine, tail_similarity
+from .distributed import mean_over_processes
+from .dropout import fast_dropout_in
+from .families import Family
+from .joint import JointModel, JointOutput
+from .loader import Batches, load_batches
+from .recipe import Recipe
+from .run_record import MetricsLog
+from .setup import make_optimizer, start_trackers
+
+
+class Interrupted(MtpfError):
+    """The run was asked to stop, and has written a checkpoint."""
+
+
+class StopRequest:
+    """Whether this process has been asked to stop (SIGTERM, or Ctrl-C once)."""
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+
+    def __call__(self, number: int, frame: Any) -> None:
+        """Take note of a signal; a second Ctrl-C interrupts at once."""
+        self.received = signal.Signals(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def by_any(self, accelerator: Accelerator) -> bool:
+        """Whether any process has been asked; all call it together."""
+        if accelerator.num_processes == 1:
+            return self.received is not None
+        flag = torch.tensor(float(self.received is not None), device=accelerator.device)
+        return bool(mean_over_processes(flag) > 0)
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Collect SIGTERM and SIGINT instead of ending at once."""
+    request = StopRequest()
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: Optimiser steps done.
+        checkpoint: The checkpoint to go on from, if any.
+        state: Its plain values.
+        facts: What every checkpoint of the run says besides, such as its recipe.
+    """
+
+    step: int
+    checkpoint: Path | None
+    state: dict[str, Any]
+    facts: dict[str, Any]
+
+
+def train(
+    recipe: Recipe,
+    joint: JointModel,
+    families: list[Family],
+    accelerator: Accelerator,
+    log: MetricsLog,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Run the steps that are left.
+
+    Raises:
+        MtpfError: Broken data, numbers that are not finite, a lost process; the last checkpoint stays.
+        Interrupted: The run was asked to stop; it has written a checkpoint.
+    """
+    on_cpu = accelerator.device.type == "cpu"
+    encoder = joint.model.backbone
+    with (
+        stop_requests() as request,
+        fast_dropout_in(encoder) if on_cpu and recipe.fast_dropout else nullcontext(),
+    ):
+        try:
+            _Run(recipe, joint, families, accelerator, log, folder, progress).steps(request)
+        except RuntimeError as error:
+            if accelerator.num_processes > 1 and _is_lost_process(error):
+                raise MtpfError(
+                    f"Step {progress.step + 1}: another process was lost. Start again with --resume auto to "
+                    "go on from the last checkpoint."
+                ) from error
+            raise
+
+
+def _is_lost_process(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return any(part in text for part in ("connection", "gloo", "nccl", "timed out", "peer"))
+
+
+class _Run:
+    """The parts of a running run."""
+
+    def __init__(
+        self, recipe: Recipe, joint, families, accelerator: Accelerator, log, folder, progress: Progress
+    ):
+        self.recipe, self.joint, self.accelerator = recipe, joint, accelerator
+        self.log, self.folder, self.progress = log, folder, progress
+        optimizer, self.schedule = make_optimizer(recipe, joint)
+        if recipe.compile:
+            joint.compile_trunk()
+        self.wrapped, self.optimizer = accelerator.prepare(joint, optimizer)
+        longest = max(family.settings.max_length for family in families)
+        self.shape = chunk_shape(accelerator.device, longest, recipe.chunk_tokens)
+        self.batches = Batches(
+            families,
+            self.shape,
+            joint.model.config.pad_token_id or 0,
+            accelerator.process_index,
+            accelerator.num_processes,
+            recipe.gradient_accumulation_steps,
+        )
+        start_trackers(recipe, accelerator)
+        if progress.checkpoint is not None:
+            inner, rank = self.optimizer.optimizer, accelerator.process_index
+            load_checkpoint(progress.checkpoint, joint, inner, rank=rank)
+            self.schedule.load_state_dict(progress.state["schedule"])
+            for group, rate in zip(inner.param_groups, self.schedule.get_last_lr(), strict=True):
+                group["lr"] = rate
+
+    def steps(self, request: StopRequest) -> None:
+        """Train to the last step, or until asked to stop."""
+        recipe, parts = self.recipe, self.recipe.gradient_accumulation_steps
+        first = self.progress.step
+        stream = load_batches(
+            self.batches, first * parts, recipe.steps * parts, recipe.workers, self.accelerator.device
+        )
+        self.wrapped.train()
+        with tqdm(
+            total=recipe.steps,
+            initial=first,
+            desc=recipe.regime,
+            disable=not self.accelerator.is_main_process,
+        ) as bar:
+            for step in range(first + 1, recipe.steps + 1):
+                batch = self._step(step, stream)
+                self.progress.step = step
+                bar.update()
+                line = self._report(step, batch)
+                if line:
+                    bar.set_postfix({k: f"{v:.3f}" for k, v in line.items() if k.startswith("loss/")})
+                stop = request.by_any(self.accelerator)
+                if stop or (recipe.save_every and step % recipe.save_every == 0):
+                    self._save(step)
+                if stop and step < recipe.steps:
+                    name = request.received.name if request.received else "a signal to another process"
+                    raise Interrupted(
+                        f"Stopped after step {step} by {name}; a checkpoint is written. Go on with "
+                        "--resume auto."
+                    )
+
+    def _step(self, step: int, stream: Iterator[JointBatch]) -> JointBatch:
+        """One optimiser step."""
+        parts = self.recipe.gradient_accumulation_steps
+        for part in range(parts):
+            batch = next(stream)
+            last = part == parts - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                output = self.wrapped(batch)
+                self._check_losses(step, output, batch)
+                self.accelerator.backward(output.loss / parts)
+            self.log.add(output, batch, 1 / parts)
+        norm = float(self.accelerator.clip_grad_norm_(self.joint.parameters(), self.recipe.max_grad_norm))
+        limit = self.recipe.gradient_norm_limit or float("inf")
+        if not norm <= limit:
+            raise MtpfError(
+                f"Step {step}: the gradient norm is {norm:.3g}, above gradient_norm_limit ({limit:g}), after "
+                f"{describe_batch(batch)}; lower the learning rate or look at the data. {self._kept()}"
+            )
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._norm = norm
+        return batch
+
+    def _check_losses(self, step: int, output: JointOutput, batch: JointBatch) -> None:
+        # Every process looks at the sum, so that all stop in the same step.
+        if torch.isfinite(mean_over_processes(output.loss)):
+            return
+        raise MtpfError(f"Step {step}: {name_broken_rows(output, batch)} {self._kept()}")
+
+    def _kept(self) -> str:
+        newest = f"step {self.progress.state['newest']}" if self.progress.state.get("newest") else None
+        return f"The last checkpoint is that of {newest}." if newest else "There is no checkpoint yet."
+
+    def _report(self, step: int, batch: JointBatch) -> dict[str, Any]:
+        """Write a line of the log when it is due."""
+        recipe, accelerator = self.recipe, self.accelerator
+        sharded = accelerator.distributed_type == DistributedType.FSDP
+        due = bool(recipe.diagnostics_every) and step % recipe.diagnostics_every == 0 and not sharded
+        if not (due or step % recipe.log_every == 0 or step == recipe.steps):
+            return {}
+        more = {"gradient_norm": round(self._norm, 4), "learning_rate": self.schedule.get_last_lr()[0]}
+        if due:
+            with accelerator.autocast():
+                cosine = gradient_cosine(self.joint, batch, self.shape)
+                similarity = tail_similarity(self.joint, batch)
+            more |= {f"gradient_cosine/{group}": round(value, 4) for group, value in cosine.items()}
+            more |= {f"tail_cka/{layer}": round(value, 4) for layer, value in similarity.items()}
+        line = self.log.write(step, **more)
+        accelerator.log(line, step=step)
+        return line
+
+    def _save(self, step: int) -> None:
+        state = {
+            "schedule": self.schedule.state_dict(),
+            "log": self.log.state(),
+            **self.progress.facts,
+        }
+        save_checkpoint(
+            self.folder,
+            step,
+            self.joint,
+            self.optimizer.optimizer,
+            state,
+            keep=self.recipe.keep,
+            rank=self.accelerator.process_index,
+            barrier=self.accelerator.wait_for_everyone,
+        )
+        self.progress.state["newest"] = step
+
+
+def describe_batch(batch: JointBatch) -> str:
+    """Name family, source and rows of a batch."""
+    parts = []
+    for name, own in batch.batches.items():
+        rows = f" rows {', '.join(map(str, own.row_numbers[:3]))}, …" if own.row_numbers else ""
+        parts.append(f"family {name!r} (source {own.source!r}{rows})")
+    return " and ".join(parts)
+
+
+def name_broken_rows(output: JointOutput, batch: JointBatch) -> str:
+    """Say in which family, source and row numbers stopped being finite."""
+    for name, rows in output.rows.items():
+        bad = (~torch.isfinite(rows).all(1)).nonzero().flatten().tolist()
+        own = batch.batches[name]
+        if not bad and torch.isfinite(output.losses[name]):
+            continue
+        if not bad or len(bad) == len(rows) or not own.row_numbers:
+            return (
+                f"the loss of family {name!r} is not finite in the whole batch of source {own.source!r}: "
+                "lower the learning rate."
+            )
+        return (
+            f"the loss of family {name!r} is not finite, from row {own.row_numbers[bad[0]]} of source "
+            f"{own.source!r} ({len(bad)} of {len(rows)} rows): look at that row, or lower the learning rate."
+        )
+    return "the loss is not finite in another process; its message names the row."
+
+
+__all__ = ["Interrupted", "Progress", "describe_batch", "name_broken_rows", "stop_requests", "train"]
