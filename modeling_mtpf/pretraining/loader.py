@@ -72,6 +72,8 @@ def load_batches(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if workers else None,
+        # Without one, the loader draws from the generator of the run: a resumed run draws once more.
+        generator=torch.Generator(),
     )
     try:
         for batch in loader:

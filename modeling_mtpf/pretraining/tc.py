@@ -50,7 +50,7 @@ class ContrastiveObjective(Objective):
     def __init__(self, temperature: float, symmetric: bool, learn_temperature: bool = False):
         super().__init__()
         self.temperature, self.symmetric = temperature, symmetric
-        start = torch.tensor(math.log(temperature))
+        start = torch.tensor([math.log(temperature)])  # FSDP takes no scalars
         self.log_temperature = nn.Parameter(start) if learn_temperature else None
 
     def forward(
@@ -72,7 +72,7 @@ class ContrastiveObjective(Objective):
         anchors, positives, *negatives = rows.chunk(texts)
         temperature: float | torch.Tensor = self.temperature
         if self.log_temperature is not None:
-            temperature = self.log_temperature.exp().clamp(min=self.MIN_TEMPERATURE)
+            temperature = self.log_temperature.exp().clamp(min=self.MIN_TEMPERATURE).squeeze(0)
         more = torch.cat(negatives) if negatives else None
         loss, accuracy = info_nce(anchors, positives, temperature, self.symmetric, more)
         with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
