@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -22,6 +24,7 @@ from modeling_mtpf.pretraining.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
+from modeling_mtpf.pretraining.ner import ClusterObjective
 from modeling_mtpf.pretraining.run_record import MetricsLog
 from train import pretrain
 
@@ -74,11 +77,11 @@ def test_a_stopped_run_goes_on_bit_for_bit(arguments, tmp_path, monkeypatch, cap
     assert [path.name for path in list_checkpoints(tmp_path / "stopped")] == ["step-3"]
     assert pretrain.main(arguments("stopped", **settings)) == 2
     assert "go on with it by --resume auto" in capsys.readouterr().err
-    # Workers, checkpoints and log intervals do not touch the numbers; a line after the checkpoint is dropped.
+    # Prefetching, checkpoints and log intervals do not touch the numbers; a line after the checkpoint is dropped.
     with (tmp_path / "stopped" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "loss": 99.0}\n{"step": 5, "lo')
     assert (
-        pretrain.main(arguments("stopped", **settings, resume="auto", workers=1, save_every=2, keep=1)) == 0
+        pretrain.main(arguments("stopped", **settings, resume="auto", prefetch=0, save_every=2, keep=1)) == 0
     )
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
     assert [path.name for path in list_checkpoints(tmp_path / "stopped")] == ["step-6"]
@@ -163,6 +166,100 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         load_checkpoint(folder, other, torch.optim.AdamW(other.parameters()))
     with pytest.raises(MtpfError, match="was written by 1 processes"):
         load_checkpoint(folder, model, optimizer, rank=1)
+
+
+def broken_at(monkeypatch, call: int, value: float, rows: int | None) -> None:
+    """Let the NER objective give a bad number, for some rows or for all, in one of its calls."""
+    forward = ClusterObjective.forward
+    calls = []
+
+    def broken(objective, *rest):
+        found = forward(objective, *rest)
+        calls.append(1)
+        if len(calls) != call:
+            return found
+        factor = torch.ones_like(found)
+        factor[:rows] = value
+        return found * factor
+
+    monkeypatch.setattr(ClusterObjective, "forward", broken)
+
+
+@pytest.mark.parametrize(
+    ("value", "rows", "message"),
+    [
+        (float("nan"), 1, r"family 'ner' is not finite, from row \d+ of source 'text' \(1 of 4 rows\)"),
+        (float("inf"), None, "the loss of family 'ner' is not finite in the whole batch of source 'text'"),
+        (1e7, None, r"above gradient_norm_limit \(10000\), after family 'ner' \(source 'text' rows \d+, \d+"),
+    ],
+)
+def test_broken_numbers_stop_the_run_and_are_named(
+    arguments,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    capsys,
+    value,
+    rows,
+    message,
+):
+    """The step, family, source and row; the last good checkpoint stays and can be resumed."""
+    settings = {"steps": 6, "save_every": 2, "diagnostics_every": 0}
+    with monkeypatch.context() as patch:
+        broken_at(patch, 5, value, rows)
+        assert pretrain.main(arguments("broken", **settings)) == 2
+    error = capsys.readouterr().err
+    assert "Step 5: the " in error and re.search(message, error)
+    assert "The last checkpoint is that of step 4." in error
+    assert [path.name for path in list_checkpoints(tmp_path / "broken")] == ["step-2", "step-4"]
+    assert pretrain.main(arguments("broken", **settings, resume="auto")) == 0
+    assert pretrain.main(arguments("whole", **settings)) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_run_and_the_checkpoint_stays(arguments, tmp_path):  # noqa: F811
+    settings = {
+        "steps": 400,
+        "save_every": 2,
+        "families.ner.data": tmp_path / "labels",
+        "diagnostics_every": 0,
+    }
+    assert pretrain.main(arguments("labels-run", steps=1)) == 0
+    (tmp_path / "labels-run" / "pseudo_labels").rename(tmp_path / "labels")
+    run = tmp_path / "run"
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "29573",
+    ]
+    command = [*torchrun, str(ROOT / "train" / "pretrain.py"), *arguments(**settings)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while process.poll() is None and not list_checkpoints(run):
+        time.sleep(0.05)
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children()
+        if "pretrain.py" in " ".join(child.cmdline())
+    ]
+    workers[-1].kill()
+    _, error = process.communicate(timeout=200)
+    assert process.returncode != 0
+    newest = list_checkpoints(run)[-1]
+    assert load_file(newest / "model.safetensors") and not (run / "run.json").exists()
+    step = int(newest.name.removeprefix("step-"))
+    resumed = arguments(**{**settings, "steps": 400, "resume": "auto"})
+    process = subprocess.Popen(
+        [*command[: -len(arguments(**settings))], *resumed], stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and list_checkpoints(run)[-1] == newest:
+        time.sleep(0.05)
+    process.terminate()  # torchrun passes it on, and both processes agree on the step at which they stop
+    _, error = process.communicate(timeout=200)
+    assert int(list_checkpoints(run)[-1].name.removeprefix("step-")) > step, error[-2000:]
 
 
 @pytest.mark.slow

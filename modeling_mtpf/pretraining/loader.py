@@ -4,17 +4,18 @@ A batch is a pure function of its number, so PyTorch's data loader may prepare i
 processes and a resumed run starts in the middle.
 """
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from ..errors import DataError, MtpfError
+from ..errors import MtpfError
 from .chunks import ChunkShape, JointBatch, plan_chunks
 from .families import Family
 
 
-class Batches(Dataset):
+class Batches:
     """Batch number → the joint batch of this process.
 
     Args:
@@ -38,19 +39,25 @@ class Batches(Dataset):
         self.families, self.shape, self.pad_token_id = families, shape, pad_token_id
         self.rank, self.world_size, self.parts = rank, world_size, parts
 
-    def __getitem__(self, number: int) -> JointBatch | MtpfError:
-        """Return the batch, or what is wrong with its data: errors do not cross processes unharmed."""
+    def __getitem__(self, number: int) -> JointBatch:
+        """Return a batch.
+
+        Raises:
+            MtpfError: Its data is broken; the message names step, family, source and, where there is one,
+            row.
+        """
         batches = {}
         for family in self.families:
             try:
                 batches[family.name] = family.batch(number, self.rank, self.world_size)
             except MtpfError as error:
-                return type(error)(f"Step {number // self.parts + 1}, family {family.name!r}: {error}")
+                step = number // self.parts + 1
+                raise type(error)(f"Step {step}, family {family.name!r}: {error}") from error
         return plan_chunks(batches, self.shape, self.pad_token_id)
 
 
 def load_batches(
-    batches: Batches, first: int, last: int, workers: int, device: torch.device
+    batches: Batches, first: int, last: int, prefetch: int, device: torch.device
 ) -> Iterator[JointBatch]:
     """Yield the batches ``first`` to ``last - 1``, on the device.
 
@@ -58,37 +65,35 @@ def load_batches(
         batches: Where they come from.
         first: Number of the first batch.
         last: One more than the number of the last.
-        workers: Processes that prepare batches ahead; 0 for this one.
+        prefetch: How many batches a thread prepares ahead; 0 for none.
         device: Where the tensors go.
 
     Raises:
         MtpfError: The data of a batch is broken.
     """
-    loader = DataLoader(
-        batches,
-        sampler=range(first, last),
-        batch_size=None,
-        collate_fn=_unchanged,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        prefetch_factor=4 if workers else None,
-        # Without one, the loader draws from the generator of the run: a resumed run draws once more.
-        generator=torch.Generator(),
-    )
-    try:
-        for batch in loader:
-            if isinstance(batch, MtpfError):
-                raise batch
-            yield batch.to(device)
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error):
-            first_line = str(error).splitlines()[0]
-            raise DataError(f"A process that prepares batches broke off: {first_line}") from error
-        raise
+    if prefetch == 0:
+        for number in range(first, last):
+            yield batches[number].to(device)
+        return
+        # A thread, not processes: rows are tokenized already, and a fork of a process that runs Arrow's
+        # threads
+    # may hang.
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        ahead: deque[Future[JointBatch]] = deque()
+        try:
+            for number in range(first, last):
+                ahead.append(pool.submit(_prepare, batches, number, device.type == "cuda"))
+                if len(ahead) > prefetch:
+                    yield ahead.popleft().result().to(device)
+            while ahead:
+                yield ahead.popleft().result().to(device)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _unchanged(batch):
-    return batch
+def _prepare(batches: Batches, number: int, pin: bool) -> JointBatch:
+    batch = batches[number]
+    return batch.pin_memory() if pin else batch
 
 
 __all__ = ["Batches", "load_batches"]

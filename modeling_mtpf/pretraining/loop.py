@@ -150,7 +150,7 @@ class _Run:
         recipe, parts = self.recipe, self.recipe.gradient_accumulation_steps
         first = self.progress.step
         stream = load_batches(
-            self.batches, first * parts, recipe.steps * parts, recipe.workers, self.accelerator.device
+            self.batches, first * parts, recipe.steps * parts, recipe.prefetch, self.accelerator.device
         )
         self.wrapped.train()
         with tqdm(

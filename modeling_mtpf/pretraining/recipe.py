@@ -45,7 +45,7 @@ class Recipe:
         chunk_tokens: Tokens per chunk, padding included (0: 4,096 on CPUs, 65,536 on GPUs).
         mixed_precision: ``auto`` (bf16 where the device is fast at it), ``bf16`` or ``float32``.
         threads: CPU threads of a single process (0: all cores; ``accelerate launch`` alone would leave one).
-        workers: Processes that prepare batches ahead (0: none).
+        prefetch: Batches that a thread prepares ahead (0: none).
         compile: Compile the trunk's layers with torch.compile.
         fast_dropout: On CPUs, draw dropout masks 16 bits at a time.
         seed: Seed of everything.
@@ -77,7 +77,7 @@ class Recipe:
     chunk_tokens: int = 0
     mixed_precision: str = "auto"
     threads: int = 0
-    workers: int = 0
+    prefetch: int = 2
     compile: bool = False
     fast_dropout: bool = True
     seed: int = 0
@@ -102,7 +102,7 @@ MINIMA = dict.fromkeys(("steps", "gradient_accumulation_steps", "log_every", "ke
         "diagnostics_every",
         "save_every",
         "threads",
-        "workers",
+        "prefetch",
         "seed",
     ),
     0,

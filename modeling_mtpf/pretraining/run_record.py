@@ -66,7 +66,7 @@ def open_output_dir(path: str, resume: str) -> tuple[Path, Path | None]:
     return folder, checkpoint
 
 
-FREE_KEYS = {"output_dir", "resume", "keep", "save_every", "threads", "workers", "log_every", "report_to"}
+FREE_KEYS = {"output_dir", "resume", "keep", "save_every", "threads", "prefetch", "log_every", "report_to"}
 """Recipe keys that a resumed run may change: they do not touch its numbers."""
 
 
