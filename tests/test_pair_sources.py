@@ -149,6 +149,18 @@ def test_a_bad_row_of_a_stream_is_named_with_its_step(context, prefetch):
             assert isinstance(batch, JointBatch)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_two_columns_of_other_names_are_a_pair_by_their_order(context, streaming):
+    rows = [{"question": f"{n} q {n}", "answer": f"a {n}"} for n in range(8)]
+    source = write(context.work_dir / "faq.jsonl", rows)
+    family = family_of(context, source, streaming=streaming, block_rows=8, source_cap=8)
+    texts = decoded(context, family.batch(0))
+    assert all("q" in text for text in texts[:4]) and all(text.startswith("a") for text in texts[4:])
+    other = write(context.work_dir / "three.jsonl", [{**row, "id": "x"} for row in rows])
+    with pytest.raises(DataError, match="has no column 'anchor'; it has: question, answer, id"):
+        family_of(context, other)
+
+
 def test_a_stream_that_runs_dry_or_breaks_off_is_named(context, monkeypatch):
     empty = write(context.work_dir / "dry.jsonl", [{"anchor": "", "positive": "x"}] * 5)
     family = family_of(context, empty, streaming=True, block_rows=8, source_cap=9)

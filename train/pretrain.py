@@ -46,7 +46,7 @@ from modeling_mtpf.pretraining.run_record import (
     versions,
     write_run_file,
 )
-from modeling_mtpf.pretraining.setup import load_backbone, make_accelerator, prepare_families
+from modeling_mtpf.pretraining.setup import load_backbone, make_accelerator, prepare_families, whole_model
 
 DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 
@@ -80,6 +80,8 @@ def run(arguments: list[str]) -> None:
         progress = Progress(step, checkpoint, {**state, "newest": step}, facts)
         train(recipe, joint, families, accelerator, log, folder, progress)
     log.close()
+    joint = whole_model(recipe, joint, families, accelerator)
+    model = joint.model
     accelerator.wait_for_everyone()
     accelerator.end_training()  # ends the process group, too: nothing may wait for others from here on
     if not accelerator.is_main_process:

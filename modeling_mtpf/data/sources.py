@@ -57,15 +57,17 @@ def source_files(source: str | Path) -> list[Path]:
     return files
 
 
-def open_source(source: str | Path, columns: dict[str, str], also: str | None = None) -> Dataset:
+def open_source(
+    source: str | Path, columns: dict[str, str], also: str | None = None, by_order: bool = False
+) -> Dataset:
     """Open a source and check the columns that are needed.
 
     Args:
-        source: A file or a folder of Parquet, JSON, JSON-lines, CSV or text files, or a Hub id
-            ``owner/name`` or
-            ``owner/name@revision`` (its split ``train``).
+        source: A file or a folder of Parquet, JSON, JSON-lines, CSV or text files, or a Hub id, see `hub_id`
+            (its split ``train``).
         columns: Column name → kind: ``text``, ``words`` (list of str) or ``integers`` (list of int).
         also: Columns of text whose name begins so are taken, too, where there are any.
+        by_order: Where the columns are missing and there are just as many others, those stand for them.
 
     Returns:
         A memory-mapped data set with just these columns.
@@ -75,18 +77,18 @@ def open_source(source: str | Path, columns: dict[str, str], also: str | None = 
     """
     path = Path(source)
     if path.exists():
-        parts = [_read_file(file, columns, also) for file in source_files(path)]
+        parts = [_read_file(file, columns, also, by_order) for file in source_files(path)]
         for part, file in zip(parts, source_files(path), strict=True):
             if part.column_names != parts[0].column_names:
                 found, first = (", ".join(names) for names in (part.column_names, parts[0].column_names))
                 raise DataError(f"{file} has the columns {found}, but other files of {path} have {first}.")
         return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
-    repository, revision = hub_id(source)
+    repository, config, revision = hub_id(source)
     try:
-        dataset = load_dataset(repository, split="train", revision=revision)
+        dataset = load_dataset(repository, config, split="train", revision=revision)
     except Exception as error:  # the Hub client has a dozen exception types; all mean the same to the user
         raise DataError(f"The Hub data set {source!r} cannot be opened: {_first_line(error)}") from error
-    return _checked(dataset, str(source), columns, also)
+    return _checked(dataset, str(source), columns, also, by_order)
 
 
 def stream_source(source: str | Path) -> IterableDataset:
@@ -107,27 +109,32 @@ def stream_source(source: str | Path) -> IterableDataset:
             return load_dataset(
                 readers.pop(), data_files=[str(file) for file in files], split="train", streaming=True
             )
-        repository, revision = hub_id(source)
-        return load_dataset(repository, split="train", revision=revision, streaming=True)
+        repository, config, revision = hub_id(source)
+        return load_dataset(repository, config, split="train", revision=revision, streaming=True)
     except DataError:
         raise
     except Exception as error:  # as above
         raise DataError(f"The source {source!r} cannot be streamed: {_first_line(error)}") from error
 
 
-def hub_id(source: str | Path) -> tuple[str, str | None]:
-    """Split ``owner/name@revision``.
+def hub_id(source: str | Path) -> tuple[str, str | None, str | None]:
+    """Split ``owner/name:configuration@revision``; the last two parts may be missing.
 
     Raises:
         DataError: It does not look like that, so it must be a missing file.
+
+    Example:
+        >>> hub_id("owner/questions:pair@0a1b2c")
+        ('owner/questions', 'pair', '0a1b2c')
     """
     if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise DataError(f"There is no file or folder {source}, and it is no Hub id of the form 'owner/name'.")
-    repository, _, revision = str(source).partition("@")
-    return repository, revision or None
+    place, _, revision = str(source).partition("@")
+    repository, _, config = place.partition(":")
+    return repository, config or None, revision or None
 
 
-def _read_file(file: Path, columns: dict[str, str], also: str | None) -> Dataset:
+def _read_file(file: Path, columns: dict[str, str], also: str | None, by_order: bool) -> Dataset:
     if file.stat().st_size == 0:
         raise DataError(f"{file} is empty.")
     try:
@@ -136,7 +143,7 @@ def _read_file(file: Path, columns: dict[str, str], also: str | None) -> Dataset
             raise DataError(f"{file} has no rows.")
         options = {"keep_default_na": False} if file.suffix == ".csv" else {}  # "NA" is a word
         dataset = load_dataset(READERS[file.suffix], data_files=str(file), split="train", **options)
-        checked = _checked(dataset, str(file), columns, also)
+        checked = _checked(dataset, str(file), columns, also, by_order)
         for column in checked.column_names:  # Arrow's JSON reader does not look at the encoding
             checked.data.column(column).validate(full=True)
     except DataError:
@@ -164,9 +171,13 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _checked(dataset: Dataset, name: str, columns: dict[str, str], also: str | None) -> Dataset:
+def _checked(
+    dataset: Dataset, name: str, columns: dict[str, str], also: str | None, by_order: bool
+) -> Dataset:
     if len(dataset) == 0:
         raise DataError(f"{name} has no rows.")
+    if by_order:
+        dataset = name_by_order(dataset, list(columns))
     if also is not None:
         columns = columns | {column: "text" for column in dataset.column_names if column.startswith(also)}
     for column, kind in columns.items():
@@ -184,6 +195,14 @@ def _checked(dataset: Dataset, name: str, columns: dict[str, str], also: str | N
     # One type per kind, whatever the reader made of it: parts of a folder must fit together.
     features = Features({column: COLUMN_FEATURES[kind] for column, kind in columns.items()})
     return dataset if dataset.features == features else dataset.cast(features)
+
+
+def name_by_order(dataset, columns: list[str]):
+    """Name the columns of a data set, or of a stream, by their order, if none of the names is there."""
+    found = dataset.column_names or []
+    if len(found) != len(columns) or set(found) & set(columns):
+        return dataset
+    return dataset.rename_columns(dict(zip(found, columns, strict=True)))
 
 
 def _line_of_other_type(file: Path, column: str, kind: str) -> str:
@@ -244,6 +263,7 @@ __all__ = [
     "expand_pair_sources",
     "fingerprint",
     "hub_id",
+    "name_by_order",
     "open_source",
     "source_files",
     "source_name",

@@ -14,7 +14,13 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..data.sources import expand_pair_sources, fingerprint, open_source, stream_source
+from ..data.sources import (
+    expand_pair_sources,
+    fingerprint,
+    name_by_order,
+    open_source,
+    stream_source,
+)
 from ..data.tokens import list_arrays, tokenize_columns
 from ..errors import DataError
 from .families import RunContext
@@ -89,7 +95,7 @@ class MappedPairs(PairSource):
         batch_size: int,
     ):
         self.name, self._source = name, source
-        dataset = open_source(source, PAIR_COLUMNS, also=NEGATIVE)
+        dataset = open_source(source, PAIR_COLUMNS, also=NEGATIVE, by_order=True)
         self._fingerprint = fingerprint(source, dataset)
         empty = np.zeros(len(dataset), dtype=bool)
         for column in dataset.column_names:
@@ -161,7 +167,7 @@ class StreamedPairs(PairSource):
         if block_rows < batch_size:
             raise DataError(f"families.tc.block_rows is {block_rows}; it must hold a batch of {batch_size}.")
         self._block_rows = block_rows // batch_size * batch_size
-        self._stream = stream_source(source)
+        self._stream = name_by_order(stream_source(source), list(PAIR_COLUMNS))
         self._fingerprint = fingerprint(source, None) if Path(source).exists() else str(source)
         splits = self._stream.info.splits or {}
         announced = splits["train"].num_examples if "train" in splits else 0

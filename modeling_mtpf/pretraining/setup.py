@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import get_cosine_schedule_with_warmup
 
 from ..configuration_mtpf import encoder_layout, max_tokens
@@ -119,6 +120,19 @@ def make_optimizer(recipe: Recipe, joint: JointModel):
     return optimizer, schedule
 
 
+def whole_model(
+    recipe: Recipe, joint: JointModel, families: list[Family], accelerator: Accelerator
+) -> JointModel:
+    """Return the model with all its weights in this process, of which FSDP leaves a part in each."""
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return joint
+    weights = get_model_state_dict(joint, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    whole = JointModel(load_backbone(recipe), families, task_primary=recipe.regime == "tpl")
+    if accelerator.is_main_process:
+        whole.load_state_dict(weights)
+    return whole
+
+
 def start_trackers(recipe: Recipe, accelerator: Accelerator) -> None:
     """Start the trackers that ``report_to`` names, if any."""
     if recipe.report_to:
@@ -133,4 +147,5 @@ __all__ = [
     "make_optimizer",
     "prepare_families",
     "start_trackers",
+    "whole_model",
 ]

@@ -20,8 +20,9 @@ class TcSettings(FamilySettings):
     """Settings of the TC family.
 
     Attributes:
-        pairs: Sources with columns ``anchor`` and ``positive``, and optionally hard negatives (``negative``,
-            ``negative_1``, …): files, folders (one source per file) or Hub ids ``owner/name@revision``.
+        pairs: Sources with columns ``anchor`` and ``positive`` (or just two columns, in that order), and
+            optionally hard negatives (``negative``, ``negative_1``, …): files, folders (one source per file)
+            or Hub ids ``owner/name:configuration@revision``.
         temperature: Temperature of the similarities.
         learn_temperature: Learn the temperature, starting from ``temperature`` and not below 0.01.
         symmetric: Also find the anchor of each positive.

@@ -1,0 +1,26 @@
+"""Gradient caching: a batch of 1,024 pairs beside batches of 64, over the same pairs."""
+
+CONTESTANTS = {"batch_64": 2, "cached_1024": 2}
+SOURCES = 3
+
+
+def measure(contestant: str, options: dict) -> dict[str, float]:
+    """Train on some sources twice; the second pass counts."""
+    from eval.speed_inputs import our_run
+
+    if contestant == "cached_1024":
+        return our_run(options, regime="tc", steps=SOURCES, pairs=1024, cache=True)
+    return our_run(options, regime="tc", steps=16 * SOURCES, pairs=64, batches_per_source=16)
+
+
+def compare(medians: dict) -> dict[str, tuple[float, str, float]]:
+    """Memory of the whole process, and time per pair."""
+    small, large = medians["batch_64"], medians["cached_1024"]
+    return {
+        "peak memory of cached 1,024 over batch 64": (large["peak_mb"] / small["peak_mb"], "<=", 1.25),
+        "time per pair of cached 1,024 over batch 64": (
+            small["pairs_per_second"] / large["pairs_per_second"],
+            "<=",
+            1.45,
+        ),
+    }
