@@ -6,6 +6,7 @@ folder serves `MtpfModel`, stock transformers, sentence-transformers and PEFT al
 
 import inspect
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from .adapter_files_mtpf import (
     find_adapter,
     install_adapter,
     read_adapter,
+    weights_file,
     write_adapter,
 )
 from .adapters_mtpf import (
@@ -206,7 +208,8 @@ class MtpfPreTrainedModel(PreTrainedModel):
         """
         extra = adapter_kwargs or {}
         folder = find_adapter(path_or_repo, revision or extra.get("revision"), token or extra.get("token"))
-        files = read_adapter(folder, self.backbone, adapter_name, check_backbone)
+        source = weights_file(self.config.name_or_path, getattr(self.config, "source_revision", None))
+        files = read_adapter(folder, self.backbone, adapter_name, check_backbone, source)
         if self.head_kind and files.head is not None and files.head.kind != self.head_kind:
             raise AdapterError(
                 f"{path_or_repo} is a {files.head.kind} app, but {type(self).__name__} is for "
@@ -278,7 +281,7 @@ class MtpfPreTrainedModel(PreTrainedModel):
         Raises:
             AdapterError: No such adapter, or ``backbone_id`` is a local path.
         """
-        if backbone_id is not None and (os.path.exists(backbone_id) or backbone_id.count("/") != 1):
+        if backbone_id is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", backbone_id):
             raise AdapterError(
                 f"backbone_id must be a Hub id of the form 'owner/name', not the path {backbone_id!r}."
             )

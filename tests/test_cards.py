@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import CommitOperationAdd, ModelCard, ModelCardData
 
 from hub_cards import adapter_card, backbone_card, training_summary
 from modeling_mtpf.hub import push_adapter, push_backbone
-from modeling_mtpf.hub_files import check_local_paths
+from modeling_mtpf.hub_files import check_text
 
 pytestmark = pytest.mark.hub
 
@@ -92,7 +92,7 @@ def test_metadata_is_valid_and_complete(hub, cards):
 
 def test_cards_are_finished_and_name_no_local_path(hub, cards, folders):
     for repo, text in cards.items():
-        check_local_paths("README.md", text.encode())
+        check_text(CommitOperationAdd("README.md", text.encode()))
         assert not re.search(r"More Information Needed|<this repo>|<the backbone>|<its commit>", text)
         assert not re.search(r"None|[Uu]ndefined|\bnan\b", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
         assert repo in text and str(folders) not in text
