@@ -129,7 +129,7 @@ def list_folder(folder: Path, accepted: tuple[str, ...]) -> dict[str, Path]:
 
 
 def read_content(files: dict[str, Path]) -> dict[str, CommitOperationAdd]:
-    """Read files as a commit uploads them: small ones as they are now, of large ones size and sha256.
+    """Read files once, so that what is hashed for the card is what is uploaded, whatever happens on disk.
 
     Raises:
         HubFileError: A file cannot be read.
@@ -137,8 +137,7 @@ def read_content(files: dict[str, Path]) -> dict[str, CommitOperationAdd]:
     content = {}
     for name, path in files.items():
         try:
-            data = path if name.endswith(".safetensors") else path.read_bytes()
-            content[name] = CommitOperationAdd(name, data)
+            content[name] = CommitOperationAdd(name, path.read_bytes())
         except OSError as error:
             raise HubFileError(f"{path} cannot be read: {error.strerror or error}.") from error
     return content
@@ -205,18 +204,19 @@ def check_text(operation: CommitOperationAdd) -> None:
     Raises:
         HubFileError: It does one of these.
     """
-    name, source = operation.path_in_repo, operation.path_or_fileobj
+    name, data = operation.path_in_repo, operation.path_or_fileobj
+    assert isinstance(data, bytes)
     if name in HUB_FILES or name in VOCABULARY_FILES:
         return  # the code is this package's own; pieces of words may look like paths
     value: Any
-    if not isinstance(source, bytes):
-        with safe_open(str(source), framework="pt") as file:
-            value = file.metadata()
+    if name.endswith(".safetensors"):
+        size = int.from_bytes(data[:8], "little")
+        value = parse_json(data[8 : 8 + size], f"The header of {name}").get("__metadata__")
     elif name.endswith(".json"):
-        value = parse_json(source, name)
+        value = parse_json(data, name)
         check_code_references(name, value)
     else:
-        value = source.decode("utf-8", "replace")
+        value = data.decode("utf-8", "replace")
     for key, text in _texts(value):
         place = f" (key {key!r})" if key else ""
         if _TOKEN.search(text):

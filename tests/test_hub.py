@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ARCHITECTURES, TRAINING
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
 
-from modeling_mtpf import AdapterError, MtpfModel
-from modeling_mtpf.hub import HubError, PushConflictError, PushPlan, pull, push_adapter, push_backbone
+from modeling_mtpf import AdapterError, LoraSettings, MtpfModel
+from modeling_mtpf.adapters_mtpf import count_parameters
+from modeling_mtpf.hub import HubError, PushPlan, inspect, pull, push_adapter, push_backbone
+from modeling_mtpf.hub_checks import check_adapter, check_backbone, check_tokenizer
 from modeling_mtpf.hub_files import HubFileError
 from modeling_mtpf.modeling_mtpf import HUB_FILES
 from modeling_mtpf.predict_mtpf import load_tokenizer
@@ -240,6 +244,13 @@ def damage(folder: Path, how: str) -> None:  # noqa: C901
         tensors = load_file(folder / "adapter_model.safetensors")
         tensors.pop(sorted(tensors)[0])
         save_file(tensors, folder / "adapter_model.safetensors")
+    elif how == "wider":
+        tensors = load_file(folder / "adapter_model.safetensors")
+        wide = {k: torch.cat([v, v], 1) if "lora_A" in k else v for k, v in tensors.items()}
+        save_file(wide, folder / "adapter_model.safetensors")
+    elif how == "path in metadata":
+        file = folder / "adapter_model.safetensors"
+        save_file(load_file(file), file, metadata={"format": "pt", "from": "/home/ada/runs"})
     elif how == "giant":
         task.write_text(" " * 50_000_001)
 
@@ -264,11 +275,172 @@ def damage(folder: Path, how: str) -> None:  # noqa: C901
         ("weights are a pickle", "is damaged or no safetensors file"),
         ("one tensor less", "disagree about"),
         ("giant", "larger than 50 MB"),
+        ("wider", "made for width 64, this one has 32"),
+        ("path in metadata", r"adapter_model.safetensors contains the local path '/home/ada' \(key 'from'\)"),
     ],
 )
 def test_folders_that_may_not_be_published(hub, published, entities, how, message):
     damage(entities, how)
     pushes_nothing(hub, lambda: push_adapter(entities, ENTITIES, backbone_id=BACKBONE), message)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"r": 8}, r"disagree about .*shape \(4, 32\), rank 8"),
+        ({"bias": "all"}, "no plain LoRA: .* 'bias'"),
+        ({"modules_to_save": ["pooler"]}, "no plain LoRA: .* 'modules_to_save'"),
+        ({"layer_replication": [[0, 4], [2, 4]]}, "no plain LoRA: .* 'layer_replication'"),
+        ({"init_lora_weights": "pissa"}, "no plain LoRA: .* 'init_lora_weights'"),
+        ({"target_modules": ".*query"}, "has no list of target_modules"),
+        ({"task_type": None}, "no LoRA of mtpf"),
+        ({"auto_mapping": {"base_model_class": "X", "parent_library": "evil"}}, "names code to import"),
+    ],
+)
+def test_adapter_configs_that_may_not_be_published(hub, published, entities, changes, message):
+    edit(entities / "adapter_config.json", **changes)
+    pushes_nothing(hub, lambda: push_adapter(entities, ENTITIES, backbone_id=BACKBONE), message)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"training_data": "C:/Users/ada/mail"}, "local path 'C:/Users'"),
+        ({"training_data": "D:\\mail"}, r"local path 'D:\\\\mail'"),
+        ({"training_data": "\\\\server\\share\\mail"}, "contains the local path"),
+        ({"training_data": "from /gpfs/projects/mail, cleaned"}, "local path '/gpfs/projects'"),
+        ({"training_data": "/anywhere"}, "local path '/anywhere'"),
+        ({"training_data": "runs/demo/labels"}, "local path 'runs/demo/labels'"),
+        ({"training_data": "labels/train.jsonl"}, "local path 'labels/train.jsonl'"),
+        ({"training_data": {"/home/ada/mail": {"rows": 3}}}, "local path '/home/ada'"),
+        ({"notes": [{"deep": ["~/mail"]}]}, r"local path '~/mail' \(key 'deep'\)"),
+        ({"protocol": "hf_" + "a1B2" * 9}, "looks like a Hub token"),
+        ({"metrics": {"entity_f1": float("nan")}}, "NaN is no number of JSON"),
+        ({"metrics": {"entity_f1": float("inf")}}, "Infinity is no number of JSON"),
+        ({"metrics": [0.5]}, "'metrics' in task.json"),
+        ({"examples": 5}, "task.json is malformed: .*examples"),
+        ({"examples": [5]}, "task.json is malformed: .*examples"),
+        ({"protocol": ["a"]}, "task.json is malformed: .*protocol"),
+        ({"dataset": "not a hub id"}, "'dataset' of task.json is 'not a hub id'"),
+        ({"training_data": 5}, "task.json is malformed: .*training_data"),
+        ({"family": {"a": 1}}, "task.json is malformed: .*family"),
+        ({"backbone": "x"}, "'backbone' in task.json"),
+    ],
+)
+def test_tasks_that_may_not_be_published(hub, published, entities, changes, message):
+    edit(entities / "task.json", **changes)
+    pushes_nothing(hub, lambda: push_adapter(entities, ENTITIES, backbone_id=BACKBONE), message)
+
+
+def test_what_is_no_local_path(hub, published, entities, tmp_path, monkeypatch):
+    (tmp_path / ENTITIES).mkdir(parents=True)  # a folder that is called like the repo
+    (tmp_path / BACKBONE).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    plain = {
+        "training_data": {"mteb/banking77": {"rows": 1000}, "made up on 2024/01/02": {}},
+        "protocol": "https://example.org/data/x and/or " + "a text of many words " * 20,
+        "dataset": ENTITIES,
+        "examples": ["/remind me at 5pm"],
+    }
+    edit(entities / "task.json", **plain)
+    assert push_adapter(entities, ENTITIES, backbone_id=BACKBONE) == hub.head(ENTITIES)
+
+
+def shrink(folder: Path, how) -> None:
+    weights = load_file(folder / "model.safetensors")
+    how(weights)
+    save_file({k: v.contiguous() for k, v in weights.items()}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda w: w.pop("encoder.layer.1.output.dense.bias"), "layer.1.output.dense.bias' is absent"),
+        (lambda w: w.update(extra=torch.zeros(2)), "'extra' is .2,. there and absent in the stock"),
+        (
+            lambda w: w.update({"embeddings.LayerNorm.bias": torch.zeros(31)}),
+            "'embeddings.LayerNorm.bias' is .31,. there and .32,.",
+        ),
+        (lambda w: w.clear(), "0 tensors|is absent"),
+        (
+            lambda w: w.update({"encoder.layer.3.attention.self.query.lora_A.weight": torch.zeros(2)}),
+            "lora_A",
+        ),
+    ],
+)
+def test_weights_must_be_those_of_the_config(hub, backbone, change, message):
+    shrink(backbone, change)
+    pushes_nothing(hub, lambda: push_backbone(backbone, BACKBONE), message)
+
+
+@pytest.mark.parametrize(
+    "file, changes, message",
+    [
+        ("config.json", {"mtpf": "x"}, "no 'mtpf' block"),
+        ("config.json", {"mtpf": {"regime": ["x"]}}, "makes no encoder: .*regime"),
+        ("config.json", {"auto_map": {"AutoModel": "evil.Model"}}, "complete auto_map"),
+        ("config.json", {"custom_pipelines": {"ner": {"impl": "evil.P"}}}, "names code to import"),
+        ("config.json", {"model_type": "llama"}, "'llama' is not supported"),
+        ("config.json", {"hidden_size": 64}, "does not fit its config.json"),
+        ("config.json", {"num_hidden_layers": 10**9}, "1000000000 layers, but only"),
+        ("config.json", {"num_hidden_layers": "x"}, "makes no encoder"),
+        ("config.json", {"hidden_size": 10**30}, "makes no encoder"),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", None]}}, "names code to import"),
+        ("training.json", {"regime": "naive"}, "regime 'naive', config.json of 'tpl'"),
+        ("training.json", {"families": [5]}, "training.json is malformed"),
+        ("training.json", {"families": [{"name": "ner"}]}, "family 1 of training.json has no 'batch_size'"),
+        ("training.json", {"families": [{**TRAINING["families"][0], "last": "x"}]}, "family 1 .* malformed"),
+        ("training.json", {"assumptions": [["steps"]]}, "must be pairs"),
+        ("training.json", {"versions": []}, "training.json is malformed: .*versions"),
+        ("training.json", {"regime": None}, "training.json is malformed: .*regime"),
+        ("training.json", {"start": "runs/../../secret/encoder"}, "local path"),
+    ],
+)
+def test_odd_records_of_a_backbone_are_refused_and_reported(hub, backbone, file, changes, message):
+    edit(backbone / file, **changes)
+    pushes_nothing(hub, lambda: push_backbone(backbone, BACKBONE), message)
+    inspect(backbone)  # no traceback
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"results": [{"task": "x", "metric": "f1"}]}, "result 1 has no 'value'"),
+        ({"results": [{"task": "x", "metric": "f1", "value": "0.5"}]}, "result 1 is malformed: .*value"),
+        ({"results": [{"task": "x", "metric": "f1", "value": float("nan")}]}, "'value' of result 1 is nan"),
+        ({"results": [5]}, "result 1 must be an object"),
+        ({"license": ""}, "The license '' is no id"),
+        ({"create_pr": True, "branch": "dev"}, "pull request goes to main"),
+    ],
+)
+def test_odd_options_are_refused(hub, folders, options, message):
+    pushes_nothing(hub, lambda: push_backbone(folders / "backbone", BACKBONE, **options), message)
+
+
+def test_a_tokenizer_must_be_complete_and_fit(hub, backbone):
+    push = lambda: push_backbone(backbone, BACKBONE)  # noqa: E731
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(backbone)
+    tokenizer.add_tokens(["mtpf"])
+    tokenizer.save_pretrained(backbone)
+    pushes_nothing(hub, push, f"has the token id {len(tokenizer) - 1}, but the encoder only")
+    (backbone / "tokenizer.json").write_text("{}")
+    pushes_nothing(hub, push, "cannot be loaded")
+    (backbone / "tokenizer.json").unlink()
+    pushes_nothing(hub, push, "has no tokenizer, or a part of one only")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_backbones_of_every_architecture_pass_the_checks(encoders, tmp_path, architecture):
+    model = MtpfModel.from_pretrained(encoders[architecture])
+    model.add_adapter("ner", LoraSettings(r=4))
+    model.save_pretrained(tmp_path / "backbone")
+    PreTrainedTokenizerFast.from_pretrained(encoders[architecture]).save_pretrained(tmp_path / "backbone")
+    backbone = check_backbone(tmp_path / "backbone")
+    check_tokenizer(tmp_path / "backbone", backbone)
+    assert backbone.num_parameters == sum(value.numel() for value in model.backbone.state_dict().values()) - (
+        count_parameters(model.backbone, "ner")
+    )
+    check_adapter(model.save_adapter(tmp_path / "ner", "ner"), backbone)
 
 
 def test_backbones_that_may_not_be_published(hub, backbone, encoders):
@@ -282,7 +454,6 @@ def test_backbones_that_may_not_be_published(hub, backbone, encoders):
     (backbone / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     pushes_nothing(hub, push, "pytorch_model.bin .* may hold a pickle")
     (backbone / "pytorch_model.bin").unlink()
-    (backbone / "training.json").write_text('{"regime": "tpl", "start": "runs/../../secret/encoder"}')
     config = json.loads((backbone / "config.json").read_text())
     edit(backbone / "config.json", _name_or_path="/tmp/encoder")
     pushes_nothing(hub, push, "config.json contains the local path '/tmp/encoder'")
@@ -304,73 +475,6 @@ def test_a_card_that_the_hub_does_not_accept_leaves_no_empty_repo(hub, folders):
 def test_remote_code_is_this_packages_own(hub, backbone, published):
     (backbone / "modeling_mtpf.py").write_text("import os; os.system('true')")
     assert push_backbone(backbone, BACKBONE) == published
-
-
-# Faults: a retry or a clear error, and always a complete head
-
-
-@pytest.mark.parametrize(
-    "route, effects",
-    [
-        ("commit", {"status": 500}),
-        ("commit", {"status": 503, "times": 2}),
-        ("commit", {"drop": "request"}),
-        ("commit", {"drop": "response"}),
-        ("preupload", {"status": 429, "retry_after": 1}),
-        ("repo_info", {"status": 502}),
-        ("tree", {"drop": "response"}),
-        ("create_repo", {"status": 500}),
-        ("xet_upload_xorb", {"drop": "request"}),
-        ("xet_write_token", {"status": 500}),
-        ("repo_info", {"delay": 0.5}),
-    ],
-)
-def test_faults_that_pass_are_survived(hub, folders, no_waiting, route, effects):
-    fault = hub.fault(route, **effects)
-    sha = push_backbone(folders / "backbone", BACKBONE)
-    assert fault.fired and sha == hub.head(BACKBONE) and len(hub.commits(BACKBONE)) == 2
-    assert {*content(folders / "backbone"), "README.md"} <= set(hub.files(BACKBONE))
-
-
-@pytest.mark.parametrize(
-    "route, effects, message",
-    [
-        ("commit", {"status": 500}, "answers 500"),
-        ("commit", {"drop": "request"}, "connection to the Hub failed"),
-        ("xet_upload_shard", {"status": 400}, "connection to the Hub failed|answers"),
-    ],
-)
-def test_faults_that_stay_leave_the_head_as_it_was(
-    hub, backbone, published, no_waiting, route, effects, message
-):
-    before = hub.files(BACKBONE)
-    weights = load_file(backbone / "model.safetensors")
-    weights["embeddings.word_embeddings.weight"][7, 3] += 1e-3
-    save_file(weights, backbone / "model.safetensors", metadata={"format": "pt"})
-    hub.fault(route, times=None, **effects)
-    with pytest.raises(HubError, match=message) as failure:
-        push_backbone(backbone, BACKBONE)
-    assert "complete revision" in str(failure.value)
-    assert hub.head(BACKBONE) == published and hub.files(BACKBONE) == before
-    hub.clear_faults()
-    assert push_backbone(backbone, BACKBONE) == hub.head(BACKBONE) != published
-
-
-def test_a_lost_answer_is_no_conflict(hub, folders, published, no_waiting):
-    hub.fault("commit", drop="response")
-    sha = push_backbone(folders / "backbone", BACKBONE, license="mit")
-    assert sha == hub.head(BACKBONE) and hub.commits(BACKBONE)[0].parent == published
-
-
-@pytest.mark.parametrize("effects", [{}, {"status": 500}])
-def test_a_concurrent_push_is_a_conflict_and_loses_nothing(hub, folders, published, no_waiting, effects):
-    theirs = []
-    before = lambda: theirs.append(hub.commit(BACKBONE, {"theirs.txt": b"theirs"}))  # noqa: E731
-    hub.fault("commit", before=before, **effects)
-    with pytest.raises(PushConflictError, match="Somebody else has committed .* then push again"):
-        push_backbone(folders / "backbone", BACKBONE, license="mit")
-    assert hub.head(BACKBONE) == theirs[0] and hub.files(BACKBONE)["theirs.txt"] == b"theirs"
-    assert b"license: apache-2.0" in hub.files(BACKBONE)["README.md"]
 
 
 # Pull
