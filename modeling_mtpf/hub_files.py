@@ -30,6 +30,8 @@ VOCABULARY_FILES = tuple(name for names in VOCABULARIES for name in names)
 TOKENIZER_FILES = (TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", *VOCABULARY_FILES)
 BACKBONE_FILES = (CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE, *TOKENIZER_FILES)
 ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE)
+MARKERS = {"backbone": "modeling_mtpf.py", "adapter": TASK_FILE}
+"""Files that only this project publishes: another model's config.json must not make its repo fair game."""
 PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
 OTHER_WEIGHTS = (".gguf", ".h5", ".keras", ".mlmodel", ".msgpack", ".ot", ".pb", ".tflite")
 ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".whl", ".xz", ".zip", ".zst")
@@ -265,6 +267,7 @@ __all__ = [
     "BACKBONE_FILES",
     "CARD_FILE",
     "CONFIG_FILE",
+    "MARKERS",
     "TOKENIZER_CONFIG_FILE",
     "TRAINING_FILE",
     "WEIGHTS_FILE",

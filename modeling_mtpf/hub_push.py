@@ -12,18 +12,14 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
-from .adapter_files_mtpf import TASK_FILE
 from .hub_client import HubError, PushConflictError, attempt, check_repo_id, explained, validate_card
-from .hub_files import CARD_FILE, check_text
+from .hub_files import CARD_FILE, MARKERS, check_text
 from .hub_manifest import Manifest, find_manifest, read_manifest
 
 log = logging.getLogger(__name__)
 
 KEPT_FILES = (".gitattributes",)
 """Files of a repo that are not ours to delete: the Hub writes them."""
-MARKERS = {"backbone": "modeling_mtpf.py", "adapter": TASK_FILE}
-"""Files that only this project publishes: another model's config.json must not make its repo fair game."""
-
 Content = dict[str, CommitOperationAdd]
 """What is to be published, by path. An operation knows size and sha256 of what it uploads."""
 

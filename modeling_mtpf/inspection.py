@@ -30,6 +30,7 @@ from .hub_checks import (
 from .hub_client import HubError, check_repo_id
 from .hub_files import (
     CONFIG_FILE,
+    MARKERS,
     TRAINING_FILE,
     WEIGHTS_FILE,
     HubFileError,
@@ -146,7 +147,7 @@ def _describe(found: Inspection, folder: Path, manifest: Manifest, api: HfApi | 
     found.files = list(paths.values())
     found.size = sum(file.size for file in found.files)
     is_adapter = ADAPTER_CONFIG_FILE in paths or TASK_FILE in paths
-    is_backbone = CONFIG_FILE in paths and not is_adapter
+    is_backbone = not is_adapter and bool({CONFIG_FILE, MARKERS["backbone"]} & set(paths))
     try:
         if is_adapter:
             _describe_adapter(found, folder, api)
@@ -192,16 +193,19 @@ def _describe_adapter(found: Inspection, folder: Path, api: HfApi | None) -> Non
 
 def _describe_backbone(found: Inspection, folder: Path, manifest: Manifest, api: HfApi | None) -> bool:
     """Say whether it is a backbone of mtpf, rather than a stock encoder."""
+    found.kind = "backbone"
+    if CONFIG_FILE not in manifest.files:
+        return True  # the listing's findings say so
     block = read_json(folder / CONFIG_FILE).get("mtpf")
     if block is None:
+        found.kind = "unknown"
         found.findings.append("it is a stock encoder, no backbone of mtpf")
         return False
-    found.kind = "backbone"
     found.regime = str(block["regime"]) if isinstance(block, dict) and block.get("regime") else None
     if (folder / TRAINING_FILE).is_file():
         read_json(folder / TRAINING_FILE)
     if WEIGHTS_FILE not in manifest.files:
-        return True  # the listing's findings say so
+        return True
     backbone: Backbone
     if api is None:
         backbone = check_backbone(folder)

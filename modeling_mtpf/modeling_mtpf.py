@@ -369,6 +369,7 @@ class MtpfModel(MtpfPreTrainedModel):
         *,
         tokenizer: Any = None,
         batch_size: int = 32,
+        token: str | None = None,
     ) -> dict[str, list]:
         """Apply several apps to the same texts, running the trunk once per batch.
 
@@ -377,6 +378,7 @@ class MtpfModel(MtpfPreTrainedModel):
             adapters: Names of loaded apps (adapters with a head).
             tokenizer: The backbone's tokenizer; by default read from where the backbone came from.
             batch_size: Windows per forward pass.
+            token: Hub token, to read the tokenizer from a private repo; by default that of ``hf auth login``.
 
         Returns:
             For each app one result per text, shaped like transformers' pipelines: a list of
@@ -386,7 +388,7 @@ class MtpfModel(MtpfPreTrainedModel):
             AdapterError: An unknown adapter, or one without a head.
             TypeError: A text that is not a string.
         """
-        return Predictor(self, tokenizer).predict(texts, adapters, batch_size)
+        return Predictor(self, tokenizer, token).predict(texts, adapters, batch_size)
 
 
 class MtpfForTokenClassification(MtpfPreTrainedModel):
