@@ -50,7 +50,11 @@ print(json.dumps(done))
 @pytest.mark.parametrize("package", [False, True])
 def test_every_example_runs_as_it_stands(hub, cards, fresh_process, tmp_path, package):
     todo = [(repo, block) for repo, card in cards.items() for block in blocks(card)]
-    assert all("revision" in block or BACKBONE in block for _, block in todo)
+    for _, block in todo:  # every loader names a revision of every repo
+        loads = re.findall(
+            r"(?:from_pretrained|load_adapter|hf_hub_download|pull|SentenceTransformer)\(", block
+        )
+        assert block.count("revision=") + block.count('"revision":') == len(loads), block
     todo = [(repo, block) for repo, block in todo if ("modeling_mtpf" in block) == package]
     assert len(todo) == (4 if package else 3 + 2 * 5 + 4)
     code = RUN_BLOCKS.format(folder=str(tmp_path), blocks=json.dumps(todo))
