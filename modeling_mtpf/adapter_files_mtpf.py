@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
@@ -31,6 +31,7 @@ from .adapters_mtpf import (
     remove_lora,
 )
 from .configuration_mtpf import encoder_layout
+from .hub_cache_mtpf import drop_from_cache, has_announced_hash, sha256_of
 from .trunk_mtpf import Encoder, lora_modules
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -39,7 +40,6 @@ HEAD_FILE = "head.safetensors"
 TASK_FILE = "task.json"
 TASK_FORMAT_VERSION = 1
 PEFT_PREFIX = "base_model.model."
-BACKBONE_WEIGHTS_FILE = "model.safetensors"
 MAX_ADAPTER_BYTES = 1_000_000_000
 """The most that `find_adapter` fetches; a LoRA of rank 32 on two layers has about a megabyte."""
 PLAIN_LORA = (
@@ -82,20 +82,6 @@ def backbone_sha256(encoder: Encoder) -> str:
     """
     tensors = {name: t.detach().cpu().contiguous() for name, t in backbone_state_dict(encoder).items()}
     return hashlib.sha256(save(tensors, metadata={"format": "pt"})).hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, as the Hub shows it for large files."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def git_sha1(data: bytes) -> str:
-    """Return the hash that git, and so the Hub, gives a small file."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------- saving, loading
@@ -246,30 +232,6 @@ def _check_size(api: HfApi, repo_id: str, commit: str, names: list[str]) -> bool
     return True
 
 
-def has_announced_hash(path: Path) -> bool:
-    """Compare a cached file with the hash under which the Hub announced it: the name of its blob.
-
-    The Hub's client compares sizes only. A blob is named by its sha256, a small file by its git hash.
-    Where the cache has no links (Windows), there is nothing to compare with and the answer is yes.
-    """
-    # One step only: the blob itself may be a link into a store that is shared by all repos.
-    announced = Path(os.readlink(path)).name if path.is_symlink() else ""
-    if re.fullmatch("[0-9a-f]{64}", announced):
-        return sha256_of(path) == announced
-    if re.fullmatch("[0-9a-f]{40}", announced):
-        return git_sha1(path.read_bytes()) == announced
-    return True
-
-
-def drop_from_cache(path: Path) -> None:
-    """Remove a cached file and the blobs behind it, which the cache would go on serving."""
-    while path.is_symlink():
-        target = path.parent / os.readlink(path)
-        path.unlink()
-        path = target
-    path.unlink(missing_ok=True)
-
-
 def read_adapter(
     folder: Path,
     encoder: Encoder,
@@ -397,19 +359,6 @@ def _check_plain_lora(folder: Path, config: Any) -> None:
         raise AdapterError(f"Adapter folder {folder} is damaged: {key!r} is {getattr(config, key)!r}.")
 
 
-def weights_file(name_or_path: str | None, revision: str | None) -> Path | None:
-    """Return the local file from which a model's weights came: in its folder, or in the Hub's cache."""
-    if not name_or_path:
-        return None
-    if os.path.isdir(name_or_path):
-        path = os.path.join(name_or_path, BACKBONE_WEIGHTS_FILE)
-        return Path(path) if os.path.isfile(path) else None
-    if not revision or not re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path):
-        return None
-    cached = try_to_load_from_cache(name_or_path, BACKBONE_WEIGHTS_FILE, revision=revision)
-    return Path(cached) if isinstance(cached, str) else None
-
-
 def _check_backbone(folder: Path, encoder: Encoder, trained_on: dict[str, Any], source: Path | None) -> None:
     """Compare the weights in memory with those the adapter was trained on.
 
@@ -532,16 +481,11 @@ __all__ = [
     "AdapterFiles",
     "backbone_sha256",
     "backbone_state_dict",
-    "drop_from_cache",
     "find_adapter",
-    "git_sha1",
-    "has_announced_hash",
     "install_adapter",
     "lora_state_dict",
     "read_adapter",
     "read_head",
     "read_task",
-    "sha256_of",
-    "weights_file",
     "write_adapter",
 ]

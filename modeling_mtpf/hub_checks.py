@@ -26,6 +26,7 @@ from .adapter_files_mtpf import (
 )
 from .adapters_mtpf import KINDS, NAME_PATTERN, AdapterError
 from .configuration_mtpf import AUTO_MAP, MtpfConfig, encoder_layout
+from .hub_cache_mtpf import drop_from_cache
 from .hub_client import HubError, attempt, explained
 from .hub_files import (
     CONFIG_FILE,
@@ -189,15 +190,17 @@ def fetch(api: HfApi, repo_id: str, manifest: Manifest, name: str) -> Path:
     Raises:
         HubError: It cannot be fetched, or is not what was announced.
     """
-    with explained(repo_id):
-        # It retries by itself.
-        path = Path(hf_hub_download(repo_id, name, revision=manifest.sha, token=api.token))
-    if not manifest.files[name].is_at(path):
-        raise HubError(
-            f"{name} of {repo_id} at {manifest.sha[:8]} does not have the hash that the Hub announces for "
-            "it; it was tampered with or broken on the way."
-        )
-    return path
+    path = Path()
+    for _ in range(2):  # what broke on the way is fetched once more
+        with explained(repo_id):
+            path = Path(hf_hub_download(repo_id, name, revision=manifest.sha, token=api.token))
+        if manifest.files[name].is_at(path):
+            return path
+        drop_from_cache(path)
+    raise HubError(
+        f"{name} of {repo_id} at {manifest.sha[:8]} does not have the hash that the Hub announces for it; it "
+        "was tampered with or broken on the way."
+    )
 
 
 # ---------------------------------------------------------------------------------------- adapters

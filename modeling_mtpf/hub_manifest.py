@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_cached_repo_tree
 from huggingface_hub.errors import CachedRepoTreeNotFoundError, GatedRepoError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from .adapter_files_mtpf import git_sha1, has_announced_hash, sha256_of
+from .hub_cache_mtpf import git_sha1, has_announced_hash, sha256_of
 from .hub_client import HubError, attempt, explained
 
 

@@ -7,7 +7,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects
 
-from .adapter_files_mtpf import drop_from_cache
+from .hub_cache_mtpf import drop_from_cache
 from .hub_client import HubError, attempt, check_repo_id, explained, is_transient
 from .hub_files import code_files, objection
 from .hub_manifest import Manifest, cached_manifest, read_manifest

@@ -13,10 +13,10 @@ from .adapter_files_mtpf import (
     HEAD_FILE,
     TASK_FILE,
     read_task,
-    sha256_of,
 )
 from .adapters_mtpf import AdapterError
 from .errors import MtpfError
+from .hub_cache_mtpf import sha256_of
 from .hub_checks import (
     Backbone,
     changed_code,
@@ -168,7 +168,7 @@ def _describe(found: Inspection, folder: Path, manifest: Manifest, api: HfApi | 
 
 def _describe_adapter(found: Inspection, folder: Path, api: HfApi | None) -> None:
     task = read_json(folder / TASK_FILE)
-    found.kind, found.name = str(task.get("kind")), str(task.get("name"))
+    found.kind, found.name = str(task.get("kind") or "unknown"), str(task.get("name") or "") or None
     read_task(folder)  # the types of what follows
     found.labels, found.metrics = task.get("labels") or [], task.get("metrics") or {}
     found.backbone = task.get("backbone") or {}

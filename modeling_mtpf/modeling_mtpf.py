@@ -25,7 +25,6 @@ from .adapter_files_mtpf import (
     find_adapter,
     install_adapter,
     read_adapter,
-    weights_file,
     write_adapter,
 )
 from .adapters_mtpf import (
@@ -42,6 +41,7 @@ from .adapters_mtpf import (
     switched_adapter,
 )
 from .configuration_mtpf import MtpfConfig
+from .hub_cache_mtpf import weights_file
 from .predict_mtpf import Predictor
 from .trunk_mtpf import run_tail, run_trunk
 
@@ -49,6 +49,7 @@ HUB_FILES = (
     "adapter_files_mtpf.py",
     "adapters_mtpf.py",
     "configuration_mtpf.py",
+    "hub_cache_mtpf.py",
     "modeling_mtpf.py",
     "predict_mtpf.py",
     "trunk_mtpf.py",

@@ -123,6 +123,9 @@ def damage(folder: Path, how: str) -> None:  # noqa: C901
     elif how == "path in metadata":
         file = folder / "adapter_model.safetensors"
         save_file(load_file(file), file, metadata={"format": "pt", "from": "/home/ada/runs"})
+    elif how == "header bomb":
+        file = folder / "adapter_model.safetensors"
+        file.write_bytes((2**62).to_bytes(8, "little") + file.read_bytes()[8:])
     elif how == "giant":
         task.write_text(" " * 50_000_001)
 
@@ -147,6 +150,7 @@ def damage(folder: Path, how: str) -> None:  # noqa: C901
         ("weights are a pickle", "is damaged or no safetensors file"),
         ("one tensor less", "disagree about"),
         ("giant", "larger than 50 MB"),
+        ("header bomb", "is damaged or no safetensors file"),
         ("wider", "made for width 64, this one has 32"),
         ("path in metadata", r"adapter_model.safetensors contains the local path '/home/ada' \(key 'from'\)"),
     ],
@@ -381,6 +385,11 @@ def test_a_published_backbone_whose_config_is_tampered_with(hub, folders, publis
     message = "config.json of mtpf/encoder .* does not have the hash"
     pushes_nothing(hub, lambda: push_adapter(folders / "ner", NER, backbone_id=BACKBONE), message)
     assert re.search(message, "\n".join(inspect(BACKBONE).findings))
+
+
+def test_a_file_of_the_published_backbone_that_breaks_on_the_way_is_fetched_again(hub, folders, published):
+    fault = hub.fault("resolve", corrupt=True, match="config.json")
+    assert push_adapter(folders / "ner", NER, backbone_id=BACKBONE) and fault.fired == 1
 
 
 def test_a_published_backbone_with_other_code_is_pointed_out(hub, folders, published, caplog):
