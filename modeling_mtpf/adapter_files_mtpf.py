@@ -322,6 +322,8 @@ def _check_shapes(folder: Path, encoder: Encoder, lora: dict[str, torch.Tensor])
                 f"Adapter {folder} does not fit: the backbone has no linear layer for its tensor {key!r}; "
                 "load the backbone it was trained on."
             )
+        if tensor.dim() != 2:
+            raise AdapterError(f"Adapter folder {folder} is damaged: {key!r} is no matrix.")
         rows, columns = module.weight.shape
         expected, found = (columns, tensor.shape[1]) if part == "lora_A" else (rows, tensor.shape[0])
         if expected != found:

@@ -170,6 +170,15 @@ def check_published_backbone(api: HfApi, repo_id: str, manifest: Manifest) -> Ba
         raise HubError(
             f"The backbone {repo_id} at {manifest.sha[:8]} is not as mtpf publishes it: {findings[0]}."
         )
+    return read_published_backbone(api, repo_id, manifest)
+
+
+def read_published_backbone(api: HfApi, repo_id: str, manifest: Manifest) -> Backbone:
+    """Check config, tokenizer config and the header of the weights of a published backbone.
+
+    Raises:
+        HubError: One of them cannot be read, or does not fit.
+    """
     folder = Path()
     for name in (CONFIG_FILE, TOKENIZER_CONFIG_FILE):
         folder = fetch(api, repo_id, manifest, name).parent
@@ -260,7 +269,7 @@ def _check_lora_shapes(folder: Path, config: dict[str, Any]) -> None:
         for side, part in enumerate("AB")
     }
     odd = set(shapes) ^ set(ranks)
-    odd |= {key for key, side in ranks.items() if key not in odd and shapes[key][side : side + 1] != (rank,)}
+    odd |= {key for key in ranks.keys() - odd if len(shapes[key]) != 2 or shapes[key][ranks[key]] != rank}
     if odd:
         key = sorted(odd)[0]
         raise HubFileError(
@@ -278,4 +287,5 @@ __all__ = [
     "check_tokenizer",
     "fetch",
     "listing_findings",
+    "read_published_backbone",
 ]

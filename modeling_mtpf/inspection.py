@@ -1,11 +1,14 @@
 """Look at a folder or a repo without running, unpacking or unpickling anything in it."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import HfApi
+
+from hub_cards import CardError, adapter_card, backbone_card
 
 from .adapter_files_mtpf import (
     ADAPTER_CONFIG_FILE,
@@ -26,11 +29,13 @@ from .hub_checks import (
     check_tokenizer,
     fetch,
     listing_findings,
+    read_published_backbone,
 )
 from .hub_client import HubError, check_repo_id
 from .hub_files import (
     CONFIG_FILE,
     MARKERS,
+    TOKENIZER_CONFIG_FILE,
     TRAINING_FILE,
     WEIGHTS_FILE,
     HubFileError,
@@ -178,6 +183,7 @@ def _describe_adapter(found: Inspection, folder: Path, api: HfApi | None) -> Non
     repo_id, revision = found.backbone.get("id"), found.backbone.get("revision")
     if (config.get("base_model_name_or_path"), config.get("revision")) != (repo_id, revision):
         raise HubFileError(f"{TASK_FILE} and {ADAPTER_CONFIG_FILE} name different backbones.")
+    _describe_card(lambda: adapter_card(task, config))
     if api is None:
         return
     if not isinstance(repo_id, str) or not isinstance(revision, str):
@@ -196,14 +202,15 @@ def _describe_backbone(found: Inspection, folder: Path, manifest: Manifest, api:
     found.kind = "backbone"
     if CONFIG_FILE not in manifest.files:
         return True  # the listing's findings say so
-    block = read_json(folder / CONFIG_FILE).get("mtpf")
+    config = read_json(folder / CONFIG_FILE)
+    block = config.get("mtpf")
     if block is None:
         found.kind = "unknown"
+        if config.get("auto_map"):
+            found.findings.append(f"{CONFIG_FILE} names code to import that is not mtpf's")
         found.findings.append("it is a stock encoder, no backbone of mtpf")
         return False
     found.regime = str(block["regime"]) if isinstance(block, dict) and block.get("regime") else None
-    if (folder / TRAINING_FILE).is_file():
-        read_json(folder / TRAINING_FILE)
     if WEIGHTS_FILE not in manifest.files:
         return True
     backbone: Backbone
@@ -211,9 +218,19 @@ def _describe_backbone(found: Inspection, folder: Path, manifest: Manifest, api:
         backbone = check_backbone(folder)
         found.parameters = backbone.num_parameters
         check_tokenizer(folder, backbone)
-    elif not listing_findings(manifest):
-        found.parameters = check_published_backbone(api, found.source, manifest).num_parameters
+    elif TOKENIZER_CONFIG_FILE in manifest.files:
+        found.parameters = read_published_backbone(api, found.source, manifest).num_parameters
+    if (folder / TRAINING_FILE).is_file():
+        _describe_card(lambda: backbone_card(read_json(folder / TRAINING_FILE), config=config))
     return True
+
+
+def _describe_card(write: Callable[[], object]) -> None:
+    """Try to write the card that a push would write."""
+    try:
+        write()
+    except CardError as error:
+        raise HubFileError(str(error)) from error
 
 
 def _local_manifest(folder: Path) -> Manifest:

@@ -227,6 +227,10 @@ def damage(app, how):  # noqa: C901
         tensors = load_file(app / "adapter_model.safetensors")
         one = {k: v[:1] if "lora_A" in k else v[:, :1] for k, v in tensors.items()}
         save_file({k: v.contiguous() for k, v in one.items()}, app / "adapter_model.safetensors")
+    elif how == "no matrix":
+        tensors = load_file(app / "adapter_model.safetensors")
+        flat = {k: v[:, 0].contiguous() if "lora_A" in k else v for k, v in tensors.items()}
+        save_file(flat, app / "adapter_model.safetensors")
     elif how == "task missing":
         (app / "task.json").unlink()
     elif how in ("labels renamed", "max_length"):
@@ -254,6 +258,7 @@ def damage(app, how):  # noqa: C901
         ("one tensor less", "incomplete"),
         ("one module less", "disagree about"),
         ("another rank", "its config wants"),
+        ("no matrix", "is no matrix"),
         ("task is a list", "is damaged"),
         ("task missing", "has a head, but task.json does not say of which kind"),
         ("labels renamed", "are not those that its head was trained with"),

@@ -227,6 +227,18 @@ def test_inspect_of_odd_files_gives_findings(hub, folders, tmp_path, run, file, 
         assert code == 0 and re.search(message, "\n".join(found["findings"])), found["findings"]
 
 
+def test_inspect_tells_of_foreign_code_beside_other_findings(hub, folders):
+    push_backbone(folders / "backbone", BACKBONE)
+    config = json.loads(hub.files(BACKBONE)["config.json"])
+    foreign = {"auto_map": {"AutoModel": "other/repo--evil.Model"}}
+    hub.commit(BACKBONE, {"config.json": json.dumps({**config, **foreign}).encode(), "trunk_mtpf.py": None})
+    findings = "\n".join(inspect(BACKBONE).findings)
+    assert "complete auto_map" in findings and "it has no trunk_mtpf.py" in findings
+    hub.create("mtpf/other")
+    hub.commit("mtpf/other", {"config.json": json.dumps({"model_type": "bert", **foreign}).encode()})
+    assert "names code to import that is not mtpf's" in "\n".join(inspect("mtpf/other").findings)
+
+
 def test_inspect_names_an_adapter_whose_backbone_is_not_the_one_it_was_trained_on(hub, folders):
     push_backbone(folders / "backbone", BACKBONE)
     push_adapter(folders / "entities", ENTITIES, backbone_id=BACKBONE)
