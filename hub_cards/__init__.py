@@ -5,12 +5,15 @@ run as they stand. What the second needs of the run is kept in ``training.json``
 """
 
 import json
+import math
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .records import CardError, Family, Result, Task, Training, checked
 
 TEMPLATES = Path(__file__).parent
 PAPER = "https://arxiv.org/abs/2510.07566"
@@ -39,6 +42,8 @@ PROTOCOLS = {
     "accuracy": "accuracy is the share of texts with the right label, on the test set",
 }
 """What the metrics of this project mean, for an adapter that does not say it itself."""
+SIZES = ("sentences", "pairs", "examples", "rows", "words_seen")
+"""What the record of a data source counts."""
 METRIC_IDS = {"accuracy": "accuracy", "entity_f1": "f1", "f1": "f1", "macro_f1": "f1"}
 """Our metric → the Hub's id of it, where it has one."""
 
@@ -47,7 +52,7 @@ def training_summary(record: dict[str, Any], adapters: list[str]) -> dict[str, A
     """Return what the card of a backbone tells of its run (``run.json``), without any local path."""
     recipe = record["recipe"]
     families = _family_rows(record)
-    start = "packaged" if recipe["backbone"] == "packaged" else _hub_id(recipe["backbone"])
+    start = "packaged" if recipe["backbone"] == "packaged" else _not_local(recipe["backbone"])
     return {
         "regime": record["regime"],
         "start": start,
@@ -64,6 +69,7 @@ def backbone_card(
     training: dict[str, Any] | None,
     *,
     repo_id: str | None = None,
+    branch: str = "main",
     config: dict[str, Any] | None = None,
     num_parameters: int | None = None,
     hashes: dict[str, str] | None = None,
@@ -77,6 +83,7 @@ def backbone_card(
     Args:
         training: As `training_summary` returns it; ``None`` for an encoder that this project did not train.
         repo_id: The repo; ``None`` for the card beside a run.
+        branch: The branch that the examples load; a card cannot name the commit that it is part of.
         config: The backbone's ``config.json``.
         num_parameters: Size of the encoder.
         hashes: sha256 of the weights and of the remote code, by file name.
@@ -84,22 +91,37 @@ def backbone_card(
         language: Language codes.
         datasets: Hub ids of the training data, instead of those in ``training``.
         results: Evaluation records with ``task``, ``metric``, ``value`` and more.
+
+    Raises:
+        CardError: A record is malformed, or the regimes of ``training`` and ``config`` differ.
     """
-    training = training or {}
-    regime = training.get("regime") or ((config or {}).get("mtpf") or {}).get("regime") or "base"
+    training = {} if training is None else dict(checked(Training, training, "training.json"))
+    families = [
+        checked(Family, row, f"family {number} of training.json")
+        for number, row in enumerate(training.get("families") or [], 1)
+    ]
+    if any(len(row) != 2 for row in training.get("assumptions") or []):
+        raise CardError("'assumptions' of training.json must be pairs of meaning and value.")
+    recorded = ((config or {}).get("mtpf") or {}).get("regime")
+    regime = training.get("regime") or recorded or "base"
+    if recorded and regime != recorded:
+        raise CardError(
+            f"training.json tells of the regime {regime!r}, config.json of {recorded!r}; they belong to "
+            "different runs."
+        )
     start = training.get("start")
     base_model = PACKAGED_ENCODER if start == "packaged" else start
-    results = [row for row in results or [] if {"task", "metric", "value"} <= set(row)]
+    rows = [checked(Result, row, f"result {number}") for number, row in enumerate(results or [], 1)]
     evaluations = [
         EvalResult(
             task_type="token-classification" if row.get("family") == "ner" else "text-classification",
-            dataset_type=str(row["task"]),
-            dataset_name=str(row["task"]),
-            metric_type=METRIC_IDS.get(row["metric"], str(row["metric"])),
-            metric_name=str(row["metric"]),
+            dataset_type=row["task"],
+            dataset_name=row["task"],
+            metric_type=METRIC_IDS.get(row["metric"], row["metric"]),
+            metric_name=row["metric"],
             metric_value=row["value"],
         )
-        for row in results
+        for row in rows
     ]
     extra: dict[str, Any] = {"base_model_relation": "finetune"} if base_model else {}
     data = ModelCardData(
@@ -122,14 +144,15 @@ def backbone_card(
         regime=regime,
         start=f"`{base_model}`" if base_model else "an encoder that it does not name",
         is_packaged=start == "packaged",
-        families=training.get("families") or [],
+        families=families,
         adapters=training.get("adapters") or [],
         assumptions=training.get("assumptions") or [],
         versions=training.get("versions") or {},
         config=config or {},
         num_parameters=f"{num_parameters:,}" if num_parameters else None,
         hashes=hashes or {},
-        results=results,
+        results=rows,
+        branch=branch,
         languages=", ".join([language] if isinstance(language, str) else language),
         license_id=license,
         paper=PAPER,
@@ -141,6 +164,7 @@ def adapter_card(
     config: dict[str, Any],
     *,
     repo_id: str | None = None,
+    branch: str = "main",
     num_parameters: int | None = None,
     num_bytes: int | None = None,
     license: str = "apache-2.0",  # noqa: A002
@@ -154,18 +178,27 @@ def adapter_card(
             what ``save_adapter`` writes it may hold ``protocol``, ``dataset`` (a Hub id) and ``examples``.
         config: The adapter's ``adapter_config.json``.
         repo_id: The repo; ``None`` for the card beside a run.
+        branch: The branch that the examples load; a card cannot name the commit that it is part of.
         num_parameters: Number of LoRA parameters.
         num_bytes: Size of LoRA and head.
         license: License id.
         language: Language codes.
         datasets: Hub ids of the training data, instead of the one in ``task``.
+
+    Raises:
+        CardError: ``task`` is malformed.
     """
+    task = dict(checked(Task, task, "task.json"))
     backbone = task.get("backbone") or {}
     is_app = bool(task.get("labels"))
     metrics = dict(_numbers(task.get("metrics") or {}))
-    datasets = datasets or [d for d in [task.get("dataset")] if d and _hub_id(d)]
+    if (dataset := task.get("dataset")) and not _hub_id(dataset):
+        raise CardError(
+            f"'dataset' of task.json is {dataset!r}, no Hub id; name other data in 'training_data'."
+        )
+    datasets = datasets or ([dataset] if dataset else [])
     training_data = _describe(task.get("training_data"))
-    examples = [str(text) for text in task.get("examples") or [EXAMPLE]]
+    examples = task.get("examples") or [EXAMPLE]
     pipeline = task["kind"] if is_app else "feature-extraction"
     evaluations = [
         EvalResult(
@@ -199,6 +232,7 @@ def adapter_card(
         data,
         template_path=str(TEMPLATES / "adapter.md"),
         repo_id=repo_id or "<this repo>",
+        branch=branch,
         backbone_id=backbone.get("id") or "<the backbone>",
         backbone_revision=backbone.get("revision") or "<its commit>",
         backbone_sha256=backbone.get("sha256"),
@@ -257,23 +291,28 @@ def _family_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _sources(description: dict[str, Any]) -> list[str]:
     names = [description["source"]] if "source" in description else list(description)
-    return [str(name) if _hub_id(str(name)) else Path(str(name)).stem for name in names]
+    return [str(name) if _not_local(str(name)) else Path(str(name)).stem for name in names]
 
 
 def _hub_datasets(recipe: dict[str, Any]) -> list[str]:
     found = []
     for settings in recipe["families"].values():
         for source in (settings.get("text"), settings.get("data"), *(settings.get("pairs") or [])):
-            if source and (hub_id := _hub_id(str(source))) and "/" in hub_id:
+            if source and (hub_id := _not_local(str(source))) and "/" in hub_id:
                 found.append(hub_id)
     return sorted(set(found))
 
 
 def _hub_id(name: str) -> str | None:
-    """Return a name that can only be a Hub id, ``None`` for a folder or file."""
+    """Return a name that can be a Hub id, ``None`` for what can only be a path."""
     is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]*\w)?", name) and ".." not in name
     has_suffix = re.search(r"\.(?:jsonl?|parquet|csv|tsv|txt|conll)$", name)
-    return name if is_id and not has_suffix and not os.path.exists(name) else None
+    return name if is_id and not has_suffix else None
+
+
+def _not_local(name: str) -> str | None:
+    """Return the Hub id that a recipe named, ``None`` where a run took the folder or file of that name."""
+    return None if os.path.exists(name) else _hub_id(name)
 
 
 def _numbers(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
@@ -282,15 +321,15 @@ def _numbers(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, float
         if isinstance(value, dict):
             found += _numbers(value, f"{prefix}{key}/")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise CardError(f"The metric {prefix + key!r} is {value}; leave it out, or measure it again.")
             found.append((prefix + key, value))
     return found
 
 
 def _describe(data: Any) -> str:
     if isinstance(data, dict) and data:
-        sizes = {
-            key: data[key] for key in ("sentences", "pairs", "examples", "rows", "words_seen") if key in data
-        }
+        sizes = {key: data[key] for key in SIZES if isinstance(data.get(key), int)}
         about = ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in sizes.items())
         named = ", ".join(_sources(data))
         return f"{named} ({about})" if about else named
@@ -301,4 +340,4 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-") or "app"
 
 
-__all__ = ["adapter_card", "backbone_card", "training_summary"]
+__all__ = ["CardError", "adapter_card", "backbone_card", "training_summary"]

@@ -6,6 +6,7 @@ sentence-transformers load it too. An app's head lies beside it in a file of our
 """
 
 import copy
+import functools
 import hashlib
 import json
 import os
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
@@ -30,6 +31,7 @@ from .adapters_mtpf import (
     remove_lora,
 )
 from .configuration_mtpf import encoder_layout
+from .hub_cache_mtpf import drop_from_cache, has_announced_hash, sha256_of
 from .trunk_mtpf import Encoder, lora_modules
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -38,6 +40,15 @@ HEAD_FILE = "head.safetensors"
 TASK_FILE = "task.json"
 TASK_FORMAT_VERSION = 1
 PEFT_PREFIX = "base_model.model."
+MAX_ADAPTER_BYTES = 1_000_000_000
+"""The most that `find_adapter` fetches; a LoRA of rank 32 on two layers has about a megabyte."""
+PLAIN_LORA = (
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights"),
+    *("megatron_core", "runtime_config", "qalora_group_size"),
+)
+"""Settings of PEFT that an adapter may change; others add tensors of their own or change the backbone."""
 
 
 @dataclass
@@ -177,8 +188,19 @@ def find_adapter(
         raise AdapterError(f"{path_or_repo} is neither a folder nor a Hub id of the form 'owner/name'.")
     files = [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE]
     try:
-        fetched = snapshot_download(str(path_or_repo), revision=revision, token=token, allow_patterns=files)
-    except (HfHubHTTPError, OSError, ValueError) as error:  # the client's own errors are among these
+        api = HfApi(token=token)
+        commit = api.resolve_revision(str(path_or_repo), revision=revision)
+        reachable = _check_size(api, str(path_or_repo), commit.resolved, files)
+        fetched = snapshot_download(
+            str(path_or_repo),
+            revision=commit,
+            token=token,
+            allow_patterns=files,
+            local_files_only=not reachable,
+        )
+    except AdapterError:
+        raise
+    except (HfHubHTTPError, RevisionResolutionError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise AdapterError(f"The adapter {path_or_repo} cannot be fetched: {reason}") from error
     folder = Path(fetched)
@@ -193,35 +215,38 @@ def find_adapter(
     return folder
 
 
-def has_announced_hash(path: Path) -> bool:
-    """Compare a cached file with the hash under which the Hub announced it: the name of its blob.
-
-    The Hub's client compares sizes only. A blob is named by its sha256, a small file by its git hash.
-    Where the cache has no links (Windows), there is nothing to compare with and the answer is yes.
-    """
-    # One step only: the blob itself may be a link into a store that is shared by all repos.
-    announced = Path(os.readlink(path)).name if path.is_symlink() else ""
-    data = path.read_bytes()
-    if re.fullmatch("[0-9a-f]{64}", announced):
-        return hashlib.sha256(data).hexdigest() == announced
-    if re.fullmatch("[0-9a-f]{40}", announced):
-        return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == announced
+def _check_size(api: HfApi, repo_id: str, commit: str, names: list[str]) -> bool:
+    """Refuse an adapter that is much larger than any, before it is fetched; say whether the Hub answered."""
+    try:
+        info = api.model_info(repo_id, revision=commit, files_metadata=True)
+    except HfHubHTTPError:
+        raise
+    except Exception:  # of the client's transport: what was fetched before can still be loaded
+        return False
+    size = sum(file.size or 0 for file in info.siblings or [] if file.rfilename in names)
+    if size > MAX_ADAPTER_BYTES:
+        raise AdapterError(
+            f"The adapter {repo_id} has {size:,} bytes, more than the {MAX_ADAPTER_BYTES:,} that are "
+            "fetched; look at it with mtpf inspect, and give load_adapter a folder if it is what you want."
+        )
     return True
 
 
-def drop_from_cache(path: Path) -> None:
-    """Remove a cached file and the blobs behind it, which the cache would go on serving."""
-    while path.is_symlink():
-        target = path.parent / os.readlink(path)
-        path.unlink()
-        path = target
-    path.unlink(missing_ok=True)
-
-
 def read_adapter(
-    folder: Path, encoder: Encoder, name: str | None = None, check_backbone: bool = True
+    folder: Path,
+    encoder: Encoder,
+    name: str | None = None,
+    check_backbone: bool = True,
+    source: Path | None = None,
 ) -> AdapterFiles:
     """Read an adapter folder and check that it fits this encoder. Changes nothing.
+
+    Args:
+        folder: As `write_adapter` writes it, or a plain PEFT LoRA.
+        encoder: The stock encoder.
+        name: Name in memory; by default the one that the folder records.
+        check_backbone: Compare the encoder's weights with those that the adapter was trained on.
+        source: The file from which the encoder's weights came, if it is known.
 
     Raises:
         AdapterError: A file is missing or damaged, the head is missing, or the adapter was trained on another
@@ -233,16 +258,13 @@ def read_adapter(
         config = import_peft().PeftConfig.from_pretrained(str(folder))
         task = read_task(folder)
         lora = load_file(folder / ADAPTER_WEIGHTS_FILE)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise AdapterError(f"Adapter folder {folder} is damaged: {error}") from error
-    if str(getattr(config, "peft_type", "")).rpartition(".")[2] != "LORA" or config.bias != "none":
-        raise AdapterError(
-            f"{folder} holds a {config.peft_type} adapter with bias; only plain LoRA can be loaded."
-        )
+    _check_plain_lora(folder, config)
     lora = {_stock_key(key): value for key, value in lora.items()}
     _check_shapes(folder, encoder, lora)
     if check_backbone:
-        _check_backbone(folder, encoder, task.get("backbone") or {})
+        _check_backbone(folder, encoder, task.get("backbone") or {}, source)
     head = read_head(folder, task, encoder.config.hidden_size)
     fallback = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-_0123456789")
     return AdapterFiles(name or task.get("name") or fallback, config, lora, task, head)
@@ -258,7 +280,7 @@ def read_task(folder: Path) -> dict[str, Any]:
         return {}
     try:
         task = json.loads((folder / TASK_FILE).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f"Adapter folder {folder} is damaged: {TASK_FILE}: {error}") from error
     if not isinstance(task, dict):
         raise AdapterError(f"Adapter folder {folder} is damaged: {TASK_FILE} must hold an object.")
@@ -300,6 +322,8 @@ def _check_shapes(folder: Path, encoder: Encoder, lora: dict[str, torch.Tensor])
                 f"Adapter {folder} does not fit: the backbone has no linear layer for its tensor {key!r}; "
                 "load the backbone it was trained on."
             )
+        if tensor.dim() != 2:
+            raise AdapterError(f"Adapter folder {folder} is damaged: {key!r} is no matrix.")
         rows, columns = module.weight.shape
         expected, found = (columns, tensor.shape[1]) if part == "lora_A" else (rows, tensor.shape[0])
         if expected != found:
@@ -311,18 +335,73 @@ def _check_shapes(folder: Path, encoder: Encoder, lora: dict[str, torch.Tensor])
         raise AdapterError(f"Adapter {folder} is incomplete: {len(lora)} tensors; save it again.")
 
 
-def _check_backbone(folder: Path, encoder: Encoder, trained_on: dict[str, Any]) -> None:
-    expected = trained_on.get("sha256")
-    same_dtype = trained_on.get("dtype") == str(encoder.dtype).removeprefix("torch.")
-    found = backbone_sha256(encoder) if expected and same_dtype else expected
-    if found != expected:
-        wanted = trained_on.get("id") or "the backbone it was trained on"
-        wanted += f" at revision {trained_on['revision']}" if trained_on.get("revision") else ""
+def _check_plain_lora(folder: Path, config: Any) -> None:
+    """Refuse what is no LoRA, and settings of PEFT that do more than add one.
+
+    Some of them change the backbone, which all adapters share, as soon as the LoRA is injected: PiSSA and its
+    kin subtract from its weights, ``layer_replication`` repeats its layers.
+    """
+    if str(getattr(config, "peft_type", "")).rpartition(".")[2] != "LORA":
+        raise AdapterError(f"{folder} holds a {config.peft_type} adapter; only plain LoRA can be loaded.")
+    plain = import_peft().LoraConfig()
+    odd = [
+        key for key, value in vars(plain).items() if key not in PLAIN_LORA and getattr(config, key) != value
+    ]
+    if not isinstance(config.init_lora_weights, bool):
+        odd.append("init_lora_weights")
+    if odd:
         raise AdapterError(
-            f"Adapter {folder} was trained on another backbone (weights sha256 {str(expected)[:12]}…, loaded "
-            f"{str(found)[:12]}…); load {wanted}, "
-            "or pass check_backbone=False if you know that the weights are equivalent."
+            f"{folder} is no plain LoRA: its {ADAPTER_CONFIG_FILE} sets {odd[0]!r} to "
+            f"{getattr(config, odd[0])!r}; only plain LoRA without bias can be loaded."
         )
+    numbers = (("r", int), ("lora_alpha", (int, float)), ("lora_dropout", (int, float)))
+    wrong = [key for key, kind in numbers if not isinstance(getattr(config, key), kind)]
+    if wrong or config.r < 1:
+        key = wrong[0] if wrong else "r"
+        raise AdapterError(f"Adapter folder {folder} is damaged: {key!r} is {getattr(config, key)!r}.")
+
+
+def _check_backbone(folder: Path, encoder: Encoder, trained_on: dict[str, Any], source: Path | None) -> None:
+    """Compare the weights in memory with those the adapter was trained on.
+
+    Where the file they came from is that very file, comparing with it takes a fraction of hashing them, and
+    tells the same of an encoder that was loaded in another dtype.
+    """
+    expected = trained_on.get("sha256")
+    if not expected or (source is not None and _is_loaded_from(source, encoder, expected)):
+        return
+    dtype = str(encoder.dtype).removeprefix("torch.")
+    found = backbone_sha256(encoder) if trained_on.get("dtype") == dtype else None
+    if found == expected:
+        return
+    wanted = trained_on.get("id") or "the backbone it was trained on"
+    wanted += f" at revision {trained_on['revision']}" if trained_on.get("revision") else ""
+    loaded = f"loaded {found[:12]}…" if found else f"loaded in {dtype} from something else"
+    raise AdapterError(
+        f"Adapter {folder} was trained on another backbone (weights sha256 {str(expected)[:12]}…, {loaded}); "
+        f"load {wanted}, or pass check_backbone=False if you know that the weights are equivalent."
+    )
+
+
+def _is_loaded_from(source: Path, encoder: Encoder, sha256: str) -> bool:
+    """Say whether a weights file has this hash, and the encoder holds its tensors, maybe in another dtype."""
+    try:
+        state = source.stat()
+        if _known_sha256(source, state.st_mtime_ns, state.st_size, state.st_ino) != sha256:
+            return False
+        stored = load_file(source)  # maps the file: nothing is read twice
+    except (OSError, SafetensorError):
+        return False
+    weights = backbone_state_dict(encoder)
+    return weights.keys() == stored.keys() and all(
+        value.device.type != "meta" and torch.equal(value.cpu(), stored[key].to(value.dtype))
+        for key, value in weights.items()
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _known_sha256(path: Path, *_state: int) -> str:
+    return sha256_of(path)
 
 
 def read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHead | None:
@@ -364,7 +443,12 @@ def read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHe
 
 def install_adapter(encoder: Encoder, files: AdapterFiles, trainable: bool = False) -> None:
     """Inject a read and checked adapter and fill in its weights; on any failure the encoder is as before."""
-    inject_lora(encoder, files.name, files.config, trainable)
+    try:
+        inject_lora(encoder, files.name, files.config, trainable)
+    except AdapterError:
+        raise
+    except Exception as error:  # PEFT's, for a config that it cannot use
+        raise AdapterError(f"Adapter {files.name!r} cannot be loaded: {error}") from error
     modules = dict(lora_modules(encoder))
     wanted = {
         f"{path}.{part}.weight": getattr(module, part)[files.name].weight
@@ -399,9 +483,7 @@ __all__ = [
     "AdapterFiles",
     "backbone_sha256",
     "backbone_state_dict",
-    "drop_from_cache",
     "find_adapter",
-    "has_announced_hash",
     "install_adapter",
     "lora_state_dict",
     "read_adapter",

@@ -105,7 +105,7 @@ def _push_backbone(arguments: argparse.Namespace) -> str:
     if arguments.results is not None:
         try:
             results = json.loads(arguments.results.read_text("utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise HubError(f"--results {arguments.results} cannot be read as JSON: {error}") from error
         if not isinstance(results, list) or not all(isinstance(row, dict) for row in results):
             raise HubError(

@@ -6,13 +6,11 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TypeVar
 
 import httpx2  # the HTTP client of huggingface_hub, whose transport errors it passes on
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import ModelCard
 from huggingface_hub.errors import (
-    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
@@ -21,7 +19,6 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     RevisionResolutionError,
 )
-from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
 from .errors import MtpfError
@@ -43,15 +40,6 @@ class PushConflictError(HubError):
     """Somebody else has committed to the repo since the push was planned; nothing of theirs was touched."""
 
 
-@dataclass(frozen=True)
-class RemoteRepo:
-    """A repo at one commit, its files as the Hub lists them."""
-
-    sha: str
-    private: bool
-    files: dict[str, RepoFile]
-
-
 def check_repo_id(repo_id: str) -> None:
     """Accept ``owner/name`` only.
 
@@ -66,25 +54,6 @@ def check_repo_id(repo_id: str) -> None:
         valid = repo_id.count("/") == 1
     if not valid or repo_id.startswith((".", "/", "~")):
         raise HubError(f"{repo_id!r} is no Hub id; use the form 'owner/name'.")
-
-
-def list_files(api: HfApi, repo_id: str, sha: str) -> dict[str, RepoFile]:
-    """List the files of a commit by path, with sizes and hashes."""
-    tree = api.list_repo_tree(repo_id, revision=sha, recursive=True)
-    return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-
-
-def read_remote(api: HfApi, repo_id: str, revision: str, missing_ok: bool = False) -> RemoteRepo | None:
-    """Read the commit behind a revision; with ``missing_ok``, ``None`` where there is no repo."""
-    with explained(repo_id):
-        try:
-            info = attempt(lambda: api.model_info(repo_id, revision=revision))
-            files = attempt(lambda: list_files(api, repo_id, str(info.sha)))
-        except RepositoryNotFoundError as error:
-            if missing_ok and not isinstance(error, GatedRepoError):
-                return None
-            raise
-    return RemoteRepo(str(info.sha), bool(info.private), files)
 
 
 def validate_card(repo_id: str, card: ModelCard) -> None:
@@ -169,25 +138,32 @@ def explained(repo_id: str) -> Iterator[None]:
         elif status == 412:
             remedy = "somebody else has committed meanwhile; push again"
         else:
-            remedy = "its head is still a complete revision; try again later"
+            remedy = "try again later"
         said = error.server_message or "no reason given"
         raise HubError(f"The Hub answers {status} for {repo_id} ({said}): {remedy}.") from error
-    except (httpx2.TransportError, OSError) as error:
+    except (httpx2.TransportError, ConnectionError, TimeoutError) as error:
         raise HubError(
-            f"The connection to the Hub failed for {repo_id} ({type(error).__name__}); its head is still a "
-            "complete revision. Check the network and try again."
+            f"The connection to the Hub failed for {repo_id} ({type(error).__name__}); check the network and "
+            "try again."
+        ) from error
+    except UnicodeEncodeError:  # of an HTTP header; the error itself holds the token
+        raise HubError(
+            "The Hub token has characters that no token has; log in again with hf auth login, or correct "
+            "HF_TOKEN."
+        ) from None
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise HubError(
+            f"A file of {repo_id} cannot be read or written{where}: {error.strerror or error}."
         ) from error
 
 
 __all__ = [
     "HubError",
     "PushConflictError",
-    "RemoteRepo",
     "attempt",
     "check_repo_id",
     "explained",
     "is_transient",
-    "list_files",
-    "read_remote",
     "validate_card",
 ]

@@ -1,24 +1,15 @@
-"""The files of a published repo: which belong there, their hashes, and the checks before they leave."""
+"""The files of a published repo: which belong there, and what their texts may not tell."""
 
-import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from huggingface_hub import CommitOperationAdd
 from safetensors import SafetensorError, safe_open
 
-from .adapter_files_mtpf import (
-    ADAPTER_CONFIG_FILE,
-    ADAPTER_WEIGHTS_FILE,
-    HEAD_FILE,
-    PEFT_PREFIX,
-    TASK_FILE,
-    read_head,
-)
-from .adapters_mtpf import KINDS, NAME_PATTERN, AdapterError
-from .configuration_mtpf import AUTO_MAP, encoder_layout
+from .adapter_files_mtpf import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE
 from .errors import MtpfError
 from .modeling_mtpf import HUB_FILES
 
@@ -27,27 +18,47 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TRAINING_FILE = "training.json"
 """What the card of a backbone tells of its run, as `hub_cards.training_summary` returns it."""
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model"),
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+VOCABULARIES = (
+    ("tokenizer.json",),
+    ("vocab.txt",),
+    ("vocab.json", "merges.txt"),
+    ("sentencepiece.bpe.model",),
 )
+"""Each entry is a complete vocabulary."""
+VOCABULARY_FILES = tuple(name for names in VOCABULARIES for name in names)
+TOKENIZER_FILES = (TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", *VOCABULARY_FILES)
 BACKBONE_FILES = (CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE, *TOKENIZER_FILES)
 ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE)
+MARKERS = {"backbone": "modeling_mtpf.py", "adapter": TASK_FILE}
+"""Files that only this project publishes: another model's config.json must not make its repo fair game."""
 PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
+OTHER_WEIGHTS = (".gguf", ".h5", ".keras", ".mlmodel", ".msgpack", ".ot", ".pb", ".tflite")
 ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".whl", ".xz", ".zip", ".zst")
+CODE = (".py", ".pyc", ".so", ".sh", ".dll", ".exe", ".ipynb")
+CODE_KEYS = ("auto_map", "auto_mapping", "custom_pipelines")
+"""Keys of JSON files under which transformers and PEFT look for code to import."""
 MAX_JSON_BYTES = 50_000_000
 
-_LOCAL_PATH = re.compile(
-    r"(?<![\w/.:-])/(?:home|Users|root|tmp|mnt|media|data|work|workspace|var|opt|srv|scratch|content|kaggle)"
-    r"/[\w.-]+|\b[A-Za-z]:\\{1,2}\w[\w.-]*|file://\S+|(?<![\w/])~/[\w.-]+"
+_ROOTS = (
+    "home|Users|root|tmp|mnt|media|data|datasets|work|workspace|var|opt|srv|usr|etc|dev|proc|run|private|Volumes"
+    r"|scratch\w*|content|kaggle|gpfs\w*|lustre\w*|nfs\w*|efs|fsx|nas|ssd\w*|net|export|shared?|storage|cluster"
+    "|projects?|users?|dbfs|teamspace"
 )
-_PATH_VALUE = re.compile(r"(?:\.{0,2}|~)/[\w.-]+")
-_FREE_TEXT_KEYS = {
-    "labels",
-    "id2label",
-    "label2id",
-    "examples",
-}  # '/person/artist' is a label of some data sets
+_LOCAL_PATH = re.compile(
+    rf"(?<![\w/.:<-])/(?:{_ROOTS})/[\w.-]+"
+    r"|\b[A-Za-z]:[\\/]{1,2}\w[\w.-]*"  # of Windows
+    r"|(?<!\\)\\{2}\w[\w.-]*\\\w[\w.$-]*"  # of a Windows share
+    r"|file://\S+|(?<![\w/])~/[\w.-]+"
+)
+_PATH_VALUE = re.compile(
+    r"(?:\.{0,2}|~)/[\w.-]+.*"  # absolute, or from here or home
+    r"|(?!\d+/\d+/\d+$)[\w.-]+(?:/[\w.-]+){2,}"  # more parts than a Hub id has, and no date
+    r"|[\w.-]+(?:/[\w.-]+)*/[\w.-]+\.(?:jsonl?|csv|tsv|txt|conll|parquet|arrow|yaml|safetensors|bin|pt)"
+)
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
+_FREE_TEXT_KEYS = {"labels", "id2label", "label2id", "examples"}
+"""'/person/artist' is a label of some data sets."""
 
 
 class HubFileError(MtpfError):
@@ -59,22 +70,31 @@ class HubFileError(MtpfError):
 
 def objection(path: str) -> str | None:
     """Say why a file has no place in a repo of this project, judging by its name; ``None`` if it has one."""
-    name = PurePosixPath(path).name
     suffix = PurePosixPath(path).suffix.lower()
-    parts = path.split("/")
     if path.startswith("/") or re.match(r"[A-Za-z]:", path) or "\\" in path or "\0" in path:
         return "its name is not a relative path"
-    if any(part in ("", ".", "..") for part in parts):
+    if any(part in ("", ".", "..") for part in path.split("/")):
         return "its name leads out of the folder"
     if suffix in PICKLES:
         return "it may hold a pickle, which runs code when it is opened; use safetensors"
+    if suffix in OTHER_WEIGHTS:
+        return "it holds weights in another format than safetensors"
     if suffix in ARCHIVES:
         return "it is an archive, and archives are neither published nor unpacked"
-    if suffix in (".py", ".pyc", ".so", ".sh", ".dll", ".exe", ".ipynb") and not (
-        name in HUB_FILES and len(parts) == 1
-    ):
+    if suffix in CODE and path not in HUB_FILES:
         return "it is code other than mtpf's own files"
     return None
+
+
+def has_vocabulary(names: Iterable[str]) -> bool:
+    """Say whether these files include those that a tokenizer needs."""
+    present = set(names)
+    return any(present.issuperset(vocabulary) for vocabulary in VOCABULARIES)
+
+
+def code_files() -> dict[str, Path]:
+    """Return this package's own remote code by name."""
+    return {name: Path(__file__).with_name(name) for name in HUB_FILES}
 
 
 def list_folder(folder: Path, accepted: tuple[str, ...]) -> dict[str, Path]:
@@ -110,26 +130,19 @@ def list_folder(folder: Path, accepted: tuple[str, ...]) -> dict[str, Path]:
     return found
 
 
-# ------------------------------------------------------------------------------------------ hashes
+def read_content(files: dict[str, Path]) -> dict[str, CommitOperationAdd]:
+    """Read files once, so that what is hashed for the card is what is uploaded, whatever happens on disk.
 
-
-def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, as the Hub shows it for large files."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def git_sha1(data: bytes) -> str:
-    """Return the hash that git, and so the Hub, gives a small file."""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
-
-
-def code_files() -> dict[str, Path]:
-    """Return this package's own remote code by name."""
-    return {name: Path(__file__).with_name(name) for name in HUB_FILES}
+    Raises:
+        HubFileError: A file cannot be read.
+    """
+    content = {}
+    for name, path in files.items():
+        try:
+            content[name] = CommitOperationAdd(name, path.read_bytes())
+        except OSError as error:
+            raise HubFileError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return content
 
 
 # ----------------------------------------------------------------------------------------- content
@@ -139,18 +152,34 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        HubFileError: The file is missing, too large, or not a JSON object.
+        HubFileError: The file is missing, too large, or not a JSON object; numbers like NaN are not JSON.
     """
     if not path.is_file():
         raise HubFileError(f"{path.parent} has no {path.name}.")
     if path.stat().st_size > MAX_JSON_BYTES:
         raise HubFileError(f"{path} is larger than {MAX_JSON_BYTES // 10**6} MB; that is no {path.name}.")
     try:
-        value = json.loads(path.read_text("utf-8"))
+        return parse_json(path.read_bytes(), str(path))
+    except OSError as error:
+        raise HubFileError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """Parse a JSON object strictly.
+
+    Raises:
+        HubFileError: It is none.
+    """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number of JSON; leave that entry out")
+
+    try:
+        value = json.loads(data.decode("utf-8"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise HubFileError(f"{path} is not valid JSON: {error}") from error
+        raise HubFileError(f"{name} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
-        raise HubFileError(f"{path} must hold a JSON object.")
+        raise HubFileError(f"{name} must hold a JSON object.")
     return value
 
 
@@ -169,130 +198,68 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise HubFileError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
-def count_values(shapes: dict[str, tuple[int, ...]]) -> int:
-    """Return the number of values in all tensors."""
-    total = 0
-    for shape in shapes.values():
-        size = 1
-        for length in shape:
-            size *= length
-        total += size
-    return total
+def check_text(operation: CommitOperationAdd) -> None:
+    """Refuse a file that tells where its author keeps files, names code to import, or holds a token.
 
-
-def check_local_paths(name: str, data: bytes) -> None:
-    """Refuse a text file that tells where its author keeps files; such paths also break loading elsewhere.
+    Local paths also break loading elsewhere.
 
     Raises:
-        HubFileError: The file holds a local path.
+        HubFileError: It does one of these.
     """
-    if name in ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt") or name in HUB_FILES:
-        return  # pieces of words may look like paths; the code is this package's own
-    if not name.endswith((".json", ".md", ".txt")):
-        return
-    text = data.decode("utf-8", "replace")
-    found = _LOCAL_PATH.search(text)
-    place, value = "", found[0] if found else None
-    if value is None and name.endswith(".json"):
-        suspects = ((key, v) for key, v in _strings(json.loads(text)) if _is_path(v))
-        key, value = next(suspects, ("", None))
-        place = f" (key {key!r})"
-    if value is not None:
-        raise HubFileError(
-            f"{name} contains the local path {value!r}{place}; replace it by a Hub id or a plain name, "
-            "for instance when you save: save_adapter(..., task={'training_data': 'what it is'})."
-        )
+    name, data = operation.path_in_repo, operation.path_or_fileobj
+    assert isinstance(data, bytes)
+    if name in HUB_FILES or name in VOCABULARY_FILES:
+        return  # the code is this package's own; pieces of words may look like paths
+    value: Any
+    if name.endswith(".safetensors"):
+        size = int.from_bytes(data[:8], "little")
+        value = parse_json(data[8 : 8 + size], f"The header of {name}").get("__metadata__")
+    elif name.endswith(".json"):
+        value = parse_json(data, name)
+        check_code_references(name, value)
+    else:
+        value = data.decode("utf-8", "replace")
+    for key, text in _texts(value):
+        place = f" (key {key!r})" if key else ""
+        if _TOKEN.search(text):
+            raise HubFileError(f"{name} holds what looks like a Hub token{place}; revoke it and take it out.")
+        path = _LOCAL_PATH.search(text) or (_PATH_VALUE.fullmatch(text) if key else None)
+        if path:
+            raise HubFileError(
+                f"{name} contains the local path {path[0]!r}{place}; replace it by a Hub id or a plain name, "
+                "for instance when you save: save_adapter(..., task={'training_data': 'what it is'})."
+            )
 
 
-def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, dict):
-        for name, inner in value.items():
-            if name not in _FREE_TEXT_KEYS:
-                yield from _strings(inner, str(name))
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _strings(inner, key)
-
-
-def _is_path(value: str) -> bool:
-    if _PATH_VALUE.match(value):
-        return True
-    return "/" in value and "\0" not in value and len(value) < 500 and Path(value).exists()
-
-
-# ----------------------------------------------------------------------------------------- folders
-
-
-def check_backbone(folder: Path) -> dict[str, Any]:
-    """Check that a folder is a complete backbone; return its config.
+def check_code_references(name: str, value: dict[str, Any]) -> None:
+    """Refuse a JSON file that names code to import; the ``auto_map`` of ``config.json`` is checked apart.
 
     Raises:
-        HubFileError: Something is missing, damaged, or no backbone of this project.
+        HubFileError: It does.
     """
-    config = read_json(folder / CONFIG_FILE)
-    if config.get("auto_map") != AUTO_MAP or "mtpf" not in config:
-        raise HubFileError(
-            f"{folder} is not a backbone of mtpf (its {CONFIG_FILE} has no 'mtpf' block with the complete "
-            "auto_map); write it with MtpfModel.from_pretrained(...).save_pretrained(folder)."
-        )
-    try:
-        encoder_layout(str(config.get("model_type")))
-    except ValueError as error:
-        raise HubFileError(f"{folder / CONFIG_FILE}: {error}") from error
-    shapes = tensor_shapes(folder / WEIGHTS_FILE)
-    odd = [key for key in shapes if "lora_" in key or key.startswith(("backbone.", "heads."))]
-    if odd or not shapes:
-        raise HubFileError(
-            f"{folder / WEIGHTS_FILE} holds {odd[0] if odd else 'nothing'!r}; a backbone has the stock "
-            "encoder's tensors only. Write it with model.save_pretrained."
-        )
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise HubFileError(
-            f"{folder} has no tokenizer; add it with tokenizer.save_pretrained({str(folder)!r})."
-        )
-    return config
+    for depth, key, item in _entries(value):
+        if key in CODE_KEYS and item and not (name == CONFIG_FILE and key == "auto_map" and depth == 1):
+            raise HubFileError(f"{name} names code to import ({key!r}: {item!r}); take that entry out.")
 
 
-def check_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Check that a folder is a complete adapter; return its PEFT config and its task.
-
-    Raises:
-        HubFileError: Something is missing or damaged, or head and labels do not fit each other.
-    """
-    config, task = read_json(folder / ADAPTER_CONFIG_FILE), read_json(folder / TASK_FILE)
-    if config.get("peft_type") != "LORA" or config.get("task_type") != "FEATURE_EXTRACTION":
-        raise HubFileError(f"{folder} is no LoRA of mtpf; write it with model.save_adapter(folder, name).")
-    if task.get("kind") not in KINDS:
-        raise HubFileError(
-            f"{folder / TASK_FILE} has the kind {task.get('kind')!r}; known: {', '.join(KINDS)}."
-        )
-    if not NAME_PATTERN.fullmatch(str(task.get("name", ""))):
-        raise HubFileError(
-            f"{TASK_FILE} of {folder} has the name {task.get('name')!r}, which no adapter can have."
-        )
-    shapes = tensor_shapes(folder / ADAPTER_WEIGHTS_FILE)
-    paths = {f"{PEFT_PREFIX}{target}.lora_{part}.weight" for target in _targets(config) for part in "AB"}
-    if set(shapes) != paths:
-        odd = sorted(set(shapes) ^ paths)[0]
-        raise HubFileError(
-            f"{ADAPTER_WEIGHTS_FILE} and {ADAPTER_CONFIG_FILE} of {folder} disagree about {odd!r}."
-        )
-    has_head = (folder / HEAD_FILE).is_file()
-    if has_head and task["kind"] == KINDS[0]:
-        raise HubFileError(f"{folder} is the LoRA of a family, but it holds a {HEAD_FILE}; remove that file.")
-    width = tensor_shapes(folder / HEAD_FILE).get("weight", (0, 0))[-1] if has_head else 0
-    try:
-        read_head(folder, task, width)
-    except AdapterError as error:
-        raise HubFileError(str(error)) from error
-    return config, task
+def _texts(value: Any) -> Iterator[tuple[str, str]]:
+    """Yield each string of a JSON value, and each key, with the key that it stands under."""
+    for _, key, item in _entries(value, skipped=_FREE_TEXT_KEYS):
+        yield key, key
+        if isinstance(item, str):
+            yield key, item
 
 
-def _targets(config: dict[str, Any]) -> list[str]:
-    targets = config.get("target_modules")
-    return targets if isinstance(targets, list) else []
+def _entries(value: Any, skipped: Collection[str] = ()) -> Iterator[tuple[int, str, Any]]:
+    """Yield depth, key and value of all that is nested in a JSON value; items of a list have its key."""
+    stack = [(0, "", value)]  # no recursion: a file may be nested as deep as its author likes
+    while stack:
+        depth, key, item = stack.pop()
+        yield depth, key, item
+        if isinstance(item, dict):
+            stack += [(depth + 1, name, inner) for name, inner in item.items() if name not in skipped]
+        elif isinstance(item, list):
+            stack += [(depth + 1, key, inner) for inner in item]
 
 
 __all__ = [
@@ -300,18 +267,19 @@ __all__ = [
     "BACKBONE_FILES",
     "CARD_FILE",
     "CONFIG_FILE",
+    "MARKERS",
+    "TOKENIZER_CONFIG_FILE",
     "TRAINING_FILE",
     "WEIGHTS_FILE",
     "HubFileError",
-    "check_adapter",
-    "check_backbone",
-    "check_local_paths",
+    "check_code_references",
+    "check_text",
     "code_files",
-    "count_values",
-    "git_sha1",
+    "has_vocabulary",
     "list_folder",
     "objection",
+    "parse_json",
+    "read_content",
     "read_json",
-    "sha256_of",
     "tensor_shapes",
 ]

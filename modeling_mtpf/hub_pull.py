@@ -1,16 +1,16 @@
-"""Fetch a repo and compare every file with the hash that the Hub announces for it."""
+"""Fetch a repo whole, and compare every file with the hash that the Hub announces for it."""
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import filter_repo_objects
 
-from .adapter_files_mtpf import drop_from_cache, has_announced_hash
-from .hub_client import HubError, attempt, check_repo_id, explained, is_transient, list_files
-from .hub_files import code_files, git_sha1, objection, sha256_of
+from .hub_cache_mtpf import drop_from_cache
+from .hub_client import HubError, attempt, check_repo_id, explained, is_transient
+from .hub_files import code_files, objection
+from .hub_manifest import Manifest, cached_manifest, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ def pull(
 ) -> Path:
     """Fetch a repo into the Hub's cache, compare every file with its announced hash, and return the folder.
 
-    The Hub's client compares sizes only. Without a network the cached folder is verified in the same way.
-    Pickles, archives and foreign code are not fetched.
+    The Hub's client compares sizes only. Without a network the cached folder is verified in the same way,
+    against the listing that the cache keeps. Pickles, archives and foreign code are not fetched.
 
     Args:
         repo_id: ``owner/name``.
@@ -38,88 +38,79 @@ def pull(
         max_bytes: Refuse a larger repo before fetching it.
 
     Raises:
-        HubError: No such repo or revision, names that are no relative paths, too many bytes, or a hash that
-            does not fit even after fetching the file anew.
+        HubError: No such repo or revision, names that are no relative paths, too many bytes, a file that is
+            missing, or a hash that does not fit even after fetching the file anew.
     """
     check_repo_id(repo_id)
     api = HfApi(token=token)
     with explained(repo_id):
+        # Its `resolved` is the commit; it is itself the name that was asked for.
         resolved = attempt(lambda: api.resolve_revision(repo_id, revision=revision, token=token))
-        sha = resolved.resolved  # `resolved` itself is the name that was asked for
-        announced = _announced(api, repo_id, sha)
-        if announced is not None:
-            _check_listing(repo_id, announced.values(), max_bytes)
+    sha = resolved.resolved
+    manifest, reachable = _manifest(api, repo_id, sha)
+    names = _wanted(repo_id, manifest, max_bytes)
 
-        def fetch() -> Path:
-            offline = announced is None
-            patterns = list(PULLED)
+    def fetch() -> Path:
+        patterns = list(PULLED)
+        with explained(repo_id):
             return Path(
-                snapshot_download(
-                    repo_id, revision=resolved, token=token, allow_patterns=patterns, local_files_only=offline
+                attempt(
+                    lambda: snapshot_download(
+                        repo_id,
+                        revision=resolved,
+                        token=token,
+                        allow_patterns=patterns,
+                        local_files_only=not reachable,
+                    )
                 )
             )
 
-        folder = attempt(fetch)
-        damaged = _damaged(folder, announced)
-        if damaged:
-            log.warning("%s of %s is damaged; fetching it again.", ", ".join(damaged), repo_id)
-            for name in damaged:
-                drop_from_cache(folder / name)
-            attempt(fetch)
-            damaged = _damaged(folder, announced)
+    folder = fetch()
+    damaged = manifest.damaged(folder, names)
+    if damaged and reachable:
+        log.warning("%s of %s is damaged; fetching it again.", ", ".join(damaged), repo_id)
+        for name in damaged:
+            drop_from_cache(folder / name)
+        folder = fetch()
+        damaged = manifest.damaged(folder, names)
     if damaged:
         for name in damaged:
             drop_from_cache(folder / name)
+        what = f"{damaged[0]} of {repo_id} at {sha[:8]}"
         raise HubError(
-            f"{damaged[0]} of {repo_id} at {sha[:8]} does not have the hash that the Hub announces for "
-            "it; it was tampered with or broken on the way. Do not use it; try again later or tell its owner."
+            f"{what} does not have the hash that the Hub announces for it; it was tampered with or broken on "
+            "the way. Do not use it; try again later or tell its owner."
+            if reachable
+            else f"{what} is missing from the cache or damaged there; connect and fetch it again with: "
+            f"mtpf pull {repo_id} --revision {sha}"
         )
     return folder
 
 
-def _announced(api: HfApi, repo_id: str, sha: str) -> dict[str, RepoFile] | None:
-    """Return the files of a commit as the Hub lists them, ``None`` when it cannot be reached."""
+def _manifest(api: HfApi, repo_id: str, sha: str) -> tuple[Manifest, bool]:
+    """Return the files of a commit, and whether the Hub could be asked for them."""
     try:
-        # Unlike a listing, which the client repeats for half a minute, this fails at once without a network.
-        attempt(lambda: api.model_info(repo_id, revision=sha))
-        return list_files(api, repo_id, sha)
-    except Exception as error:
-        if isinstance(error, OfflineModeIsEnabled) or is_transient(error):
-            return None
+        return read_manifest(api, repo_id, sha), True
+    except HubError as error:
+        if isinstance(error.__cause__, OfflineModeIsEnabled) or is_transient(error.__cause__ or error):
+            return cached_manifest(repo_id, sha), False
         raise
 
 
-def _check_listing(repo_id: str, files: Iterable[RepoFile], max_bytes: int) -> None:
-    total = 0
-    for file in files:
-        reason = objection(file.path)
+def _wanted(repo_id: str, manifest: Manifest, max_bytes: int) -> list[str]:
+    """Return the names of the files to fetch; refuse a repo with impossible names or too many bytes."""
+    for path in manifest.files:
+        reason = objection(path)
         if reason and reason.startswith("its name"):
-            raise HubError(f"{repo_id} has a file {file.path!r}: {reason}. It is not fetched.")
-        total += 0 if reason else file.size
+            raise HubError(f"{repo_id} has a file {path!r}: {reason}. It is not fetched.")
+    names = list(filter_repo_objects(manifest.files, allow_patterns=list(PULLED)))
+    total = sum(manifest.files[name].size for name in names)
     if total > max_bytes:
         raise HubError(
             f"{repo_id} has {total:,} bytes, more than the {max_bytes:,} that are allowed; it is not "
             "fetched. Raise max_bytes if that is right."
         )
-
-
-def _damaged(folder: Path, announced: dict[str, RepoFile] | None) -> list[str]:
-    damaged = []
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        name = path.relative_to(folder).as_posix()
-        if announced is None:
-            fits = has_announced_hash(path)
-        elif name not in announced:
-            continue  # left there by somebody else, not part of the repo
-        elif (lfs := announced[name].lfs) is not None:
-            fits = sha256_of(path) == lfs.sha256
-        else:
-            fits = git_sha1(path.read_bytes()) == announced[name].blob_id
-        if not fits:
-            damaged.append(name)
-    return damaged
+    return names
 
 
 __all__ = ["MAX_PULL_BYTES", "PULLED", "pull"]

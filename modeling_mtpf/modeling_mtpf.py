@@ -6,6 +6,7 @@ folder serves `MtpfModel`, stock transformers, sentence-transformers and PEFT al
 
 import inspect
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ from .adapters_mtpf import (
     switched_adapter,
 )
 from .configuration_mtpf import MtpfConfig
+from .hub_cache_mtpf import weights_file
 from .predict_mtpf import Predictor
 from .trunk_mtpf import run_tail, run_trunk
 
@@ -47,6 +49,7 @@ HUB_FILES = (
     "adapter_files_mtpf.py",
     "adapters_mtpf.py",
     "configuration_mtpf.py",
+    "hub_cache_mtpf.py",
     "modeling_mtpf.py",
     "predict_mtpf.py",
     "trunk_mtpf.py",
@@ -206,7 +209,8 @@ class MtpfPreTrainedModel(PreTrainedModel):
         """
         extra = adapter_kwargs or {}
         folder = find_adapter(path_or_repo, revision or extra.get("revision"), token or extra.get("token"))
-        files = read_adapter(folder, self.backbone, adapter_name, check_backbone)
+        source = weights_file(self.config.name_or_path, getattr(self.config, "source_revision", None))
+        files = read_adapter(folder, self.backbone, adapter_name, check_backbone, source)
         if self.head_kind and files.head is not None and files.head.kind != self.head_kind:
             raise AdapterError(
                 f"{path_or_repo} is a {files.head.kind} app, but {type(self).__name__} is for "
@@ -278,7 +282,7 @@ class MtpfPreTrainedModel(PreTrainedModel):
         Raises:
             AdapterError: No such adapter, or ``backbone_id`` is a local path.
         """
-        if backbone_id is not None and (os.path.exists(backbone_id) or backbone_id.count("/") != 1):
+        if backbone_id is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", backbone_id):
             raise AdapterError(
                 f"backbone_id must be a Hub id of the form 'owner/name', not the path {backbone_id!r}."
             )
@@ -366,6 +370,7 @@ class MtpfModel(MtpfPreTrainedModel):
         *,
         tokenizer: Any = None,
         batch_size: int = 32,
+        token: str | None = None,
     ) -> dict[str, list]:
         """Apply several apps to the same texts, running the trunk once per batch.
 
@@ -374,6 +379,7 @@ class MtpfModel(MtpfPreTrainedModel):
             adapters: Names of loaded apps (adapters with a head).
             tokenizer: The backbone's tokenizer; by default read from where the backbone came from.
             batch_size: Windows per forward pass.
+            token: Hub token, to read the tokenizer from a private repo; by default that of ``hf auth login``.
 
         Returns:
             For each app one result per text, shaped like transformers' pipelines: a list of
@@ -383,7 +389,7 @@ class MtpfModel(MtpfPreTrainedModel):
             AdapterError: An unknown adapter, or one without a head.
             TypeError: A text that is not a string.
         """
-        return Predictor(self, tokenizer).predict(texts, adapters, batch_size)
+        return Predictor(self, tokenizer, token).predict(texts, adapters, batch_size)
 
 
 class MtpfForTokenClassification(MtpfPreTrainedModel):

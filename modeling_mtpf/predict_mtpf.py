@@ -29,11 +29,12 @@ class Predictor:
     Args:
         model: An `MtpfModel` with apps loaded.
         tokenizer: A fast tokenizer; by default the one beside the backbone's weights.
+        token: Hub token, to read that one from a private repo.
     """
 
-    def __init__(self, model: Any, tokenizer: Any = None):
+    def __init__(self, model: Any, tokenizer: Any = None, token: str | None = None):
         self.model = model
-        self.tokenizer = tokenizer or load_tokenizer(model)
+        self.tokenizer = tokenizer or load_tokenizer(model, token)
 
     def predict(self, texts: str | list[str], adapters: list[str], batch_size: int = 32) -> dict[str, list]:
         """Return one result per text for each adapter; see `MtpfModel.predict`."""
@@ -106,19 +107,28 @@ class Predictor:
         return logits
 
 
-def load_tokenizer(model: Any) -> Any:
+def load_tokenizer(model: Any, token: str | None = None) -> Any:
     """Load the tokenizer from where the backbone came from, at the same revision and without remote code.
 
-    It is kept with the model.
+    It is kept with the model; the token is not.
+
+    Raises:
+        ValueError: Nobody knows where the backbone came from, or the tokenizer there cannot be read.
     """
     if "_mtpf_tokenizer" not in model.__dict__:
         source = model.config.name_or_path
         if not source:
             raise ValueError("The model was not loaded from a folder or repo; pass tokenizer=... to predict.")
         revision = getattr(model.config, "source_revision", None) or "main"
-        model.__dict__["_mtpf_tokenizer"] = AutoTokenizer.from_pretrained(
-            source, revision=revision, use_fast=True, trust_remote_code=False
-        )
+        try:
+            model.__dict__["_mtpf_tokenizer"] = AutoTokenizer.from_pretrained(
+                source, revision=revision, use_fast=True, trust_remote_code=False, token=token
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"The tokenizer of {source} cannot be read; pass tokenizer=..., or for a private repo "
+                f"token=..., to predict. {error}"
+            ) from error
     return model.__dict__["_mtpf_tokenizer"]
 
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from email.message import Message
+from fnmatch import fnmatch
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -314,6 +315,16 @@ class Response:
         return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
 
 
+def is_ignored(path: str, gitignore: str) -> bool:
+    """Say whether plain patterns, one a line, name a file or a folder on the way to it; `!` is not known."""
+    patterns = [
+        line.strip().strip("/") for line in gitignore.splitlines() if line.strip()[:1] not in ("", "#")
+    ]
+    parts = path.split("/")
+    places = [*parts, *("/".join(parts[: end + 1]) for end in range(len(parts)))]
+    return any(fnmatch(place, pattern) for place in places for pattern in patterns)
+
+
 def parse_range(header: str, size: int) -> tuple[int, int]:
     """Read a `Range` header; return the first and the last byte, or raise `HubError` 416."""
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", header)
@@ -338,15 +349,19 @@ class LargeFileApi:
     # Uploads
 
     def preupload(self, request: Request, repository: Repository) -> Response:
-        """Say how each file is to be uploaded, and what is there already."""
+        """Say how each file is to be uploaded, what is there already, and what the client is to leave out."""
         files = repository.resolve(request.params["revision"]).files
-        answers = []
-        for wanted in request.json()["files"]:
+        answers, data = [], request.json()
+        ignored = data.get("gitIgnore")
+        if ignored is None and ".gitignore" in files:
+            ignored = self.storage.get(files[".gitignore"].content).decode(errors="replace")
+        for wanted in data["files"]:
             path, sample = wanted["path"], base64.b64decode(wanted.get("sample", ""))
             large = self.storage.is_large(files, path, wanted["size"], sample)
             present = {"oid": files[path].etag} if path in files else {}
             mode = "lfs" if large else "regular"
-            answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, **present})
+            answer = {"path": path, "uploadMode": mode, "shouldIgnore": is_ignored(path, ignored or "")}
+            answers.append({**answer, **present})
         return Response({"files": answers})
 
     def lfs_batch(self, request: Request, repository: Repository) -> Response:

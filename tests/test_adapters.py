@@ -227,6 +227,10 @@ def damage(app, how):  # noqa: C901
         tensors = load_file(app / "adapter_model.safetensors")
         one = {k: v[:1] if "lora_A" in k else v[:, :1] for k, v in tensors.items()}
         save_file({k: v.contiguous() for k, v in one.items()}, app / "adapter_model.safetensors")
+    elif how == "no matrix":
+        tensors = load_file(app / "adapter_model.safetensors")
+        flat = {k: v[:, 0].contiguous() if "lora_A" in k else v for k, v in tensors.items()}
+        save_file(flat, app / "adapter_model.safetensors")
     elif how == "task missing":
         (app / "task.json").unlink()
     elif how in ("labels renamed", "max_length"):
@@ -254,6 +258,7 @@ def damage(app, how):  # noqa: C901
         ("one tensor less", "incomplete"),
         ("one module less", "disagree about"),
         ("another rank", "its config wants"),
+        ("no matrix", "is no matrix"),
         ("task is a list", "is damaged"),
         ("task missing", "has a head, but task.json does not say of which kind"),
         ("labels renamed", "are not those that its head was trained with"),
@@ -285,6 +290,82 @@ def test_an_adapter_of_another_backbone_is_refused(app, load, batch):
     shallow = MtpfModel(config_of("bert", num_hidden_layers=2))
     with pytest.raises(AdapterError, match="no linear layer for its tensor"):
         shallow.load_adapter(folder)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_backbone_is_compared_in_every_dtype(app, load, tmp_path, dtype):
+    backbone, folder, _ = app
+    model = MtpfModel.from_pretrained(backbone, dtype=dtype)
+    assert model.load_adapter(folder) == "ner"
+    other = MtpfModel.from_pretrained(backbone, dtype=dtype)
+    with torch.no_grad():
+        other.backbone.embeddings.word_embeddings.weight[7, 3] += 1
+    with pytest.raises(AdapterError, match=f"loaded in {dtype} from something else"):
+        other.load_adapter(folder)
+    changed = MtpfModel.from_pretrained(backbone)
+    with torch.no_grad():
+        changed.backbone.embeddings.word_embeddings.weight[7, 3] += 1
+    changed.save_pretrained(tmp_path / "other")
+    with pytest.raises(AdapterError, match=f"loaded in {dtype} from something else"):
+        MtpfModel.from_pretrained(tmp_path / "other", dtype=dtype).load_adapter(folder)
+    assert other.adapters == [] and other.load_adapter(folder, check_backbone=False) == "ner"
+
+
+def test_a_step_after_loading_is_noticed(app):
+    """The file that the weights came from is still the right one, but fused AdamW has changed them."""
+    backbone, folder, _ = app
+    model = MtpfModel.from_pretrained(backbone)
+    model.load_adapter(folder)
+    model(input_ids=torch.tensor([[5, 6, 7]]))[0].sum().backward()
+    torch.optim.AdamW(model.backbone.embeddings.parameters(), lr=1e-2, fused=True).step()
+    with pytest.raises(AdapterError, match="trained on another backbone"):
+        model.load_adapter(folder, adapter_name="again")
+
+
+def test_the_weights_file_may_be_replaced_after_loading(app, load):
+    backbone, folder, _ = app
+    model = MtpfModel.from_pretrained(backbone)
+    model.load_adapter(folder)
+    tensors = load_file(backbone / "model.safetensors")
+    save_file({key: value + 1 for key, value in tensors.items()}, backbone / "model.safetensors")
+    assert model.load_adapter(folder, adapter_name="again") == "again"  # those in memory are the right ones
+    with pytest.raises(AdapterError, match="trained on another backbone"):
+        MtpfModel.from_pretrained(backbone).load_adapter(folder)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"init_lora_weights": "pissa"}, "sets 'init_lora_weights' to 'pissa'"),
+        ({"layer_replication": [[0, 4], [2, 4]]}, "sets 'layer_replication'"),
+        ({"modules_to_save": ["pooler"]}, "sets 'modules_to_save'"),
+        ({"bias": "all"}, "sets 'bias' to 'all'"),
+        ({"use_dora": True}, "sets 'use_dora'"),
+        ({"r": "4"}, "'r' is '4'"),
+        ({"r": 0}, "'r' is 0"),
+        ({"target_modules": 5}, "damaged|cannot be loaded"),
+        ({"rank_pattern": "x"}, "cannot be loaded"),
+        ({"peft_type": "IA3"}, "only plain LoRA"),
+    ],
+)
+def test_configs_that_do_more_than_add_a_lora_change_nothing(app, changes, message):
+    """PiSSA, for one, would subtract from the backbone's weights while its LoRA is injected."""
+    backbone, folder, _ = app
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+    model = MtpfModel.from_pretrained(backbone)
+    before = snapshot(model)
+    with pytest.raises(AdapterError, match=message):
+        model.load_adapter(folder)
+    assert_unchanged(model, before)
+    assert model.adapters == []
+
+
+def test_an_endlessly_nested_task_is_damaged(app):
+    backbone, folder, _ = app
+    (folder / "task.json").write_text("[" * 100_000)
+    with pytest.raises(AdapterError, match="is damaged"):
+        MtpfModel.from_pretrained(backbone).load_adapter(folder)
 
 
 def test_the_recorded_hash_is_that_of_the_saved_file(app):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import CommitOperationAdd, ModelCard, ModelCardData
 
 from hub_cards import adapter_card, backbone_card, training_summary
 from modeling_mtpf.hub import push_adapter, push_backbone
-from modeling_mtpf.hub_files import check_local_paths
+from modeling_mtpf.hub_files import check_text
 
 pytestmark = pytest.mark.hub
 
@@ -50,7 +50,11 @@ print(json.dumps(done))
 @pytest.mark.parametrize("package", [False, True])
 def test_every_example_runs_as_it_stands(hub, cards, fresh_process, tmp_path, package):
     todo = [(repo, block) for repo, card in cards.items() for block in blocks(card)]
-    assert all("revision" in block or BACKBONE in block for _, block in todo)
+    for _, block in todo:  # every loader names a revision of every repo
+        loads = re.findall(
+            r"(?:from_pretrained(?!\(pull)|load_adapter|hf_hub_download|pull|SentenceTransformer)\(", block
+        )
+        assert block.count("revision=") + block.count('"revision":') == len(loads), block
     todo = [(repo, block) for repo, block in todo if ("modeling_mtpf" in block) == package]
     assert len(todo) == (4 if package else 3 + 2 * 5 + 4)
     code = RUN_BLOCKS.format(folder=str(tmp_path), blocks=json.dumps(todo))
@@ -92,7 +96,7 @@ def test_metadata_is_valid_and_complete(hub, cards):
 
 def test_cards_are_finished_and_name_no_local_path(hub, cards, folders):
     for repo, text in cards.items():
-        check_local_paths("README.md", text.encode())
+        check_text(CommitOperationAdd("README.md", text.encode()))
         assert not re.search(r"More Information Needed|<this repo>|<the backbone>|<its commit>", text)
         assert not re.search(r"None|[Uu]ndefined|\bnan\b", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
         assert repo in text and str(folders) not in text

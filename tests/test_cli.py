@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hub_api import match_route
 
 from modeling_mtpf.cli import main
 from modeling_mtpf.hub import push_adapter, push_backbone
@@ -59,6 +60,15 @@ def test_results_for_the_card(hub, folders, run, tmp_path):
     file.write_text(json.dumps([{"task": "Banking77", "metric": "accuracy", "value": 0.8}]))
     assert run("push", "backbone", folders / "backbone", BACKBONE, "--results", file)[0] == 0
     assert b"| Banking77 | accuracy | 0.8 |" in hub.files(BACKBONE)["README.md"]
+    for text, message in (
+        ('[{"task": "x", "metric": "f1"}]', "result 1 has no 'value'"),
+        ('[{"task": "x", "metric": "f1", "value": NaN}]', "'value' of result 1 is nan"),
+        ('[{"task": ["x"], "metric": "f1", "value": 1}]', "result 1 is malformed"),
+        ("[" * 100_000, "cannot be read as JSON"),
+    ):
+        file.write_text(text)
+        code, out, err = run("push", "backbone", folders / "backbone", BACKBONE, "--results", file)
+        assert code == 2 and out == "" and message in err
     file.write_text("{}")
     code, _, err = run("push", "backbone", folders / "backbone", BACKBONE, "--results", file)
     assert code == 2 and "must hold a list of records" in err
@@ -79,6 +89,8 @@ def test_results_for_the_card(hub, folders, run, tmp_path):
         (["pull", "../../etc"], "use the form 'owner/name'"),
         (["inspect", "./nothing/here"], "neither a folder nor a Hub id"),
         (["inspect", "mtpf/absent"], "There is no repo mtpf/absent"),
+        (["push", "backbone", "{backbone}", BACKBONE, "--license", ""], "The license '' is no id"),
+        (["push", "backbone", "{backbone}", BACKBONE, "--branch", "dev"], "has no branch 'dev'"),
         (["predict"], "invalid choice|argument COMMAND"),
         ([], "required"),
     ],
@@ -159,9 +171,13 @@ def test_inspect_reports_what_does_not_belong_in_a_repo(hub, folders):
     before = len(hub.requests)
     found = inspect(BACKBONE)
     assert (found.kind, found.regime, found.findings) == ("backbone", "tpl", [])
-    assert not [
-        call for call in hub.requests[before:] if "model.safetensors" in call.path
-    ]  # weights stay there
+    assert found.parameters == inspect(folders / "backbone").parameters
+    assert (
+        not {"xet_download", "xet_reconstruction"}
+        & {  # of the weights only the header is read
+            match_route(call.method, call.path)[0].name for call in hub.requests[before:]
+        }
+    )
     hub.commit(BACKBONE, {"evil.py": b"1", "a/model.bin": b"\x80\x04.", "trunk_mtpf.py": b"import os"})
     assert [finding.split(":")[0] for finding in inspect(BACKBONE).findings] == [
         "a/model.bin",
@@ -174,3 +190,65 @@ def test_inspect_reports_what_does_not_belong_in_a_repo(hub, folders):
     assert "not those that its head was trained with" in finding
     hub.create("mtpf/other")
     assert inspect("mtpf/other").findings == ["it is neither a backbone nor an adapter of mtpf"]
+
+
+def test_a_token_that_is_none_is_one_line(hub, folders, run, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_gehéim")
+    for arguments in (("push", "backbone", folders / "backbone", BACKBONE), ("pull", BACKBONE)):
+        code, out, err = run(*arguments)
+        assert code == 2 and out == "" and "token has characters" in err and "gehéim" not in err
+
+
+@pytest.mark.parametrize(
+    "file, text, message",
+    [
+        ("task.json", "{", "not valid JSON"),
+        ("task.json", "[]", "must hold a JSON object"),
+        ("task.json", '{"kind": "text-classification", "labels": 5}', "'labels' in task.json is 5"),
+        ("task.json", '{"metrics": "x"}', "'metrics' in task.json is 'x'"),
+        ("task.json", '{"metrics": {"f1": NaN}}', "NaN is no number of JSON"),
+        ("task.json", '{"backbone": 3, "name": 5}', "'backbone' in task.json"),
+        ("adapter_config.json", '{"r": "x"}', "no LoRA of mtpf"),
+        ("adapter_config.json", "null", "must hold a JSON object"),
+        ("adapter_model.safetensors", "\xff" * 8, "damaged or no safetensors"),
+        ("head.safetensors", "", "head .*does not fit|damaged"),
+    ],
+)
+def test_inspect_of_odd_files_gives_findings(hub, folders, tmp_path, run, file, text, message):
+    """In a folder and in a repo: never a traceback, and valid JSON on demand."""
+    folder = Path(shutil.copytree(folders / "entities", tmp_path / "app"))
+    (folder / file).write_bytes(text.encode("latin-1"))
+    push_backbone(folders / "backbone", BACKBONE)
+    push_adapter(folders / "entities", ENTITIES, backbone_id=BACKBONE)
+    hub.commit(ENTITIES, {file: text.encode("latin-1")})
+    for source in (folder, ENTITIES):
+        code, out, err = run("inspect", source, "--json")
+        found = json.loads(out, parse_constant=lambda name: pytest.fail(name))
+        assert code == 0 and re.search(message, "\n".join(found["findings"])), found["findings"]
+
+
+def test_inspect_tells_of_foreign_code_beside_other_findings(hub, folders):
+    push_backbone(folders / "backbone", BACKBONE)
+    config = json.loads(hub.files(BACKBONE)["config.json"])
+    foreign = {"auto_map": {"AutoModel": "other/repo--evil.Model"}}
+    hub.commit(BACKBONE, {"config.json": json.dumps({**config, **foreign}).encode(), "trunk_mtpf.py": None})
+    findings = "\n".join(inspect(BACKBONE).findings)
+    assert "complete auto_map" in findings and "it has no trunk_mtpf.py" in findings
+    hub.create("mtpf/other")
+    hub.commit("mtpf/other", {"config.json": json.dumps({"model_type": "bert", **foreign}).encode()})
+    assert "names code to import that is not mtpf's" in "\n".join(inspect("mtpf/other").findings)
+
+
+def test_inspect_names_an_adapter_whose_backbone_is_not_the_one_it_was_trained_on(hub, folders):
+    push_backbone(folders / "backbone", BACKBONE)
+    push_adapter(folders / "entities", ENTITIES, backbone_id=BACKBONE)
+    task = json.loads(hub.files(ENTITIES)["task.json"])
+    for change, message in (
+        ({"sha256": "0" * 64}, "has other weights at"),
+        ({"revision": "0" * 40}, "name different backbones"),
+        ({"id": "mtpf/absent"}, "name different backbones"),
+    ):
+        changed = {**task, "backbone": {**task["backbone"], **change}}
+        hub.commit(ENTITIES, {"task.json": json.dumps(changed).encode()})
+        (finding,) = inspect(ENTITIES).findings
+        assert message in finding

@@ -7,13 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from huggingface_hub import HfApi
-from safetensors.torch import load_file, save_file
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
 from modeling_mtpf import AdapterError, MtpfModel
-from modeling_mtpf.hub import HubError, PushConflictError, PushPlan, pull, push_adapter, push_backbone
-from modeling_mtpf.hub_files import HubFileError
+from modeling_mtpf.hub import HubError, PushPlan, pull, push_adapter, push_backbone
 from modeling_mtpf.modeling_mtpf import HUB_FILES
 from modeling_mtpf.predict_mtpf import load_tokenizer
 
@@ -71,7 +68,7 @@ def test_an_adapter_names_repo_commit_and_weights(hub, folders, published):
     expected = {"id": BACKBONE, "revision": published, "sha256": weights, "dtype": "float32"}
     assert task["backbone"] == expected and sha == hub.head(ENTITIES)
     assert content(folders / "entities") == local  # the user's folder is as before
-    assert not hub.calls("resolve")  # nothing was downloaded to compare hashes
+    assert not hub.calls("xet_download")  # of the backbone's weights only the header is read
 
     hub.commit(BACKBONE, {"notes.txt": b"the branch moves on"})
     push_adapter(folders / "entities", ENTITIES, backbone_id=BACKBONE, backbone_revision=published)
@@ -161,218 +158,6 @@ def test_the_token_is_never_shown_or_written(hub, folders, no_waiting, caplog, m
         push_backbone(folders / "backbone", "somebody/else", token=hub.token)
 
 
-# Refusals: nothing changes on the Hub
-
-
-def pushes_nothing(hub, push, message):
-    before = len(hub.requests)
-    with pytest.raises((HubFileError, HubError), match=message) as refusal:
-        push()
-    assert {call.method for call in hub.requests[before:]} <= {"GET"}
-    return str(refusal.value)
-
-
-def edit(file: Path, **changes) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
-@pytest.mark.parametrize(
-    "backbone_id, message",
-    [
-        (None, "does not say which published backbone.*--backbone"),
-        ("mtpf/absent", "mtpf/absent is not published.*mtpf push backbone FOLDER mtpf/absent"),
-        ("./runs/demo/backbone", "no Hub id; use the form 'owner/name'"),
-        ("/srv/backbone", "no Hub id"),
-    ],
-)
-def test_an_adapter_without_a_published_backbone_is_refused(hub, folders, backbone_id, message):
-    pushes_nothing(hub, lambda: push_adapter(folders / "ner", NER, backbone_id=backbone_id), message)
-
-
-def test_an_adapter_of_another_backbone_is_refused(hub, folders, backbone, published):
-    weights = load_file(backbone / "model.safetensors")
-    weights["embeddings.word_embeddings.weight"][7, 3] += 1e-3
-    save_file(weights, backbone / "model.safetensors", metadata={"format": "pt"})
-    other = push_backbone(backbone, BACKBONE)
-    pushes_nothing(
-        hub, lambda: push_adapter(folders / "ner", NER, backbone_id=BACKBONE), "trained on another backbone"
-    )
-    assert push_adapter(folders / "ner", NER, backbone_id=BACKBONE, backbone_revision=published)
-    with pytest.raises(AdapterError, match="trained on another backbone"):
-        MtpfModel.from_pretrained(pull(BACKBONE, other)).load_adapter(NER)
-
-
-def damage(folder: Path, how: str) -> None:  # noqa: C901
-    task, head = folder / "task.json", folder / "head.safetensors"
-    labels = json.loads(task.read_text())["labels"]
-    if how == "pickle":
-        (folder / "optimizer.pt").write_bytes(b"\x80\x04.")
-    elif how == "archive":
-        (folder / "data.zip").write_bytes(b"PK")
-    elif how == "code":
-        (folder / "run.py").write_text("print()")
-    elif how == "unknown":
-        (folder / "notes.txt").write_text("my notes")
-    elif how == "folder":
-        (folder / "old").mkdir()
-    elif how == "link":
-        (folder / "vocab.txt").symlink_to("/etc/hostname")
-    elif how == "no head":
-        head.unlink()
-    elif how == "label renamed":
-        edit(task, labels=["B-NAME" if label == "B-PER" else label for label in labels])
-    elif how == "labels moved":
-        edit(task, labels=labels[::-1])
-    elif how == "name":
-        edit(task, name='../"); import os; ("')
-    elif how == "label less":
-        edit(task, labels=labels[:-1])
-    elif how == "absolute path":
-        edit(task, training_data={"train": "/home/ada/messages.jsonl"})
-    elif how == "relative path":
-        edit(task, training_data="../messages")
-    elif how == "weights cut":
-        file = folder / "adapter_model.safetensors"
-        file.write_bytes(file.read_bytes()[:-100])
-    elif how == "weights are a pickle":
-        torch.save({"a": torch.zeros(2)}, folder / "adapter_model.safetensors")
-    elif how == "one tensor less":
-        tensors = load_file(folder / "adapter_model.safetensors")
-        tensors.pop(sorted(tensors)[0])
-        save_file(tensors, folder / "adapter_model.safetensors")
-    elif how == "giant":
-        task.write_text(" " * 50_000_001)
-
-
-@pytest.mark.parametrize(
-    "how, message",
-    [
-        ("pickle", "optimizer.pt .* may hold a pickle"),
-        ("archive", "data.zip .* archive"),
-        ("code", "run.py .* code other than mtpf's own"),
-        ("unknown", "notes.txt .* does not belong there"),
-        ("folder", "old .* does not belong there"),
-        ("link", "vocab.txt .* symbolic link"),
-        ("no head", "its head is missing"),
-        ("label renamed", "not those that its head was trained with"),
-        ("labels moved", "not those that its head was trained with"),
-        ("name", "which no adapter can have"),
-        ("label less", "does not fit 2 labels"),
-        ("absolute path", "task.json contains the local path '/home/ada"),
-        ("relative path", r"task.json contains the local path '\.\./messages' \(key 'training_data'\)"),
-        ("weights cut", "is damaged or no safetensors file"),
-        ("weights are a pickle", "is damaged or no safetensors file"),
-        ("one tensor less", "disagree about"),
-        ("giant", "larger than 50 MB"),
-    ],
-)
-def test_folders_that_may_not_be_published(hub, published, entities, how, message):
-    damage(entities, how)
-    pushes_nothing(hub, lambda: push_adapter(entities, ENTITIES, backbone_id=BACKBONE), message)
-
-
-def test_backbones_that_may_not_be_published(hub, backbone, encoders):
-    push = lambda: push_backbone(backbone, BACKBONE)  # noqa: E731
-    pushes_nothing(hub, lambda: push_backbone(encoders["bert"], BACKBONE), "no 'mtpf' block")
-    pushes_nothing(hub, lambda: push_backbone(backbone / "absent", BACKBONE), "There is no folder")
-    archive = shutil.make_archive(str(backbone), "zip", backbone)
-    pushes_nothing(hub, lambda: push_backbone(archive, BACKBONE), "There is no folder .*zip")
-    with pytest.raises(AdapterError, match="neither a folder nor a Hub id"):
-        MtpfModel.from_pretrained(encoders["bert"]).load_adapter(archive)
-    (backbone / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    pushes_nothing(hub, push, "pytorch_model.bin .* may hold a pickle")
-    (backbone / "pytorch_model.bin").unlink()
-    (backbone / "training.json").write_text('{"regime": "tpl", "start": "runs/../../secret/encoder"}')
-    config = json.loads((backbone / "config.json").read_text())
-    edit(backbone / "config.json", _name_or_path="/tmp/encoder")
-    pushes_nothing(hub, push, "config.json contains the local path '/tmp/encoder'")
-    (backbone / "config.json").write_text(json.dumps(config))
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        (backbone / file).unlink()
-    pushes_nothing(hub, push, "has no tokenizer")
-    for name in ("encoder", "a/b/c", "../up/x", "-/x", str(backbone)):
-        with pytest.raises(HubError, match="no Hub id"):
-            push_backbone(backbone, name)
-
-
-def test_a_card_that_the_hub_does_not_accept_leaves_no_empty_repo(hub, folders):
-    with pytest.raises(HubError, match='card of mtpf/encoder: "language" with value "English"'):
-        push_backbone(folders / "backbone", BACKBONE, language="English")
-    assert not hub.calls("create_repo")
-
-
-def test_remote_code_is_this_packages_own(hub, backbone, published):
-    (backbone / "modeling_mtpf.py").write_text("import os; os.system('true')")
-    assert push_backbone(backbone, BACKBONE) == published
-
-
-# Faults: a retry or a clear error, and always a complete head
-
-
-@pytest.mark.parametrize(
-    "route, effects",
-    [
-        ("commit", {"status": 500}),
-        ("commit", {"status": 503, "times": 2}),
-        ("commit", {"drop": "request"}),
-        ("commit", {"drop": "response"}),
-        ("preupload", {"status": 429, "retry_after": 1}),
-        ("repo_info", {"status": 502}),
-        ("tree", {"drop": "response"}),
-        ("create_repo", {"status": 500}),
-        ("xet_upload_xorb", {"drop": "request"}),
-        ("xet_write_token", {"status": 500}),
-        ("repo_info", {"delay": 0.5}),
-    ],
-)
-def test_faults_that_pass_are_survived(hub, folders, no_waiting, route, effects):
-    fault = hub.fault(route, **effects)
-    sha = push_backbone(folders / "backbone", BACKBONE)
-    assert fault.fired and sha == hub.head(BACKBONE) and len(hub.commits(BACKBONE)) == 2
-    assert {*content(folders / "backbone"), "README.md"} <= set(hub.files(BACKBONE))
-
-
-@pytest.mark.parametrize(
-    "route, effects, message",
-    [
-        ("commit", {"status": 500}, "answers 500"),
-        ("commit", {"drop": "request"}, "connection to the Hub failed"),
-        ("xet_upload_shard", {"status": 400}, "connection to the Hub failed|answers"),
-    ],
-)
-def test_faults_that_stay_leave_the_head_as_it_was(
-    hub, backbone, published, no_waiting, route, effects, message
-):
-    before = hub.files(BACKBONE)
-    weights = load_file(backbone / "model.safetensors")
-    weights["embeddings.word_embeddings.weight"][7, 3] += 1e-3
-    save_file(weights, backbone / "model.safetensors", metadata={"format": "pt"})
-    hub.fault(route, times=None, **effects)
-    with pytest.raises(HubError, match=message) as failure:
-        push_backbone(backbone, BACKBONE)
-    assert "complete revision" in str(failure.value)
-    assert hub.head(BACKBONE) == published and hub.files(BACKBONE) == before
-    hub.clear_faults()
-    assert push_backbone(backbone, BACKBONE) == hub.head(BACKBONE) != published
-
-
-def test_a_lost_answer_is_no_conflict(hub, folders, published, no_waiting):
-    hub.fault("commit", drop="response")
-    sha = push_backbone(folders / "backbone", BACKBONE, license="mit")
-    assert sha == hub.head(BACKBONE) and hub.commits(BACKBONE)[0].parent == published
-
-
-@pytest.mark.parametrize("effects", [{}, {"status": 500}])
-def test_a_concurrent_push_is_a_conflict_and_loses_nothing(hub, folders, published, no_waiting, effects):
-    theirs = []
-    before = lambda: theirs.append(hub.commit(BACKBONE, {"theirs.txt": b"theirs"}))  # noqa: E731
-    hub.fault("commit", before=before, **effects)
-    with pytest.raises(PushConflictError, match="Somebody else has committed .* then push again"):
-        push_backbone(folders / "backbone", BACKBONE, license="mit")
-    assert hub.head(BACKBONE) == theirs[0] and hub.files(BACKBONE)["theirs.txt"] == b"theirs"
-    assert b"license: apache-2.0" in hub.files(BACKBONE)["README.md"]
-
-
 # Pull
 
 
@@ -403,6 +188,46 @@ def test_pull_by_branch_tag_and_commit_and_offline(hub, folders, published, monk
     with pytest.raises(HubError):  # noticed offline, too
         pull(BACKBONE, published)
     assert not blob.exists()
+
+
+def test_pull_offline_notices_what_is_missing(hub, published, monkeypatch):
+    folder = pull(BACKBONE, published)
+    hub.stop()
+    assert pull(BACKBONE, published) == folder
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(HubError, match="in(complete| the cache)|tokenizer.json .* is missing"):
+        pull(BACKBONE, published)
+    hub.start()
+    assert (pull(BACKBONE, published) / "tokenizer.json").is_file()
+
+
+def test_pull_offline_without_a_listing_is_refused(hub, published):
+    """A model that was loaded file by file may lack any of them."""
+    hf_hub_download(BACKBONE, "config.json", revision=published)
+    hub.stop()
+    with pytest.raises(HubError, match=f"no listing of {BACKBONE} .* mtpf pull {BACKBONE} --revision"):
+        pull(BACKBONE, published)
+
+
+def test_pull_notices_what_the_client_left_out(hub, published, monkeypatch):
+    def without_tokenizer(*args, **kwargs):
+        return snapshot_download(*args, **kwargs, ignore_patterns=["tokenizer.json"])
+
+    monkeypatch.setattr("modeling_mtpf.hub_pull.snapshot_download", without_tokenizer)
+    with pytest.raises(HubError, match="tokenizer.json of mtpf/encoder"):
+        pull(BACKBONE)
+
+
+def test_prediction_on_a_private_repo_takes_a_token(hub, folders, monkeypatch):
+    sha = push_backbone(folders / "backbone", BACKBONE, private=True)
+    push_adapter(folders / "entities", ENTITIES, backbone_id=BACKBONE, private=True)
+    monkeypatch.setenv("HF_TOKEN", "")
+    model = MtpfModel.from_pretrained(BACKBONE, revision=sha, token=hub.token)
+    model.load_adapter(ENTITIES, token=hub.token)
+    with pytest.raises(ValueError, match="for a private repo token="):
+        model.predict(["Hi Ada"], adapters=["entities"])
+    assert model.predict(["Hi Ada"], adapters=["entities"], token=hub.token)
+    assert hub.token not in repr(model.__dict__) + model.config.to_json_string()
 
 
 SOURCE_REVISION = """
@@ -449,6 +274,26 @@ def test_loading_a_tampered_adapter_is_refused_and_changes_nothing(hub, folders,
     with pytest.raises(AdapterError, match=f"{path} of {ENTITIES} does not have the hash"):
         model.load_adapter(ENTITIES, revision=sha)
     assert model.adapters == [] and len(model.heads) == 0
+
+
+def test_an_oversized_adapter_is_not_fetched(hub, folders, published, monkeypatch):
+    push_adapter(folders / "entities", ENTITIES, backbone_id=BACKBONE)
+    model = MtpfModel.from_pretrained(folders / "backbone")
+    monkeypatch.setattr("modeling_mtpf.adapter_files_mtpf.MAX_ADAPTER_BYTES", 1000)
+    hub.requests.clear()
+    with pytest.raises(AdapterError, match="more than the 1,000 that are fetched"):
+        model.load_adapter(ENTITIES)
+    assert not hub.calls("resolve") and not hub.calls("tree") and model.adapters == []
+
+
+def test_an_adapter_loads_again_without_the_hub(hub, folders, published):
+    sha = push_adapter(folders / "entities", ENTITIES, backbone_id=BACKBONE)
+    model = MtpfModel.from_pretrained(folders / "backbone")
+    model.load_adapter(ENTITIES, revision=sha)
+    hub.stop()
+    assert model.load_adapter(ENTITIES, adapter_name="again", revision=sha) == "again"
+    with pytest.raises(AdapterError, match="mtpf/encoder-ner cannot be fetched"):
+        model.load_adapter(NER)
 
 
 def test_what_pull_refuses_and_leaves_out(hub, published, tmp_path):

@@ -726,3 +726,12 @@ def test_environment_hides_what_the_user_has_set(hub, monkeypatch):
     assert "hf_own" not in environment.values() and environment["HF_HUB_OFFLINE"] == "0"
     assert environment["HF_HUB_CACHE"].startswith(environment["HF_HOME"])
     assert environment["PATH"] == os.environ["PATH"]
+
+
+def test_what_a_gitignore_names_is_left_out_by_the_client(hub, api, published):
+    hub.commit(REPO, {".gitignore": b"# weights\n*.bin\n/logs/\n"})
+    files = {"a.bin": b"1", "logs/b.txt": b"2", "c.txt": b"3"}
+    api.create_commit(
+        REPO, [CommitOperationAdd(path, data) for path, data in files.items()], commit_message="Add"
+    )
+    assert set(files) & set(hub.files(REPO)) == {"c.txt"}

@@ -9,7 +9,6 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling_mtpf import MtpfForSequenceClassification, MtpfForTokenClassification, MtpfModel
 from modeling_mtpf.adapters_mtpf import AdapterError
-from modeling_mtpf.hub import push_adapter, push_backbone
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow]
 
@@ -17,9 +16,25 @@ BACKBONE = "mtpf/encoder"
 ADAPTERS = {"entities": "mtpf/entities", "intent": "mtpf-org/intent", "ner": "mtpf/encoder-ner"}
 
 
-@pytest.fixture
-def story(hub, folders, tmp_path):
-    """Publish all four repos; return what a process needs to load and compare them."""
+PUSH = """
+import contextlib, io, json
+from modeling_mtpf.cli import main
+
+def push(kind, *arguments):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(["push", kind, *arguments]) == 0
+    return out.getvalue().strip()
+
+folder, backbone, adapters = json.loads({story!r})
+shas = {{"backbone": push("backbone", folder + "/backbone", backbone)}}
+for name, repo in adapters.items():
+    shas[name] = push("adapter", folder + "/" + name, repo, "--backbone", backbone)
+print(json.dumps(shas))
+"""
+
+
+def before_publishing(folders, file) -> dict:
+    """Write inputs, hidden states and logits of the folders to a file; return the predictions."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folders / "backbone")
     inputs = dict(tokenizer(SENTENCES, padding=True, return_tensors="pt"))
     model = MtpfModel.from_pretrained(folders / "backbone").eval()
@@ -28,31 +43,22 @@ def story(hub, folders, tmp_path):
     with torch.no_grad():
         states = model.encode_adapters([None, *ADAPTERS], **inputs)
         logits = {name: head(states[name]) for name, head in model.heads.items()}
-    predictions = model.predict(SENTENCES, adapters=["entities", "intent"], tokenizer=tokenizer)
-    torch.save((inputs, states, logits), tmp_path / "expected.pt")
+    torch.save((inputs, states, logits), file)
+    return model.predict(SENTENCES, adapters=["entities", "intent"], tokenizer=tokenizer)
 
-    shas = {None: push_backbone(folders / "backbone", BACKBONE)}
-    for name, repo in ADAPTERS.items():
-        shas[name] = push_adapter(folders / name, repo, backbone_id=BACKBONE)
-    # What comes later must not matter to who has pinned a commit.
-    damaged = (
+
+def damage_the_heads(hub) -> None:
+    """Commit rubbish to every repo: what comes later must not matter to who has pinned a commit."""
+    names = (
         "config.json",
         "model.safetensors",
         "modeling_mtpf.py",
         "tokenizer.json",
         "tokenizer_config.json",
     )
-    hub.commit(BACKBONE, dict.fromkeys(damaged, b"damaged"))
+    hub.commit(BACKBONE, dict.fromkeys(names, b"damaged"))
     for repo in ADAPTERS.values():
         hub.commit(repo, dict.fromkeys(("adapter_config.json", "adapter_model.safetensors"), b"damaged"))
-    return {
-        "expected": str(tmp_path / "expected.pt"),
-        "predictions": predictions,
-        "texts": SENTENCES,
-        "backbone": BACKBONE,
-        "sha": shas[None],
-        "adapters": {name: [repo, shas[name]] for name, repo in ADAPTERS.items()},
-    }
 
 
 PROLOGUE = """
@@ -68,10 +74,10 @@ def differs(a, b):
 TRUSTED = """
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 from transformers import AutoTokenizer, pipeline
-tokenizer = AutoTokenizer.from_pretrained(repo, revision=sha, trust_remote_code=False)
-model = AutoModel.from_pretrained(repo, revision=sha, trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained(repo, trust_remote_code=False)
+model = AutoModel.from_pretrained(repo, trust_remote_code=True).eval()
 for name, (adapter, commit) in adapters.items():
-    assert model.load_adapter(adapter, adapter_kwargs={"revision": commit}) == name
+    assert model.load_adapter(adapter) == name
 with torch.no_grad():
     for name, expected in states.items():
         found[f"hidden states {name}"] = differs(model.encode_adapters([name], **inputs)[name], expected)
@@ -121,24 +127,43 @@ with torch.no_grad():
     tokens = model.eval()(dict(inputs))["token_embeddings"]
     found["SentenceTransformer.load_adapter"] = differs(tokens, states[name])
 found["remote code"] = [name for name in sys.modules if name.startswith("transformers_modules")]
+model = AutoModel.from_pretrained(repo, revision=sha, trust_remote_code=True).eval()
+for adapter, commit in adapters.values():
+    model.load_adapter(adapter, revision=commit)
+predictions = model.predict(story["texts"], adapters=["entities", "intent"])
+found["pinned predictions"] = float(predictions != story["predictions"])
 print(json.dumps(found))
 """
 
 
-def test_trusted_models_predict_as_before_publishing(hub, story, fresh_process):
-    code = PROLOGUE.format(story=json.dumps(story)) + TRUSTED
-    found = fresh_process(code, package=False, **hub.environment())
+def test_the_whole_story(hub, folders, fresh_process, tmp_path):
+    """Push with the command; load by id, trusted; spoil the heads; load the commits with stock libraries."""
+    predictions = before_publishing(folders, tmp_path / "expected.pt")
+    code = PUSH.format(story=json.dumps([str(folders), BACKBONE, ADAPTERS]))
+    shas = fresh_process(code, **hub.environment(home="author"))
+    assert shas == {
+        "backbone": hub.head(BACKBONE),
+        **{name: hub.head(repo) for name, repo in ADAPTERS.items()},
+    }
+    story = {
+        "expected": str(tmp_path / "expected.pt"),
+        "predictions": predictions,
+        "texts": SENTENCES,
+        "backbone": BACKBONE,
+        "sha": shas["backbone"],
+        "adapters": {name: [repo, shas[name]] for name, repo in ADAPTERS.items()},
+    }
+    prologue = PROLOGUE.format(story=json.dumps(story))
+    found = fresh_process(prologue + TRUSTED, package=False, **hub.environment(home="user"))
     assert found.pop("class") == "MtpfModel transformers_modules"
     spans, ours = found.pop("pipeline entities")
     assert spans == ours and any(ours)
     assert found == dict.fromkeys(found, 0.0) and len(found) == 7
 
-
-def test_stock_libraries_load_the_same(hub, story, fresh_process):
-    code = PROLOGUE.format(story=json.dumps(story)) + STOCK
-    found = fresh_process(code, package=False, **hub.environment())
+    damage_the_heads(hub)
+    found = fresh_process(prologue + STOCK, package=False, **hub.environment(home="stranger"))
     assert found.pop("remote code") == []
-    assert found == dict.fromkeys(found, 0.0) and len(found) == 5
+    assert found == dict.fromkeys(found, 0.0) and len(found) == 6
 
 
 def test_task_classes_take_apps_of_their_kind_only(folders):
