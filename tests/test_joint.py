@@ -115,7 +115,7 @@ def separate(joint, batches, name) -> torch.Tensor:
     return objective.loss(objective(hidden, mask, labels), batch.targets)[0]
 
 
-@pytest.mark.parametrize("architecture", ["bert", "distilbert", "modernbert"])
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "electra", "modernbert"])
 def test_gradient_routing(make, architecture):
     joint, batches = make(architecture, ner=1.0, tc=0.5)
     found = gradients(joint, joint(plan(batches)).loss)
@@ -133,8 +133,7 @@ def test_gradient_routing(make, architecture):
         else:
             expected = sum(weight[f] * alone[f].get(name, torch.zeros_like(gradient)) for f in weight)
         checked[owner or "backbone"] += 1
-        scale = expected.norm().clamp(min=1e-8)
-        assert (gradient - expected).norm() / scale < 1e-7, name
+        assert (gradient - expected).norm() <= 1e-7 * expected.norm() + 1e-13, name
     assert checked["ner"] >= 6 and checked["tc"] >= 6 and checked["backbone"] > 20
 
 
@@ -337,7 +336,8 @@ def test_cached_rows_are_not_held(make):
             joint.recompute = recompute
             peaks[pairs, recompute] = peak_saved(lambda batch=batch: joint(batch).loss.backward())
     assert peaks[256, False] > 3.5 * peaks[64, False]
-    assert peaks[256, True] < 1.3 * peaks[64, True] < 0.3 * peaks[64, False]
+    # What grows is the loss over all vectors, with the square of the batch.
+    assert peaks[256, True] < 2 * peaks[64, True] < 0.2 * peaks[64, False]
 
 
 def peak_saved(function) -> int:

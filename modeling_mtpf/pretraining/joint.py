@@ -80,12 +80,13 @@ class JointModel(nn.Module):
     def forward(self, batch: JointBatch) -> JointOutput:
         """Run one joint step's forward on a batch of each family."""
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in batch.positions}
-        for number, chunk in enumerate(batch.chunks, start=1):
+        words, places = self._look_up(batch)
+        for number, (chunk, place) in enumerate(zip(batch.chunks, places, strict=True), start=1):
             # The last chunk is the first in the backward pass, when nothing else is held: once is enough.
             if self.recompute and torch.is_grad_enabled() and number < len(batch.chunks):
-                found = checkpoint(self.chunk_rows, chunk, use_reentrant=False)
+                found = checkpoint(self._chunk_rows, chunk, words, place, use_reentrant=False)
             else:
-                found = self.chunk_rows(chunk)
+                found = self._chunk_rows(chunk, words, place)
             for name, rows in found.items():
                 parts[name].append(rows)
         losses: dict[str, torch.Tensor] = {}
@@ -107,14 +108,30 @@ class JointModel(nn.Module):
         for layer in encoder_layers(self.model.backbone)[: -self.depth]:
             layer.compile(dynamic=True)
 
-    def chunk_rows(self, chunk: Chunk) -> dict[str, torch.Tensor]:
+    def _look_up(self, batch: JointBatch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Embed each different token of the batch once.
+
+        The gradient of a lookup is as large as the whole embedding matrix, mostly zeros: 47 MB for BERT's
+        vocabulary, for every chunk, which costs as much as several hundred tokens.
+
+        Returns:
+            Vectors ``(different tokens, embedding)``, and for each chunk the places of its tokens in them.
+        """
+        ids = torch.cat([chunk.inputs["input_ids"].flatten() for chunk in batch.chunks])
+        different, places = torch.unique(ids, return_inverse=True)
+        shapes = [chunk.inputs["input_ids"].shape for chunk in batch.chunks]
+        parts = places.split([shape.numel() for shape in shapes])
+        words = self.model.get_input_embeddings()(different)
+        return words, [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _chunk_rows(self, chunk: Chunk, words: torch.Tensor, places: torch.Tensor) -> dict[str, torch.Tensor]:
         """Run one chunk: trunk once, each family's tail, and what its loss needs of each row."""
-        trunk = run_trunk(self.model.backbone, self.depth, **chunk.inputs)
+        mask = chunk.inputs["attention_mask"]
+        trunk = run_trunk(self.model.backbone, self.depth, inputs_embeds=words[places], attention_mask=mask)
         found = {}
         for name, (start, stop) in chunk.spans.items():
             hidden = run_tail(self.model.backbone, trunk.rows(start, stop), self.adapters[name])
-            mask = chunk.inputs["attention_mask"][start:stop]
-            rows = self.objectives[name](hidden, mask, chunk.labels.get(name))
+            rows = self.objectives[name](hidden, mask[start:stop], chunk.labels.get(name))
             found[name] = rows[: chunk.num_rows[name]]
         return found
 
