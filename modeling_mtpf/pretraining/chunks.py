@@ -2,7 +2,7 @@
 
 Each family's rows are sorted by length and cut into segments of similar length; segments of the same length
 are joined to chunks, so that the trunk runs once over rows of several families. Sorting removes nearly all
-padding. On CPUs in bf16 a new shape costs seconds (oneDNN compiles a kernel for each), so lengths and numbers
+padding. On CPUs in bf16 oneDNN compiles kernels for every new shape and keeps them, so lengths and numbers
 of rows come from a small set there.
 """
 
