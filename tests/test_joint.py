@@ -357,3 +357,24 @@ def peak_saved(function) -> int:
     with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
         function()
     return peak
+
+
+@pytest.mark.slow
+def test_a_compiled_trunk_gives_the_same_and_compiles_few_times(make):
+    """Batches of many shapes: forward and backward, with other batch sizes and lengths each time."""
+    from torch._dynamo.utils import counters
+
+    joint, _ = make()
+    expected = {}
+    for step in range(4):
+        batch = plan({"ner": fixed_ner(step), "tc": fixed_tc(step, 3 + step)})
+        expected[step] = gradients(joint, joint(batch).loss)
+    counters.clear()
+    joint.compile_trunk()
+    for step, wanted in expected.items():
+        batch = plan({"ner": fixed_ner(step), "tc": fixed_tc(step, 3 + step)})
+        found = gradients(joint, joint(batch).loss)
+        assert found.keys() == wanted.keys()
+        for name, gradient in wanted.items():
+            assert (found[name] - gradient).norm() <= 1e-7 * gradient.norm() + 1e-12, name
+    assert 1 <= counters["stats"]["unique_graphs"] <= 4
