@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
-
 from modeling_mtpf.adaptation.text_app import embed_texts, fit_text_app
 from modeling_mtpf.adaptation.token_app import TokenAppSettings, find_labels, fit_token_app, tag_words
+from modeling_mtpf.evaluation.entities import entity_f1
+from sklearn.linear_model import LogisticRegression
+
 from modeling_mtpf.adapter_files_mtpf import backbone_sha256
 from modeling_mtpf.data.words import load_word_tokenizer
 from modeling_mtpf.errors import DataError, MissingExtraError, require_extra
-from modeling_mtpf.evaluation.entities import entity_f1
 from modeling_mtpf.modeling_mtpf import mean_pool
 
 NAMES, PLACES = ["Ada", "Noor", "Grace", "Alan"], ["London", "Paris", "Rome"]

@@ -1,5 +1,6 @@
 """TC by linear probe: logistic regression on the mean-pooled vectors of the frozen backbone with a LoRA."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,29 +51,60 @@ def fit_text_probe(
         )
         for split in (data.train, data.validation)
     )
-    weight = None if settings.class_weights == "none" else settings.class_weights
-    best: dict[str, Any] = {"score": -1.0}
-    tried = {}
-    for strength in STRENGTHS:
-        probe = LogisticRegression(C=strength, max_iter=1000, class_weight=weight, random_state=settings.seed)
-        probe.fit(train, data.train.labels)
-        scores = text_scores(
-            data.validation.labels,
-            list(probe.predict(validation)),
-            probe.predict_proba(validation),
-            list(probe.classes_),
-        )
-        tried[strength] = round(scores["accuracy"], 4)
-        if scores["accuracy"] <= best["score"]:  # weaker regularisation helps no more
-            break
-        best = {"score": scores["accuracy"], "C": strength, "probe": probe, "scores": scores}
-    probe = best["probe"]
+    probe, best = choose_probe(
+        train, data.train.labels, validation, data.validation.labels, settings.class_weights, settings.seed
+    )
     if data.held_out:
         probe = LogisticRegression(**probe.get_params())
         probe.fit(np.concatenate([train, validation]), [*data.train.labels, *data.validation.labels])
     _fill_head(model.heads[name], probe)
-    details = {"C": best["C"], "validation_accuracy_by_C": tried, "refitted_with_validation": data.held_out}
-    return FitResult(best["score"], best["scores"], details)
+    details = {
+        "C": probe.C,
+        "validation_accuracy_by_C": best.details,
+        "refitted_with_validation": data.held_out,
+    }
+    return FitResult(best.score, best.validation, details)
+
+
+def choose_probe(
+    train: np.ndarray,
+    train_labels: Sequence[str],
+    validation: np.ndarray,
+    validation_labels: Sequence[str],
+    class_weights: str = "none",
+    seed: int = 0,
+) -> tuple[LogisticRegression, FitResult]:
+    """Fit logistic regression with the strength of regularisation that is best on validation.
+
+    Args:
+        train: Vectors ``(texts, width)``.
+        train_labels: Their labels.
+        validation: Vectors that decide.
+        validation_labels: Their labels.
+        class_weights: ``none`` or ``balanced``.
+        seed: Of the solver.
+
+    Returns:
+        The probe, and its validation scores with the accuracy of every strength tried.
+    """
+    best: tuple[LogisticRegression, FitResult] | None = None
+    tried: dict[str, float] = {}
+    for strength in STRENGTHS:
+        weight = None if class_weights == "none" else class_weights
+        probe = LogisticRegression(C=strength, max_iter=1000, class_weight=weight, random_state=seed)
+        probe.fit(train, train_labels)
+        scores = text_scores(
+            validation_labels,
+            list(probe.predict(validation)),
+            probe.predict_proba(validation),
+            list(probe.classes_),
+        )
+        tried[str(strength)] = round(scores["accuracy"], 4)
+        if best is not None and scores["accuracy"] <= best[1].score:
+            break  # weaker regularisation helps no more
+        best = probe, FitResult(scores["accuracy"], scores, tried)
+    assert best is not None
+    return best
 
 
 @torch.no_grad()
@@ -89,4 +121,4 @@ def _fill_head(head: Any, probe: LogisticRegression) -> None:
     head.eval()
 
 
-__all__ = ["STRENGTHS", "fit_text_probe"]
+__all__ = ["STRENGTHS", "choose_probe", "fit_text_probe"]

@@ -6,7 +6,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from ..adaptation import fit_app
+from ..adaptation import FitSettings, fit_app
 from ..data.demo import write_demo
 from ..modeling_mtpf import MtpfModel
 from .recipe import Recipe
@@ -37,6 +37,7 @@ def show_apps(folder: Path, model: MtpfModel, tokenizer: PreTrainedTokenizerBase
             backbone=(model, tokenizer),
             adapter=folder / "adapters" / family,
             output_dir=folder / "apps" / name,
+            settings=FitSettings(steps=150, evaluations=5),  # the demo is to take minutes
         )
         metrics[name] = app.metrics
     f1, accuracy = metrics["entities"]["entity_f1"], metrics["intent"]["accuracy"]
