@@ -278,10 +278,8 @@ def summary(app: FittedApp) -> str:
     """Return what a user wants to see at the end: scores, seeds, what was skipped, the folder."""
     lines = [f"App {app.name!r}, {app.record['method']} on {app.record['training_data']}", ""]
     lines += [f"  {key:<32} {value:.4f}" for key, value in app.metrics.items() if isinstance(value, float)]
-    types = (app.record["scores"]["test"] or app.record["scores"]["validation"]).get("types", {})
-    lines += [
-        f"  F1 of {kind:<26} {own['f1']:.4f}  ({own['support']} entities)" for kind, own in types.items()
-    ]
+    for kind, own in app.record["types"].items():
+        lines.append(f"  F1 of {kind:<26} {own['f1']:.4f}  ({own['support']} entities)")
     scores = [f"{seed}: {own['validation_score']:.4f}" for seed, own in app.record["seeds"].items()]
     if len(scores) > 1:
         lines.append(f"  validation by seed: {', '.join(scores)}; kept: {app.record['seed']}")

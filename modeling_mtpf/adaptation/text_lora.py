@@ -63,6 +63,7 @@ def fit_text_lora(
     def loss_of(hidden: torch.Tensor, rows: np.ndarray, length: int) -> torch.Tensor:
         return cross_entropy(logits("train", hidden, rows, length), torch.from_numpy(targets[rows]), weights)
 
+    @torch.no_grad()
     def scores() -> dict[str, float]:
         found = np.zeros((len(data.validation), len(index)), dtype=np.float32)
         for rows, hidden, length in tail_outputs(model, name, splits["validation"], settings):

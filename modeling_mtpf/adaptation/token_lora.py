@@ -51,6 +51,7 @@ def fit_token_lora(
         wanted = torch.from_numpy(padded([targets[row] for row in rows], length, IGNORE))
         return cross_entropy(model.heads[name](hidden).flatten(0, 1), wanted.flatten(), weights)
 
+    @torch.no_grad()
     def scores() -> dict[str, Any]:
         tags: list[list[str]] = [[] for _ in data.validation.inputs]
         for rows, hidden, _ in tail_outputs(model, name, validation, settings):

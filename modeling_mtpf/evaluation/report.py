@@ -169,9 +169,9 @@ def report(records: Sequence[dict[str, Any]], picture: str | None = None) -> str
     seeds = sorted({seed for own in cells.values() for seed in own})
     parts = [
         "Values in percent: strict entity F1 for `ner` and `ner10`, accuracy for `mteb` and `full`; mean ± "
-        f"half the 95 % interval over the seeds {', '.join(map(str, seeds))} (t distribution). *Against*: mean "
-        "difference over the tasks that both have, paired by task and seed, with its 95 % bootstrap interval "
-        "over tasks.",
+        f"half the 95 % interval over the seeds {', '.join(map(str, seeds))} (t distribution). *Against*: "
+        "mean difference over the tasks that both have, paired by task and seed, with its 95 % bootstrap "
+        "interval over tasks.",
         *(table(cells, protocol) for protocol in protocols),
     ]
     if picture:
