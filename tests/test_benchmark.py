@@ -193,7 +193,8 @@ def data_folder(tmp_path):
 
 
 @pytest.fixture
-def arguments(data_folder, encoders, tmp_path):
+def arguments(data_folder, encoders, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "available_cores", lambda: 1)  # models are tiny: threads would only wait
     return [
         "--backbone", str(encoders["bert"]), "--tasks", "btc,sst2", "--seeds", "0,1", "--workers", "1",
         "--data", str(data_folder), "--output", str(tmp_path / "out" / "r.json"), "--max_length", "32",
