@@ -328,6 +328,10 @@ def test_a_report_pairs_by_task_and_seed(tmp_path, capsys):
     assert "| ner | `base` | `tpl` |" in text and "| btc | 60.50 ± 6.35 | 65.50 ± 6.35 |" in text
     assert "| against `base` | – | +5.00 [" in text
     assert "| average of 3 | **67.17** |" in text
+    assert (
+        "| ner (ner; 3 tasks) | **67.17** | **72.17** |" in text
+        and "| ner against `base` | – | +5.00 [" in text
+    )
     assert (tmp_path / "report.png").stat().st_size > 10_000
     assert report(records[:6]).count("against") == 0  # no baseline, no comparison
 

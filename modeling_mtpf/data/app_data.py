@@ -315,14 +315,7 @@ def _clean(splits: dict[str, _Rows], family: str, scheme: str, notes: dict) -> d
     if family == "ner":
         rows = [row for own in splits.values() for row in own.labels]
         places = [place for own in splits.values() for place in own.place]
-        try:
-            converted, notes["scheme"] = to_iob2(rows, scheme)
-        except DataError as error:
-            text, _, number = str(error), *str(error).partition("Row ")[1:]
-            if text.startswith("Row "):  # say where that is in the user's files
-                position, _, rest = number.partition(": ")
-                raise DataError(f"{places[int(position) - 1]}: {rest}") from None
-            raise
+        converted, notes["scheme"] = to_iob2(rows, scheme, places)
         start = 0
         for own in splits.values():
             own.labels = converted[start : start + len(own.labels)]

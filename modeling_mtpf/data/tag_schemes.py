@@ -1,6 +1,6 @@
 """Entity tagging schemes, recognised and brought to IOB2."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..errors import DataError
 
@@ -30,42 +30,56 @@ def split_tag(tag: str) -> tuple[str, str]:
     return prefix, kind
 
 
-def detect_scheme(tags: Sequence[Sequence[str]]) -> str:
+def detect_scheme(tags: Sequence[Sequence[str]], places: Sequence[str] | None = None) -> str:
     """Tell the scheme from where the prefixes occur.
 
     In IOB2 every entity starts with B; in IOB1 only one that follows another of its type; the tags of BIOES
     speak for themselves. Tags that fit IOB1 and IOB2 alike (there are no two such neighbours) are IOB2.
 
+    Args:
+        tags: Tags of each sentence.
+        places: What each sentence is called in messages, ``row 1`` and so on by default.
+
     Raises:
-        DataError: An unknown tag, or entities that start in both ways; with the rows.
+        DataError: An unknown tag, or entities that start in both ways; with the places.
     """
-    starts: dict[str, int] = {}  # "I", or "B" where IOB1 has none: the first row of each
-    for row, own in enumerate(tags, start=1):
+    starts: dict[str, str] = {}  # "I", or "B" where IOB1 has none: the first place of each
+    for place, own in _parsed(tags, places):
         before = ""
-        for tag in own:
-            try:
-                prefix, kind = split_tag(tag)
-            except DataError as error:
-                raise DataError(f"Row {row}: {error}") from None
+        for prefix, kind in own:
             if prefix in (*SINGLE, *END):
                 return "BIOES"
             if prefix in "BI" and kind != before:
-                starts.setdefault(prefix, row)
+                starts.setdefault(prefix, place)
             before = kind
     if len(starts) == 2:
         raise DataError(
-            f"The tags are neither IOB1 nor IOB2: in row {starts['I']} an entity starts with I-, in row "
-            f"{starts['B']} with B-. Correct them, or pass --scheme IOB2 to read every such I- as a start."
+            f"The tags are neither IOB1 nor IOB2: at {starts['I']} an entity starts with I-, at {starts['B']} "
+            "with B-. Correct them, or pass --scheme IOB2 to read every such I- as a start."
         )
     return "IOB1" if "I" in starts else "IOB2"
 
 
-def to_iob2(tags: Sequence[Sequence[str]], scheme: str = "auto") -> tuple[list[list[str]], str]:
+def _parsed(
+    tags: Sequence[Sequence[str]], places: Sequence[str] | None
+) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    for row, own in enumerate(tags):
+        place = places[row] if places is not None else f"row {row + 1}"
+        try:
+            yield place, [split_tag(tag) for tag in own]
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from None
+
+
+def to_iob2(
+    tags: Sequence[Sequence[str]], scheme: str = "auto", places: Sequence[str] | None = None
+) -> tuple[list[list[str]], str]:
     """Bring tags to IOB2.
 
     Args:
         tags: Tags of each sentence.
         scheme: ``auto`` to detect it, or one of `SCHEMES`.
+        places: What each sentence is called in messages.
 
     Returns:
         The IOB2 tags, and the scheme they came in.
@@ -81,17 +95,13 @@ def to_iob2(tags: Sequence[Sequence[str]], scheme: str = "auto") -> tuple[list[l
     """
     if scheme not in SCHEMES:
         raise DataError(f"Unknown tag scheme {scheme!r}; choose one of: {', '.join(SCHEMES)}.")
-    found = detect_scheme(tags) if scheme == "auto" else scheme
+    found = detect_scheme(tags, places) if scheme == "auto" else scheme
     converted = []
-    for own in tags:
+    for _, own in _parsed(tags, places):
         row, before = [], ""
-        for tag in own:
-            prefix, kind = split_tag(tag)
-            if prefix != "O":
-                start = prefix in ("B", *SINGLE) or kind != before
-                row.append(f"{'B' if start else 'I'}-{kind}")
-            else:
-                row.append("O")
+        for prefix, kind in own:
+            start = prefix in ("B", *SINGLE) or kind != before
+            row.append("O" if prefix == "O" else f"{'B' if start else 'I'}-{kind}")
             before = "" if prefix in (*SINGLE, *END) else kind
         converted.append(row)
     return converted, found

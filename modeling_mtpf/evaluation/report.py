@@ -49,7 +49,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def paired_bootstrap(differences: Sequence[float], seed: int = 0) -> Interval:
+def paired_bootstrap(differences: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
     """Mean difference with its 95 % bootstrap interval over tasks (BCa, 10,000 resamples).
 
     Args:
@@ -135,6 +135,41 @@ def table(cells: Cells, protocol: str) -> str:
     return "\n".join(rows)
 
 
+def family_table(cells: Cells, families: dict[str, str]) -> str:
+    """Averages of each family: over its tasks, each the mean over the protocols that every regime has of it.
+
+    Args:
+        cells: All values.
+        families: Protocol → family.
+    """
+    regimes = regimes_of(cells)
+    rows = ["| family | " + " | ".join(f"`{name}`" for name in regimes) + " |"]
+    rows.append("|---" * (len(regimes) + 1) + "|")
+    for family in dict.fromkeys(families.values()):
+        protocols = [name for name, own in families.items() if own == family]
+        by_task: dict[str, dict[str, list[float]]] = {}
+        for protocol in protocols:
+            for task in tasks_of(cells, protocol):
+                own = {regime: cells.get((protocol, task, regime), {}) for regime in regimes}
+                seeds = set.intersection(*(set(values) for values in own.values()))
+                for regime in regimes if seeds else ():
+                    mean = float(np.mean([own[regime][seed] for seed in seeds]))
+                    by_task.setdefault(task, {}).setdefault(regime, []).append(mean)
+        means = {r: [float(np.mean(values[r])) for values in by_task.values()] for r in regimes}
+        shown = [f"**{np.mean(means[regime]):.2f}**" if by_task else "–" for regime in regimes]
+        rows.append(
+            f"| {family} ({', '.join(protocols)}; {len(by_task)} tasks) | " + " | ".join(shown) + " |"
+        )
+        for baseline in (name for name in BASELINES if name in regimes and by_task):
+            bounds = [paired_bootstrap(np.subtract(means[regime], means[baseline])) for regime in regimes]
+            shown = [
+                "–" if regime == baseline else f"{b.mean:+.2f} [{b.low:+.2f}, {b.high:+.2f}]"
+                for regime, b in zip(regimes, bounds, strict=True)
+            ]
+            rows.append(f"| {family} against `{baseline}` | " + " | ".join(shown) + " |")
+    return "\n".join(rows)
+
+
 def published_table(records: Sequence[dict[str, Any]], encoder: str) -> str:
     """Few-shot accuracies beside those that are published for an encoder, with the mean difference."""
     published = {task.name: task.published[encoder] for task in all_tasks() if encoder in task.published}
@@ -171,7 +206,8 @@ def report(records: Sequence[dict[str, Any]], picture: str | None = None) -> str
         "Values in percent: strict entity F1 for `ner` and `ner10`, accuracy for `mteb` and `full`; mean ± "
         f"half the 95 % interval over the seeds {', '.join(map(str, seeds))} (t distribution). *Against*: "
         "mean difference over the tasks that both have, paired by task and seed, with its 95 % bootstrap "
-        "interval over tasks.",
+        "interval over tasks. Averages of a family are over what every regime has.",
+        family_table(cells, {record["protocol"]: record["family"] for record in records}),
         *(table(cells, protocol) for protocol in protocols),
     ]
     if picture:
