@@ -146,7 +146,7 @@ def test_bilou_and_ambiguous_tags():
     assert to_iob2([["B-P", "L-P", "U-P", "U-P", "O"]]) == ([["B-P", "I-P", "B-P", "B-P", "O"]], "BIOES")
     assert detect_scheme([["O"], ["B-P", "I-P"]]) == "IOB2"
     assert detect_scheme([["I-P", "I-P"], ["I-Q", "B-Q"]]) == "IOB1"
-    with pytest.raises(DataError, match="neither IOB1 nor IOB2: at row 1 .* at row 2 .* --scheme IOB2"):
+    with pytest.raises(DataError, match="neither IOB1 nor IOB2: .* at row 1, .* at row 2. .* --scheme IOB2"):
         to_iob2([["I-P"], ["B-P"]])
     assert to_iob2([["I-P"], ["B-P"]], "IOB2")[0] == [["B-P"], ["B-P"]]
 

@@ -54,8 +54,8 @@ def detect_scheme(tags: Sequence[Sequence[str]], places: Sequence[str] | None = 
             before = kind
     if len(starts) == 2:
         raise DataError(
-            f"The tags are neither IOB1 nor IOB2: at {starts['I']} an entity starts with I-, at {starts['B']} "
-            "with B-. Correct them, or pass --scheme IOB2 to read every such I- as a start."
+            f"The tags are neither IOB1 nor IOB2: an entity starts with I- at {starts['I']}, with B- at "
+            f"{starts['B']}. Correct them, or pass --scheme IOB2 to read every such I- as a start."
         )
     return "IOB1" if "I" in starts else "IOB2"
 
