@@ -8,8 +8,15 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from modeling_mtpf import AdapterHead
 from modeling_mtpf.adaptation import FitSettings, fit_app
-from modeling_mtpf.adaptation.lora_training import label_weights, shuffled_batches
+from modeling_mtpf.adaptation.lora_training import (
+    TailRows,
+    add_app,
+    label_weights,
+    shuffled_batches,
+    train_lora,
+)
 from modeling_mtpf.adaptation.methods import METHODS, register_method
 from modeling_mtpf.adaptation.settings import FitResult
 from modeling_mtpf.adaptation.text_vectors import embed_texts
@@ -38,7 +45,7 @@ def ner_data() -> AppData:
 
 
 def tc_data(num_labels: int = 2) -> AppData:
-    examples = Examples(TEXTS, [f"label {i % num_labels}" for i in range(len(TEXTS))])
+    examples = Examples(TEXTS, [f"label {9 - i % num_labels}" for i in range(len(TEXTS))])
     return AppData("tc", list(dict.fromkeys(examples.labels)), examples, examples, examples)
 
 
@@ -143,16 +150,25 @@ def test_the_best_of_several_seeds_is_kept(setting, monkeypatch):
 
 
 def test_early_stopping_restores_the_best_state(setting):
-    """A learning rate that breaks the app later must not cost what it had."""
-    settings = FitSettings(
-        steps=200, evaluations=20, patience=3, learning_rate=3e-3, batch_size=4, seed=1, **FLOAT
+    """Scores are told, so that the third look is the best and the sixth ends the training."""
+    model, tokenizer = setting
+    settings = FitSettings(steps=40, evaluations=20, patience=3, batch_size=4, **FLOAT)
+    encoded = encode_rows(tokenizer, TOKENS, 64)
+    add_app(model, "app", AdapterHead("token-classification", ["O", "B-PER"], 32), None)
+    rows = TailRows(TrunkCache(model, encoded, 2, 64, "float32"), encoded)
+    told, states = [0.1, 0.2, 0.9, 0.3, 0.9, 0.4, 1.0], []
+
+    def score() -> float:
+        states.append({n: p.detach().clone() for n, p in model.named_parameters() if "app" in n})
+        return told[len(states) - 1]
+
+    found = train_lora(
+        model, "app", rows, lambda h, r, n: model.heads["app"](h).square().mean(), score, settings
     )
-    app = fit_app(ner_data(), "ner", backbone=setting, settings=settings)
-    own = app.record["seeds"]["1"]
-    looks = own["validation_scores"]
-    assert app.metrics["validation_entity_f1"] == max(looks)
-    assert own["best_step"] == 10 * (1 + looks.index(max(looks)))
-    assert len(looks) == 20 or max(looks[:-3]) >= max(looks[-3:])
+    assert found["validation_scores"] == told[:6] and (found["best_step"], found["steps"]) == (6, 12)
+    after = dict(model.named_parameters())
+    assert all(torch.equal(after[name], value) for name, value in states[2].items())
+    assert any(not torch.equal(states[5][name], value) for name, value in states[2].items())
 
 
 @pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "modernbert", "electra"])
@@ -321,7 +337,7 @@ def test_a_missing_extra_names_the_installation():
 
 def test_an_app_of_a_real_size_is_small(tmp_path):
     """LoRA of the default shape on the packaged encoder, and a head of 40 labels."""
-    from modeling_mtpf import AdapterHead, MtpfModel
+    from modeling_mtpf import MtpfModel
     from modeling_mtpf.data.packaged_encoder import packaged_encoder
 
     model = MtpfModel.from_pretrained(packaged_encoder())

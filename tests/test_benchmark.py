@@ -59,6 +59,14 @@ def test_entity_scores_equal_counting_spans():
     assert entity_scores(gold, found)["entity_f1"] == pytest.approx(2 * right / total)
 
 
+def test_an_entity_across_the_cut_of_a_long_sentence_stays_whole():
+    gold = ["O"] * 99 + ["B-P", "I-P", "I-P"] + ["O"] * 100
+    found = ["O"] * 99 + ["B-P", "O", "O"] + ["O"] * 100
+    assert (
+        entity_scores([gold], [found])["entity_f1"] == 0.0 and entity_scores([gold], [gold])["recall"] == 1.0
+    )
+
+
 def test_words_that_are_cut_off_are_missed(caplog):
     scores = entity_scores([["B-PER", "O", "B-LOC"], ["B-PER"]], [["B-PER"], ["B-PER"]])
     assert scores["words_cut_off"] == 2 and scores["recall"] == pytest.approx(2 / 3)
