@@ -177,6 +177,8 @@ def run(arguments: Arguments) -> None:
     data.train = data.train.take(range(min(arguments.rows, len(data.train))))
     folder = resolve_encoder(arguments.backbone)
     found: dict[str, list[float]] = {"trainer": [], "package": []}
+    kept = {key: value for key, value in vars(arguments).items() if key not in ("data", "output")}
+    record = {"task": Path(arguments.data).name, "config": kept, "versions": versions(), "date": today()}
     for seed in (int(part) for part in arguments.seeds.split(",")):
         with tempfile.TemporaryDirectory() as work:
             set_seed(seed)
@@ -186,9 +188,7 @@ def run(arguments: Arguments) -> None:
                 found[name].append(round(train(folder, Path(work), data, arguments, seed), 6))
         last = ", ".join(f"{name} {scores[-1]:.4f}" for name, scores in found.items())
         print(f"seed {seed}: {last}", flush=True)
-    record = {"scores": found, "task": Path(arguments.data).name, "versions": versions(), "date": today()}
-    record["config"] = {key: value for key, value in vars(arguments).items() if key not in ("data", "output")}
-    Path(arguments.output).write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        Path(arguments.output).write_text(json.dumps({**record, "scores": found}, indent=1) + "\n", "utf-8")
     for name, scores in found.items():
         print(f"{name}: mean {np.mean(scores):.4f}, sd {np.std(scores):.4f}")
 
