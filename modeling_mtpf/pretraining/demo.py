@@ -6,7 +6,6 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from ..adaptation import FitSettings, fit_app
 from ..data.demo import write_demo
 from ..modeling_mtpf import MtpfModel
 from .recipe import Recipe
@@ -29,6 +28,11 @@ def add_demo_data(recipe: Recipe, folder: Path, accelerator: Accelerator) -> Non
 
 def show_apps(folder: Path, model: MtpfModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """Fit a NER and a TC app on the demo's app data, save them, and return their scores and a prediction."""
+    from ..adaptation import (  # here: scoring apps needs the extra eval, training does not
+        FitSettings,
+        fit_app,
+    )
+
     metrics = {}
     for name, family in (("entities", "ner"), ("intent", "tc")):
         app = fit_app(
