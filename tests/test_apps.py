@@ -1,21 +1,52 @@
-"""Fitting apps on the frozen backbone."""
+"""Fitting apps on the frozen backbone: what changes, what does not, and what comes back from disk."""
+
+import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from modeling_mtpf.adaptation.text_app import embed_texts, fit_text_app
-from modeling_mtpf.adaptation.token_app import TokenAppSettings, find_labels, fit_token_app, tag_words
+from modeling_mtpf import AdapterHead
+from modeling_mtpf.adaptation import FitSettings, fit_app
+from modeling_mtpf.adaptation.lora_training import (
+    TailRows,
+    add_app,
+    label_weights,
+    shuffled_batches,
+    train_lora,
+)
+from modeling_mtpf.adaptation.methods import METHODS, register_method
+from modeling_mtpf.adaptation.settings import FitResult
+from modeling_mtpf.adaptation.text_vectors import embed_texts
+from modeling_mtpf.adaptation.token_lora import tag_words
+from modeling_mtpf.adaptation.trunk_cache import TrunkCache
 from modeling_mtpf.adapter_files_mtpf import backbone_sha256
+from modeling_mtpf.data.app_data import AppData, Examples
+from modeling_mtpf.data.encoding import encode_rows, fixed_batches
 from modeling_mtpf.data.words import load_word_tokenizer
-from modeling_mtpf.errors import DataError, MissingExtraError, require_extra
-from modeling_mtpf.evaluation.entities import entity_f1
+from modeling_mtpf.errors import MissingExtraError, MtpfError, RecipeError, require_extra
+from modeling_mtpf.evaluation.metrics import entity_scores
 from modeling_mtpf.modeling_mtpf import mean_pool
+from modeling_mtpf.trunk_mtpf import run_tail
+from train import adapt
 
 NAMES, PLACES = ["Ada", "Noor", "Grace", "Alan"], ["London", "Paris", "Rome"]
 TOKENS = [[name, "is", "in", place, "."] for name in NAMES for place in PLACES]
 TAGS = [["B-PER", "O", "O", "B-LOC", "O"] for _ in TOKENS]
+TEXTS = [" ".join(words) for words in TOKENS]
+FLOAT = {"mixed_precision": "float32"}
+
+
+def ner_data() -> AppData:
+    examples = Examples(TOKENS, TAGS)
+    return AppData("ner", ["B-PER", "O", "B-LOC"], examples, examples, examples)
+
+
+def tc_data(num_labels: int = 2) -> AppData:
+    examples = Examples(TEXTS, [f"label {9 - i % num_labels}" for i in range(len(TEXTS))])
+    return AppData("tc", list(dict.fromkeys(examples.labels)), examples, examples, examples)
 
 
 @pytest.fixture
@@ -23,56 +54,143 @@ def setting(load, encoders):
     return load("bert", {"ner": None, "tc": None}), load_word_tokenizer(str(encoders["bert"]))
 
 
-@pytest.mark.parametrize("start_from", ["ner", None])
-def test_a_token_app_learns_and_leaves_everything_else_alone(setting, tmp_path, start_from, load):
+@pytest.fixture
+def family_adapter(load, tmp_path):
+    """Folder of a family's LoRA with random weights."""
+    return load("bert", {"ner": None}).save_adapter(tmp_path / "tpl" / "ner", "ner")
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_a_token_app_learns_and_leaves_everything_else_alone(setting, family_adapter, tmp_path, start, load):
     model, tokenizer = setting
     model.requires_grad_(True)
     digest, before = backbone_sha256(model.backbone), {n: p.clone() for n, p in model.named_parameters()}
-    settings = TokenAppSettings(epochs=60, batch_size=4, learning_rate=3e-3)
-    first = fit_token_app(model, tokenizer, "short", TOKENS, TAGS, settings=TokenAppSettings(epochs=1))
-    loss = fit_token_app(model, tokenizer, "people", TOKENS, TAGS, start_from=start_from, settings=settings)
-    assert loss < first / 3
-    assert entity_f1(TAGS, tag_words(model, tokenizer, "people", TOKENS)) > 0.9
-    assert backbone_sha256(model.backbone) == digest
+    app = fit_app(
+        ner_data(),
+        "ner",
+        backbone=(model, tokenizer),
+        adapter=family_adapter if start else None,
+        output_dir=tmp_path / "people",
+        settings=FitSettings(steps=150, learning_rate=3e-3, batch_size=4, **FLOAT),
+    )
+    assert app.metrics["entity_f1"] > 0.9 and app.metrics["validation_entity_f1"] == app.metrics["entity_f1"]
+    assert backbone_sha256(model.backbone) == digest and model.adapters == ["ner", "tc", "people"]
     after = dict(model.named_parameters())
     assert all(torch.equal(after[n], value) for n, value in before.items())
     assert all(p.grad is None for p in model.parameters())
-    assert model.heads["people"].labels == ["B-PER", "O", "B-LOC"]
-    model.save_adapter(tmp_path, "people")
+    task = json.loads((tmp_path / "people" / "task.json").read_text())
+    assert task["labels"] == ["B-PER", "O", "B-LOC"] and task["start"] == ("ner" if start else "fresh")
+    assert task["backbone"]["sha256"] == digest and task["metrics"] == app.metrics
+    assert (tmp_path / "people" / "README.md").read_text().startswith("---\n")
     again = load("bert")
-    again.load_adapter(tmp_path)
+    again.load_adapter(tmp_path / "people")
     assert tag_words(again, tokenizer, "people", TOKENS) == tag_words(model, tokenizer, "people", TOKENS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["people", "tpl"]  # nothing half-written
 
 
-def test_an_app_starts_as_a_copy_of_the_family(setting, batch):
+def test_an_app_starts_as_a_copy_of_the_family(setting, family_adapter, batch):
     model, tokenizer = setting
-    settings = TokenAppSettings(epochs=1, learning_rate=0.0)
-    fit_token_app(model, tokenizer, "people", TOKENS, TAGS, start_from="ner", settings=settings)
+    settings = FitSettings(steps=1, learning_rate=0.0)
+    app = fit_app(ner_data(), "ner", backbone=(model, tokenizer), adapter=family_adapter, settings=settings)
     with torch.no_grad():
-        states = model.encode_adapters(["ner", "people"], **batch("bert"))
-    assert torch.equal(states["ner"], states["people"])
+        states = model.encode_adapters(["ner", app.name], **batch("bert"))
+    assert torch.equal(states["ner"], states["app"])
 
 
 @pytest.mark.parametrize("num_labels", [2, 3])
-def test_a_text_app_is_sklearns_probe(setting, num_labels):
+def test_a_text_app_is_sklearns_probe(setting, family_adapter, num_labels):
     model, tokenizer = setting
-    texts = [" ".join(words) for words in TOKENS]
-    labels = [f"label {i % num_labels}" for i in range(len(texts))]
-    fit_text_app(model, tokenizer, "topic", texts, labels, start_from="tc")
-    vectors = embed_texts(model, tokenizer, texts, "tc")
-    probe = LogisticRegression(max_iter=1000).fit(vectors, labels)
+    data = tc_data(num_labels)
+    app = fit_app(
+        data, "tc", backbone=(model, tokenizer), adapter=family_adapter, settings=FitSettings(**FLOAT)
+    )
+    vectors = embed_texts(model, tokenizer, TEXTS, "ner")
+    chosen = app.record["seeds"]["0"]["C"]
+    probe = LogisticRegression(C=chosen, max_iter=1000).fit(vectors, data.train.labels)
     with torch.no_grad():
-        found = model.heads["topic"](torch.from_numpy(vectors)).softmax(-1).numpy()
-    assert model.heads["topic"].labels == sorted(set(labels)) == list(probe.classes_)
-    np.testing.assert_allclose(found, probe.predict_proba(vectors), atol=2e-3)
-    predicted = model.predict(texts, adapters=["topic"], tokenizer=tokenizer)["topic"]
+        found = model.heads["app"](torch.from_numpy(vectors)).softmax(-1).numpy()
+    columns = [list(probe.classes_).index(label) for label in model.heads["app"].labels]
+    np.testing.assert_allclose(found, probe.predict_proba(vectors)[:, columns], atol=5e-3)
+    predicted = model.predict(TEXTS, adapters=["app"], tokenizer=tokenizer)["app"]
     assert [row["label"] for row in predicted] == probe.predict(vectors).tolist()
+    assert app.metrics["accuracy"] == pytest.approx(probe.score(vectors, data.train.labels), abs=1e-4)
+
+
+def test_a_text_app_by_lora(setting, family_adapter):
+    model, tokenizer = setting
+    settings = FitSettings(steps=120, learning_rate=3e-3, batch_size=4, class_weights="balanced", **FLOAT)
+    app = fit_app(tc_data(), "tc", backbone=(model, tokenizer), method="lora", settings=settings)
+    assert app.metrics["accuracy"] == 1.0 and app.record["seeds"]["0"]["steps"] <= 120
+
+
+def test_the_best_of_several_seeds_is_kept(setting, monkeypatch):
+    """A way of fitting of one's own, whose seeds end at known scores."""
+    scores = {0: 0.2, 1: 0.9, 2: 0.4}
+    real = METHODS["ner", "lora"]
+
+    def fit(model, tokenizer, name, data, start_from, settings):
+        real(model, tokenizer, name, data, start_from, settings)
+        with torch.no_grad():
+            model.heads[name].bias.fill_(settings.seed)
+        return FitResult(scores[settings.seed], {"entity_f1": scores[settings.seed]})
+
+    monkeypatch.setitem(METHODS, ("ner", "known-scores"), None)  # is taken out again after the test
+    register_method("ner", "known-scores")(fit)
+    model, tokenizer = setting
+    app = fit_app(
+        ner_data(),
+        "ner",
+        backbone=setting,
+        method="known-scores",
+        seeds=3,
+        settings=FitSettings(steps=1, **FLOAT),
+    )
+    assert app.record["seed"] == 1 and (model.heads["app"].bias == 1).all()
+    assert [own["validation_score"] for own in app.record["seeds"].values()] == [0.2, 0.9, 0.4]
+
+
+def test_early_stopping_restores_the_best_state(setting):
+    """Scores are told, so that the third look is the best and the sixth ends the training."""
+    model, tokenizer = setting
+    settings = FitSettings(steps=40, evaluations=20, patience=3, batch_size=4, **FLOAT)
+    encoded = encode_rows(tokenizer, TOKENS, 64)
+    add_app(model, "app", AdapterHead("token-classification", ["O", "B-PER"], 32), None)
+    rows = TailRows(TrunkCache(model, encoded, 2, 64, "float32"), encoded)
+    told, states = [0.1, 0.2, 0.9, 0.3, 0.9, 0.4, 1.0], []
+
+    def score() -> float:
+        states.append({n: p.detach().clone() for n, p in model.named_parameters() if "app" in n})
+        return told[len(states) - 1]
+
+    found = train_lora(
+        model, "app", rows, lambda h, r, n: model.heads["app"](h).square().mean(), score, settings
+    )
+    assert found["validation_scores"] == told[:6] and (found["best_step"], found["steps"]) == (6, 12)
+    after = dict(model.named_parameters())
+    assert all(torch.equal(after[name], value) for name, value in states[2].items())
+    assert any(not torch.equal(states[5][name], value) for name, value in states[2].items())
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "modernbert", "electra"])
+@pytest.mark.parametrize("limit", [1e9, 0.0])
+def test_cached_trunk_outputs_give_the_states_of_a_plain_pass(load, encoders, architecture, limit):
+    model = load(architecture, {"ner": None})
+    tokenizer = load_word_tokenizer(str(encoders[architecture]))
+    encoded = encode_rows(tokenizer, [*TOKENS, ["Hi"], ["a"] * 40], 64)
+    cache = TrunkCache(model, encoded, 2, 64, "float32", limit)
+    rows = np.array([3, 12, 13, 0])
+    inputs = encoded.inputs(rows, 64)
+    with torch.no_grad():
+        found = run_tail(model.backbone, cache.batch(rows, 64), "ner")
+        expected = model.encode_adapters(["ner"], **inputs)["ner"]
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(found[real], expected[real], atol=1e-5, rtol=1e-5)
 
 
 def test_embeddings_equal_one_text_at_a_time(setting):
     model, tokenizer = setting
     texts = ["Ada", "Noor is in London.", "", "a much longer text about Grace and Alan in Rome " * 3]
-    found = embed_texts(model, tokenizer, texts, "tc", batch_size=2)
+    found = embed_texts(model, tokenizer, texts, "tc")
     for text, vector in zip(texts, found, strict=True):
         inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=128)
         with torch.no_grad(), model.use_adapter("tc"):
@@ -80,31 +198,134 @@ def test_embeddings_equal_one_text_at_a_time(setting):
         np.testing.assert_allclose(vector, expected.numpy(), atol=1e-5)
 
 
+def test_batches_have_one_shape_a_length_and_every_row_once_a_pass():
+    lengths = np.random.default_rng(0).integers(1, 100, 333)
+    batches = fixed_batches(lengths, 128, 1024)
+    assert sorted(np.concatenate([b.rows[: b.real] for b in batches])) == list(range(333))
+    assert len({(len(b.rows), b.length) for b in batches}) == len({b.length for b in batches})
+    assert all(lengths[b.rows].max() <= b.length and len(b.rows) % 16 == 0 for b in batches)
+    order = shuffled_batches(lengths, 16, 128, np.random.default_rng(0))
+    seen = np.concatenate([next(order)[0] for _ in range(20)])
+    assert len(set(seen.tolist())) == 320  # 20 whole batches of the first pass, no row twice
+
+
+def test_balanced_weights_are_sklearns():
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = np.array([0] * 7 + [1] * 2 + [3])
+    found = label_weights(np.bincount(labels), "balanced").numpy()
+    expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
+    np.testing.assert_allclose(found, [expected[0], expected[1], 0, expected[2]], rtol=1e-6)
+    assert label_weights(np.bincount(labels), "none") is None
+
+
+# The script
+
+
+def write_conll(path, rows=12):
+    sentences = [
+        "\n".join(f"{w} {t}" for w, t in zip(*row, strict=True)) for row in zip(TOKENS, TAGS, strict=True)
+    ]
+    path.write_text("\n\n".join(sentences[:rows]) + "\n", "utf-8")
+    return path
+
+
+def test_the_script_and_a_fresh_process_predict_alike(encoders, tmp_path, load, fresh_process, capsys):
+    data = write_conll(tmp_path / "people.conll")
+    shuffled = tmp_path / "shuffled.conll"
+    shuffled.write_text("\n\n".join(reversed(data.read_text().strip().split("\n\n"))) + "\n")
+    arguments = ["--family", "ner", "--backbone", str(encoders["bert"]), "--steps", "20", "--seeds", "2"]
+    arguments += [
+        "--batch_size",
+        "4",
+        "--mixed_precision",
+        "float32",
+        "--progress",
+        "false",
+        "--threads",
+        "1",
+    ]
+    labels = ["--labels", "O,B-LOC,B-PER"]
+    for name, source, more in (("plain", data, labels), ("other", shuffled, labels), ("free", data, [])):
+        output = ["--data", str(source), "--output_dir", str(tmp_path / name), "--test", str(data)]
+        assert adapt.main([*arguments, *output, *more]) == 0
+    assert "validation by seed: 0: " in capsys.readouterr().out
+    labels = [
+        json.loads((tmp_path / n / "task.json").read_text())["labels"] for n in ("plain", "other", "free")
+    ]
+    assert labels == [["O", "B-LOC", "B-PER"]] * 2 + [["B-PER", "O", "B-LOC"]]
+    model = load("bert")
+    model.load_adapter(tmp_path / "plain", "people")
+    tokenizer = load_word_tokenizer(str(encoders["bert"]))
+    found = model.predict(TEXTS, adapters=["people"], tokenizer=tokenizer)["people"]
+    code = f"""
+import json
+from modeling_mtpf import MtpfModel
+model = MtpfModel.from_pretrained({str(encoders["bert"])!r})
+model.load_adapter({str(tmp_path / "plain")!r}, "people")
+print(json.dumps(model.predict({TEXTS!r}, adapters=["people"])["people"]))
+"""
+    assert fresh_process(code) == json.loads(json.dumps(found))
+
+
 @pytest.mark.parametrize(
-    "tags, message",
-    [([["O", "O"]], "no entity label"), ([["PER"]], "'PER' is not IOB2"), ([["S-PER"]], "not IOB2")],
+    "change, message",
+    [
+        (["--famly", "ner"], "Unknown key 'famly'; did you mean 'family'"),
+        (["--family", "nre"], "did you mean 'ner'"),
+        (["--method", "lroa"], "did you mean 'lora'"),
+        (["--class_weights", "some"], "choose none or balanced"),
+        (["--max_length", "100000"], "reads 4 to 132 tokens"),
+        (["--data", "nowhere.conll"], "no file or folder nowhere.conll"),
+        (["--backbone", "./nowhere"], "backbone './nowhere' cannot be loaded"),
+        (["--adapter", "./nowhere"], "neither a folder nor a Hub id"),
+        (["--output_dir", "."], "exists already"),
+        (["--name", "layer"], "collides"),
+        (["--train_fraction", "2"], "at most 1"),
+    ],
 )
-def test_labels_absent_or_of_another_scheme(tags, message):
-    with pytest.raises(DataError, match=message):
-        find_labels(tags)
+def test_mistakes_are_one_sentence_and_leave_nothing(
+    encoders, tmp_path, capsys, monkeypatch, change, message
+):
+    monkeypatch.chdir(tmp_path)
+    write_conll(tmp_path / "people.conll")
+    arguments = {
+        "--family": "ner",
+        "--data": "people.conll",
+        "--output_dir": "app",
+        "--steps": "1",
+        "--threads": "1",
+    }
+    arguments |= {"--backbone": str(encoders["bert"]), **dict([change])}
+    assert adapt.main([part for pair in arguments.items() for part in pair]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert [path.name for path in tmp_path.iterdir()] == ["people.conll"]
 
 
-def test_mistakes_name_the_row_and_the_remedy(setting):
+def test_a_failed_fit_leaves_the_model_as_it_was(setting, family_adapter):
     model, tokenizer = setting
-    with pytest.raises(DataError, match="Row 2 has 5 tokens but 1 tags"):
-        fit_token_app(model, tokenizer, "people", TOKENS[:2], [TAGS[0], ["O"]])
-    with pytest.raises(DataError, match="at least two labels"):
-        fit_text_app(model, tokenizer, "topic", ["a", "b"], ["x", "x"], start_from="tc")
+    with pytest.raises(MtpfError, match="none or balanced"):
+        fit_app(
+            ner_data(),
+            "ner",
+            backbone=(model, tokenizer),
+            adapter=family_adapter,
+            settings=FitSettings(class_weights="no"),
+        )
     assert model.adapters == ["ner", "tc"]
+    with pytest.raises(RecipeError, match="at least 1"):
+        fit_app(ner_data(), "ner", backbone=(model, tokenizer), seeds=0)
 
 
-def test_strict_entity_scores():
-    """Both traps of seqeval: lenient by default, and strict without a scheme."""
-    gold = [["B-PER", "I-PER", "O", "B-LOC"]]
-    assert entity_f1(gold, gold) == 1.0
-    assert entity_f1(gold, [["B-PER", "O", "O", "B-LOC"]]) == 0.5  # a border is wrong
-    assert entity_f1(gold, [["I-PER", "I-PER", "O", "B-LOC"]]) == pytest.approx(2 / 3)  # not an entity at all
-    assert entity_f1(gold, [["O"] * 4]) == 0.0
+def test_words_that_are_cut_off_are_missed_and_counted(setting):
+    model, tokenizer = setting
+    data = ner_data()
+    data.test = Examples([["Ada"] * 30], [["B-PER"] * 30])
+    app = fit_app(data, "ner", backbone=setting, settings=FitSettings(steps=1, max_length=16, **FLOAT))
+    seen = len(tag_words(model, tokenizer, "app", data.test.inputs)[0])
+    assert 0 < seen < 30 and app.metrics["words_cut_off"] == 30 - seen
+    assert entity_scores([["B-PER"] * 30], [["B-PER"] * seen])["recall"] == pytest.approx(seen / 30)
 
 
 def test_a_missing_extra_names_the_installation():
@@ -112,3 +333,16 @@ def test_a_missing_extra_names_the_installation():
         MissingExtraError, match=r"'no_such_module'; install it with: pip install 'mtpf\[train\]'"
     ):
         require_extra("train", "json", "no_such_module")
+
+
+def test_an_app_of_a_real_size_is_small(tmp_path):
+    """LoRA of the default shape on the packaged encoder, and a head of 40 labels."""
+    from modeling_mtpf import MtpfModel
+    from modeling_mtpf.data.packaged_encoder import packaged_encoder
+
+    model = MtpfModel.from_pretrained(packaged_encoder())
+    labels = ["O", *(f"{p}-type{i}" for i in range(20) for p in "BI")]
+    model.add_adapter("app", None, AdapterHead("token-classification", labels, 384))
+    folder = model.save_adapter(tmp_path / "app", "app")
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 1.5e6
+    shutil.rmtree(folder)

@@ -2,4 +2,9 @@
 
 from ..errors import require_extra
 
-require_extra("train", "sklearn")
+require_extra("train", "sklearn", "datasets", "tqdm")
+
+from .app import FittedApp, fit_app  # noqa: E402
+from .settings import FitSettings  # noqa: E402
+
+__all__ = ["FitSettings", "FittedApp", "fit_app"]

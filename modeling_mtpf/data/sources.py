@@ -135,6 +135,24 @@ def hub_id(source: str | Path) -> tuple[str, str | None, str | None]:
 
 
 def _read_file(file: Path, columns: dict[str, str], also: str | None, by_order: bool) -> Dataset:
+    dataset = load_file(file)
+    try:
+        checked = _checked(dataset, str(file), columns, also, by_order)
+        for column in checked.column_names:  # Arrow's JSON reader does not look at the encoding
+            checked.data.column(column).validate(full=True)
+    except DataError:
+        raise
+    except (pa.ArrowException, ValueError) as error:
+        raise DataError(_where_malformed(file, error)) from error
+    return checked
+
+
+def load_file(file: Path) -> Dataset:
+    """Open one file with all its columns, memory-mapped.
+
+    Raises:
+        DataError: It is empty or cannot be read, with the line where that can be told.
+    """
     if file.stat().st_size == 0:
         raise DataError(f"{file} is empty.")
     try:
@@ -142,15 +160,11 @@ def _read_file(file: Path, columns: dict[str, str], also: str | None, by_order: 
         if file.suffix == ".parquet" and pq.ParquetFile(file).metadata.num_rows == 0:
             raise DataError(f"{file} has no rows.")
         options = {"keep_default_na": False} if file.suffix == ".csv" else {}  # "NA" is a word
-        dataset = load_dataset(READERS[file.suffix], data_files=str(file), split="train", **options)
-        checked = _checked(dataset, str(file), columns, also, by_order)
-        for column in checked.column_names:  # Arrow's JSON reader does not look at the encoding
-            checked.data.column(column).validate(full=True)
+        return load_dataset(READERS[file.suffix], data_files=str(file), split="train", **options)
     except DataError:
         raise
     except (DatasetGenerationError, pa.ArrowException, ValueError) as error:
         raise DataError(_where_malformed(file, error)) from error
-    return checked
 
 
 def _where_malformed(file: Path, error: BaseException) -> str:
@@ -263,6 +277,7 @@ __all__ = [
     "expand_pair_sources",
     "fingerprint",
     "hub_id",
+    "load_file",
     "name_by_order",
     "open_source",
     "source_files",

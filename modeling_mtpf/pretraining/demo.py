@@ -3,15 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
-from ..adaptation.text_app import embed_texts, fit_text_app
-from ..adaptation.token_app import TokenAppSettings, fit_token_app, tag_words
 from ..data.demo import write_demo
-from ..data.sources import open_source
-from ..evaluation.entities import entity_f1
 from ..modeling_mtpf import MtpfModel
 from .recipe import Recipe
 
@@ -33,38 +28,23 @@ def add_demo_data(recipe: Recipe, folder: Path, accelerator: Accelerator) -> Non
 
 def show_apps(folder: Path, model: MtpfModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """Fit a NER and a TC app on the demo's app data, save them, and return their scores and a prediction."""
-    entities = {split: _rows(folder, "ner_app", split) for split in ("train", "test")}
-    intents = {split: _rows(folder, "tc_app", split) for split in ("train", "test")}
-    train = entities["train"]
-    fit_token_app(
-        model,
-        tokenizer,
-        "entities",
-        train["tokens"],
-        train["ner_tags"],
-        start_from="ner",
-        settings=TokenAppSettings(epochs=4),
+    from ..adaptation import (  # here: scoring apps needs the extra eval, training does not
+        FitSettings,
+        fit_app,
     )
-    f1 = entity_f1(
-        entities["test"]["ner_tags"], tag_words(model, tokenizer, "entities", entities["test"]["tokens"])
-    )
-    fit_text_app(
-        model, tokenizer, "intent", intents["train"]["text"], intents["train"]["label"], start_from="tc"
-    )
-    head: Any = model.heads["intent"]
-    vectors = torch.from_numpy(embed_texts(model, tokenizer, intents["test"]["text"], "intent"))
-    with torch.no_grad():
-        best = head(vectors).argmax(-1).tolist()
-    found = [head.labels[i] for i in best]
-    accuracy = sum(a == b for a, b in zip(found, intents["test"]["label"], strict=True)) / len(found)
-    for name, family, metrics in (
-        ("entities", "ner", {"entity_f1": f1}),
-        ("intent", "tc", {"accuracy": accuracy}),
-    ):
-        data = "embedded synthetic demo data"
-        model.save_adapter(
-            folder / "apps" / name, name, task={"family": family, "metrics": metrics, "training_data": data}
+
+    metrics = {}
+    for name, family in (("entities", "ner"), ("intent", "tc")):
+        app = fit_app(
+            folder / "data" / f"{family}_app",
+            family,
+            backbone=(model, tokenizer),
+            adapter=folder / "adapters" / family,
+            output_dir=folder / "apps" / name,
+            settings=FitSettings(steps=150, evaluations=5),  # the demo is to take minutes
         )
+        metrics[name] = app.metrics
+    f1, accuracy = metrics["entities"]["entity_f1"], metrics["intent"]["accuracy"]
     prediction = model.predict([SAMPLE], adapters=["entities", "intent"], tokenizer=tokenizer)
     spans = ", ".join(f"{s['word']} = {s['entity_group']}" for s in prediction["entities"][0]) or "none"
     intent = prediction["intent"][0]
@@ -80,13 +60,6 @@ def show_apps(folder: Path, model: MtpfModel, tokenizer: PreTrainedTokenizerBase
             f"  intent:   {intent['label']} ({intent['score']:.0%})",
         ]
     )
-
-
-def _rows(folder: Path, app: str, split: str) -> dict[str, list]:
-    columns = (
-        {"tokens": "words", "ner_tags": "words"} if app == "ner_app" else {"text": "text", "label": "text"}
-    )
-    return open_source(folder / "data" / app / f"{split}.jsonl", columns)[:]
 
 
 __all__ = ["add_demo_data", "show_apps"]

@@ -4,19 +4,17 @@
 keys. An unknown key is an error that names the nearest valid one.
 """
 
-import difflib
 import importlib.util
 import sys
-import types
-from collections.abc import Iterator
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
 from ..adapters_mtpf import LoraSettings
 from ..errors import RecipeError
+from ..settings import build, describe_keys, nearest, read_overrides
 from .families import FAMILIES, FamilySettings
 from .joint import REGIMES
 
@@ -123,7 +121,7 @@ def load_recipe(arguments: list[str], default: Path) -> Recipe:
     named = bool(arguments) and not arguments[0].startswith("--")
     path = Path(arguments[0]) if named else default
     values = _read_yaml(path)
-    for key, value in _overrides(arguments[1:] if named else arguments):
+    for key, value in read_overrides(arguments[1:] if named else arguments):
         target = values
         *parents, last = key.split(".")
         for parent in parents:
@@ -135,7 +133,7 @@ def load_recipe(arguments: list[str], default: Path) -> Recipe:
         target[last] = value
     plugins = values.get("plugins") or []
     _load_plugins([plugins] if isinstance(plugins, str) else plugins)
-    recipe = build(Recipe, values)
+    recipe = build(Recipe, values, converters=[(dict[str, FamilySettings], _families)])
     _check(recipe)
     return recipe
 
@@ -157,26 +155,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _overrides(arguments: list[str]) -> Iterator[tuple[str, Any]]:
-    """Yield key and value of ``--key value`` and ``--key=value``; values are read as YAML."""
-    position = 0
-    while position < len(arguments):
-        argument = arguments[position]
-        if not argument.startswith("--"):
-            raise RecipeError(f"Unexpected argument {argument!r}; overrides are written --key value.")
-        key, equals, text = argument[2:].partition("=")
-        if not equals:
-            position += 1
-            if position == len(arguments):
-                raise RecipeError(f"--{key} needs a value.")
-            text = arguments[position]
-        position += 1
-        try:
-            yield key, yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"--{key}: {text!r} is not a valid value.") from error
-
-
 def _load_plugins(plugins: list[str]) -> None:
     for plugin in plugins:
         try:
@@ -191,61 +169,6 @@ def _load_plugins(plugins: list[str]) -> None:
             raise RecipeError(f"The plugin {plugin!r} cannot be imported: {error}") from error
 
 
-def build(cls: type, values: Any, path: str = "") -> Any:
-    """Build a settings dataclass from plain values, checking every key and type.
-
-    Example:
-        >>> from modeling_mtpf import LoraSettings
-        >>> build(LoraSettings, {"r": 8}).r
-        8
-        >>> build(LoraSettings, {"rr": 8})
-        Traceback (most recent call last):
-        ...
-        modeling_mtpf.errors.RecipeError: Unknown key 'rr'; did you mean 'r'? Known here: alpha, dropout, layers, r, targets.
-    """  # noqa: E501
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path or 'The recipe'} must hold keys and values, not {values!r}.")
-    hints = get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}
-    for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
-            hint = f"did you mean {_dotted(path, close[0])!r}? " if close else ""
-            raise RecipeError(
-                f"Unknown key {_dotted(path, key)!r}; {hint}Known here: {', '.join(sorted(known))}."
-            )
-    converted = {key: _convert(hints[key], value, _dotted(path, key)) for key, value in values.items()}
-    return cls(**converted)
-
-
-def _dotted(path: str, key: str) -> str:
-    return f"{path}.{key}" if path else str(key)
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    if get_origin(hint) in (Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next(option for option in get_args(hint) if option is not type(None))
-    if hint == dict[str, FamilySettings]:
-        return _families(value, path)
-    if is_dataclass(hint):
-        return build(hint, value, path)  # type: ignore[arg-type]
-    if get_origin(hint) is list:
-        items = value if isinstance(value, list) else [value]
-        return [_convert(get_args(hint)[0], item, path) for item in items]
-    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 5e-5 as text
-        except ValueError:
-            pass
-    elif hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)  # a folder or a commit of digits only
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise RecipeError(f"{path} is {value!r}, but must be of type {hint.__name__}.")
-
-
 def _families(values: Any, path: str) -> dict[str, FamilySettings]:
     if not isinstance(values, dict):
         raise RecipeError(f"{path} must hold one entry per family, e.g. families.ner.batch_size.")
@@ -253,7 +176,7 @@ def _families(values: Any, path: str) -> dict[str, FamilySettings]:
     for name, settings in values.items():
         if name not in FAMILIES:
             raise RecipeError(
-                f"Unknown family {name!r}; {_nearest(name, list(FAMILIES))}known: "
+                f"Unknown family {name!r}; {nearest(name, list(FAMILIES))}known: "
                 f"{', '.join(sorted(FAMILIES))}. "
                 "Name the module that registers a further one under 'plugins'."
             )
@@ -261,15 +184,10 @@ def _families(values: Any, path: str) -> dict[str, FamilySettings]:
     return built
 
 
-def _nearest(value: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(value), known, n=1)
-    return f"did you mean {close[0]!r}? " if close else ""
-
-
 def _check(recipe: Recipe) -> None:
     regimes = [*REGIMES, *recipe.families]
     if recipe.regime not in regimes:
-        hint = _nearest(recipe.regime, regimes)
+        hint = nearest(recipe.regime, regimes)
         raise RecipeError(f"Unknown regime {recipe.regime!r}; {hint}choose one of: {', '.join(regimes)}.")
     if recipe.regime != "base" and not recipe.families:
         raise RecipeError("The recipe names no family; add at least one under 'families'.")
@@ -289,35 +207,11 @@ def _check(recipe: Recipe) -> None:
 
 def usage() -> str:
     """Return all keys of a recipe, the families' among them, with defaults and meanings, for ``--help``."""
-    sections = [_keys(Recipe, "")]
+    sections = [describe_keys(Recipe, skip=("families",))]
     for name, family in FAMILIES.items():
-        sections.append(f"family {name}:\n{_keys(family.settings_class, f'families.{name}.')}")
-    sections.append(f"LoRA of a family:\n{_keys(LoraSettings, 'families.<family>.lora.')}")
+        sections.append(f"family {name}:\n{describe_keys(family.settings_class, f'families.{name}.')}")
+    sections.append(f"LoRA of a family:\n{describe_keys(LoraSettings, 'families.<family>.lora.')}")
     return "\n".join(sections)
-
-
-def _keys(cls: type, prefix: str) -> str:
-    described = "".join((base.__doc__ or "").partition("Attributes:")[2] for base in cls.__mro__)
-    lines = []
-    for f in fields(cls):
-        default = f.default if f.default is not MISSING else f.default_factory()  # type: ignore
-        if is_dataclass(default) or f.name == "families":
-            continue
-        _, found, text = described.partition(f" {f.name}: ")
-        meaning = " ".join(_first_entry(text).split()) if found else ""
-        lines.append(f"  --{prefix}{f.name} {default!r}\n        {meaning}")
-    return "\n".join(lines)
-
-
-def _first_entry(text: str) -> str:
-    """The lines up to the next ``name: meaning`` at attribute depth."""
-    first, *rest = text.splitlines()
-    kept = [first]
-    for line in rest:
-        if not line.startswith("            "):
-            break
-        kept.append(line)
-    return " ".join(kept)
 
 
 __all__ = ["Recipe", "build", "load_recipe", "resolved", "usage"]

@@ -13,26 +13,13 @@ from transformers import get_cosine_schedule_with_warmup
 from ..configuration_mtpf import encoder_layout, max_tokens
 from ..data.packaged_encoder import resolve_encoder
 from ..data.words import load_word_tokenizer
+from ..devices import available_cores, fast_bf16
 from ..errors import RecipeError
 from ..modeling_mtpf import MtpfModel
 from . import ner, tc  # noqa: F401  both register themselves
 from .families import FAMILIES, Family, RunContext
 from .joint import JointModel, families_of_regime, parameter_groups
 from .recipe import Recipe, resolved
-
-
-def fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 is faster than float32 on this device."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
-
-
-def available_cores() -> int:
-    """Number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:

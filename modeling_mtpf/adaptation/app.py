@@ -1,0 +1,295 @@
+"""From a user's data to one small adapter folder: read, fit with every seed, keep the best, save."""
+
+import logging
+import math
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
+
+from hub_cards import adapter_card
+
+from ..adapter_files_mtpf import ADAPTER_CONFIG_FILE, backbone_sha256, read_task
+from ..adapters_mtpf import AdapterError, count_parameters, validate_adapter_name
+from ..configuration_mtpf import encoder_layout, max_tokens
+from ..data.app_data import FAMILIES, AppData, Examples, load_app_data
+from ..data.packaged_encoder import resolve_encoder
+from ..data.words import load_word_tokenizer
+from ..errors import MtpfError, RecipeError
+from ..evaluation.metrics import entity_scores
+from ..modeling_mtpf import MtpfModel
+from ..settings import nearest
+from . import text_lora, text_probe, token_lora  # noqa: F401  they register themselves
+from .methods import method_named
+from .settings import FitResult, FitSettings
+from .text_lora import score_texts
+from .token_lora import tag_words
+
+logger = logging.getLogger(__name__)
+
+START = "family-start"
+"""Name in memory of the adapter that an app starts from."""
+
+PROTOCOLS = {
+    "ner": "strict F1 over whole entities (IOB2, seqeval) at word level; words that are cut off count as O",
+    "tc": "accuracy, macro F1, and the mean of each label's average precision",
+}
+
+
+@dataclass
+class FittedApp:
+    """A fitted app.
+
+    Attributes:
+        name: Its adapter name in the model.
+        model: The backbone with the app loaded; ``model.predict(texts, adapters=[app.name])`` applies it.
+        metrics: Test metrics where there is a test set, and validation metrics as ``validation_…``.
+        record: Everything that ``task.json`` holds of how it was fitted.
+        folder: Where it was saved, if it was.
+    """
+
+    name: str
+    model: MtpfModel
+    metrics: dict[str, float]
+    record: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+
+def open_backbone(identifier: str, revision: str | None = None) -> tuple[MtpfModel, PreTrainedTokenizerBase]:
+    """Load a frozen backbone in float32, and its tokenizer: ``packaged``, a folder or a Hub id.
+
+    Raises:
+        RecipeError: There is no such folder or repo, or it is not a supported encoder.
+    """
+    encoder = resolve_encoder(identifier)
+    try:
+        model = MtpfModel.from_pretrained(encoder, revision=revision or "main", dtype=torch.float32)
+        encoder_layout(model.config.encoder_config.model_type)
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RecipeError(f"The backbone {identifier!r} cannot be loaded: {reason}") from error
+    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return model.eval().requires_grad_(False), load_word_tokenizer(encoder, revision)
+
+
+def fit_app(
+    data: str | Path | AppData,
+    family: str,
+    *,
+    backbone: str | tuple[MtpfModel, PreTrainedTokenizerBase] = "packaged",
+    adapter: str | Path | None = None,
+    output_dir: str | Path | None = None,
+    name: str | None = None,
+    method: str = "auto",
+    seeds: int = 1,
+    settings: FitSettings | None = None,
+    backbone_revision: str | None = None,
+    adapter_revision: str | None = None,
+    **data_options: Any,
+) -> FittedApp:
+    """Fit one app on the frozen backbone, and save it as an adapter folder.
+
+    Args:
+        data: A source (see `load_app_data`), or data that is read already.
+        family: ``ner`` or ``tc``.
+        backbone: ``packaged``, a folder or a Hub id; or a model and its tokenizer, to fit several apps.
+        adapter: Folder or Hub id of the family's LoRA that the app starts from; by default a fresh one.
+        output_dir: New folder for the app; by default nothing is saved.
+        name: Adapter name; by default that of the folder, or ``app``.
+        method: A way of fitting: ``lora``, for ``tc`` also ``probe``; ``auto`` is LoRA for NER and the probe
+            for TC.
+        seeds: How many seeds are tried from ``settings.seed`` on; the best by validation is kept.
+        settings: See `FitSettings`.
+        backbone_revision: Commit of the backbone's repo.
+        adapter_revision: Commit of the adapter's repo.
+        **data_options: ``validation``, ``test``, ``labels``, ``scheme``, ``train_fraction``,
+            ``validation_fraction``: see `load_app_data`.
+
+    Raises:
+        MtpfError: A mistake in the data or the settings.
+        AdapterError: The adapter does not fit the backbone, or the name is not allowed.
+
+    Example:
+        >>> app = fit_app("intents.csv", "tc", output_dir="apps/intent")  # doctest: +SKIP
+        >>> app.model.predict(["Lunch at 1?"], adapters=[app.name])  # doctest: +SKIP
+    """
+    started = time.time()
+    settings = settings or FitSettings()
+    if family not in FAMILIES:
+        raise RecipeError(f"Unknown family {family!r}; {nearest(family, list(FAMILIES))}choose ner or tc.")
+    method, fit = method_named(family, method)
+    folder = _new_folder(output_dir)
+    if seeds < 1 or settings.batch_size < 1 or settings.evaluations < 1 or settings.patience < 1:
+        raise RecipeError("seeds, batch_size, evaluations and patience must be at least 1.")
+    if not isinstance(data, AppData):
+        data = load_app_data(data, family, seed=settings.seed, **data_options)
+    model, tokenizer = open_backbone(backbone, backbone_revision) if isinstance(backbone, str) else backbone
+    limit = max_tokens(model.config.encoder_config)
+    if not 4 <= settings.max_length <= limit:
+        raise RecipeError(f"max_length is {settings.max_length}; this encoder reads 4 to {limit} tokens.")
+    name = name or (folder.name if folder else "app")
+    validate_adapter_name(model.backbone, name)
+    digest = backbone_sha256(model.backbone)
+    start = model.load_adapter(adapter, START, adapter_revision) if adapter is not None else None
+    try:
+        results = _fit_seeds(model, tokenizer, name, data, start, settings, seeds, fit)
+    finally:
+        if start is not None:
+            model.delete_adapter(START)
+    if backbone_sha256(model.backbone) != digest:
+        raise RuntimeError("The frozen backbone has changed while an app was fitted: this is a bug.")
+    best = max(results, key=lambda seed: results[seed].score)
+    test = score_app(model, tokenizer, name, data.test) if data.test else None
+    metrics = {
+        **_flat(test or {}),
+        **{f"validation_{k}": v for k, v in _flat(results[best].validation).items()},
+    }
+    record = _record(data, method, settings, results, best, _start_name(adapter))
+    record.update(metrics=metrics, types=_types(test or results[best].validation))
+    record["seconds"] = round(time.time() - started, 1)
+    if folder is not None:
+        _save(folder, model, name, record, _hub_id(backbone), backbone_revision)
+    return FittedApp(name, model, metrics, record, folder)
+
+
+def score_app(
+    model: MtpfModel, tokenizer: PreTrainedTokenizerBase, name: str, examples: Examples
+) -> dict[str, Any]:
+    """Score an app of the model in float32, as it will predict."""
+    if model.heads[name].kind == "token-classification":
+        return entity_scores(examples.labels, tag_words(model, tokenizer, name, examples.inputs))
+    return score_texts(model, tokenizer, name, examples)
+
+
+def _fit_seeds(model, tokenizer, name, data, start, settings, seeds: int, fit) -> dict[int, FitResult]:
+    """Fit with each seed; the app of the best one by validation stays in the model."""
+    results: dict[int, FitResult] = {}
+    kept: dict[str, torch.Tensor] = {}
+    highest = -math.inf
+    for seed in range(settings.seed, settings.seed + seeds):
+        if name in model.adapters:
+            model.delete_adapter(name)
+        try:
+            own = FitSettings(**{**vars(settings), "seed": seed})
+            results[seed] = fit(model, tokenizer, name, data, start, own)
+        except Exception:
+            if name in model.adapters:
+                model.delete_adapter(name)
+            raise
+        if results[seed].score > highest:
+            highest = results[seed].score
+            kept = {key: value.detach().clone() for key, value in _app_parameters(model, name)}
+    for key, value in _app_parameters(model, name):
+        value.data.copy_(kept[key])
+        value.requires_grad_(False)
+    return results
+
+
+def _app_parameters(model: MtpfModel, name: str) -> list[tuple[str, torch.nn.Parameter]]:
+    lora = [(key, p) for key, p in model.backbone.named_parameters() if f".{name}." in key]
+    return lora + [(f"head.{key}", p) for key, p in model.heads[name].named_parameters()]
+
+
+def _flat(scores: dict[str, Any]) -> dict[str, float]:
+    """Numbers only, rounded; scores by type stay in the record."""
+    return {key: round(value, 4) for key, value in scores.items() if isinstance(value, (int, float))}
+
+
+def _types(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """F1 and number of gold entities of each type; empty for TC."""
+    return {
+        kind: {"f1": round(own["f1"], 4), "support": own["support"]}
+        for kind, own in scores.get("types", {}).items()
+    }
+
+
+def _record(data: AppData, method, settings, results, best: int, start: str) -> dict[str, Any]:
+    source = data.notes.get("source", "data in memory")
+    return {
+        "family": data.family,
+        "method": method,
+        "start": start,
+        "training_data": f"{source}, {len(data.train):,} training examples",
+        "protocol": PROTOCOLS[data.family] + ("" if data.test else "; no test set, validation only"),
+        "data": data.notes,
+        "settings": {key: value for key, value in vars(settings).items() if key != "progress"},
+        "seeds": {
+            str(seed): {"validation_score": round(result.score, 4), **result.details}
+            for seed, result in results.items()
+        },
+        "seed": best,
+    }
+
+
+def _start_name(adapter: str | Path | None) -> str:
+    """Say what the app started from, without a local path."""
+    if adapter is None:
+        return "fresh"
+    path = Path(adapter)
+    if not path.is_dir():
+        return str(adapter)
+    try:
+        return read_task(path).get("name", path.name)
+    except AdapterError:
+        return path.name
+
+
+def _hub_id(backbone: Any) -> str | None:
+    named = isinstance(backbone, str) and backbone.count("/") == 1 and not Path(backbone).exists()
+    return backbone if named else None
+
+
+def _new_folder(output_dir: str | Path | None) -> Path | None:
+    if output_dir is None:
+        return None
+    folder = Path(output_dir)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise MtpfError(f"{folder} exists already; choose another --output_dir or remove it.")
+    return folder
+
+
+def _save(folder: Path, model: MtpfModel, name: str, record: dict, backbone_id, revision) -> None:
+    """Write the folder beside its place, then move it there in one go."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        model.save_adapter(temporary, name, backbone_id=backbone_id, backbone_revision=revision, task=record)
+        task = read_task(temporary)
+        config = model.backbone.peft_config[name].to_dict()
+        config["target_modules"] = sorted(config["target_modules"])
+        size = count_parameters(model.backbone, name)
+        adapter_card(task, config, num_parameters=size).save(temporary / "README.md")
+        if folder.is_dir():
+            folder.rmdir()  # it is empty
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if not (folder / ADAPTER_CONFIG_FILE).is_file():
+        raise RuntimeError(f"{folder} was not written: this is a bug.")
+
+
+def summary(app: FittedApp) -> str:
+    """Return what a user wants to see at the end: scores, seeds, what was skipped, the folder."""
+    lines = [f"App {app.name!r}, {app.record['method']} on {app.record['training_data']}", ""]
+    lines += [f"  {key:<32} {value:.4f}" for key, value in app.metrics.items() if isinstance(value, float)]
+    for kind, own in app.record["types"].items():
+        lines.append(f"  F1 of {kind:<26} {own['f1']:.4f}  ({own['support']} entities)")
+    scores = [f"{seed}: {own['validation_score']:.4f}" for seed, own in app.record["seeds"].items()]
+    if len(scores) > 1:
+        lines.append(f"  validation by seed: {', '.join(scores)}; kept: {app.record['seed']}")
+    for note in ("empty_rows_skipped", "labels_not_in_train"):
+        if note in app.record["data"]:
+            lines.append(f"  {note.replace('_', ' ')}: {app.record['data'][note]}")
+    if app.folder is not None:
+        size = sum(file.stat().st_size for file in app.folder.iterdir())
+        lines += ["", f"{app.folder}  ({size / 1e6:.2f} MB, {app.record['seconds']:.0f} s)"]
+    return "\n".join(lines)
+
+
+__all__ = ["FittedApp", "fit_app", "open_backbone", "score_app", "summary"]

@@ -1,0 +1,57 @@
+"""How an app is fitted: settings shared by all ways of fitting, and the result they give."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class FitSettings:
+    """Settings of one fit. The defaults are meant to need no tuning.
+
+    Attributes:
+        seed: Of everything random in one fit.
+        max_length: Longest input in tokens; what is beyond is cut off, counted and logged.
+        learning_rate: Peak learning rate of LoRA and head.
+        batch_size: Rows per step.
+        steps: Steps of LoRA training; 0: twenty passes over the data, but 400 to 2,500 steps.
+        evaluations: How often validation is looked at in the course of the steps.
+        patience: Training ends after so many looks without a better validation score.
+        class_weights: ``none``, or ``balanced``: every label weighs the same however rare it is.
+        mixed_precision: ``auto`` (bf16 where the device is fast at it), ``bf16`` or ``float32``.
+        cache_gb: Memory for the outputs of the frozen trunk; rows beyond are computed anew in each pass.
+        progress: Show progress bars.
+    """
+
+    seed: int = 0
+    max_length: int = 128
+    learning_rate: float = 2e-3
+    batch_size: int = 16
+    steps: int = 0
+    evaluations: int = 15
+    patience: int = 4
+    class_weights: str = "none"
+    mixed_precision: str = "auto"
+    cache_gb: float = 2.0
+    progress: bool = False
+
+    def steps_for(self, rows: int) -> int:
+        """Number of optimiser steps for a training set of so many rows."""
+        return self.steps or min(max(20 * -(-rows // self.batch_size), 400), 2500)
+
+
+@dataclass
+class FitResult:
+    """What a way of fitting reports beside the app that it leaves in the model.
+
+    Attributes:
+        score: Validation score by which seeds are compared.
+        validation: All validation metrics.
+        details: What was chosen and counted on the way (steps, words cut off, ...).
+    """
+
+    score: float
+    validation: dict[str, Any]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+__all__ = ["FitResult", "FitSettings"]

@@ -1,0 +1,50 @@
+"""Mean-pooled vectors of texts, in few fixed batch shapes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from ..data.encoding import encode_rows, fixed_batches
+from ..devices import precision
+from ..modeling_mtpf import MtpfModel, mean_pool
+
+
+@torch.inference_mode()
+def embed_texts(
+    model: MtpfModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    adapter: str | None,
+    *,
+    max_length: int = 128,
+    mixed_precision: str = "float32",
+    progress: bool = False,
+) -> np.ndarray:
+    """Return mean-pooled text vectors, float32 ``(texts, hidden)``.
+
+    Args:
+        model: The backbone, with the adapter loaded; it is put into eval mode.
+        tokenizer: Its tokenizer.
+        texts: Each is cut at ``max_length`` tokens.
+        adapter: Name of a loaded adapter, or ``None`` for the bare backbone.
+        max_length: Longest text in tokens.
+        mixed_precision: ``float32``, ``bf16``, or ``auto`` for bf16 where the device is fast at it.
+        progress: Show a progress bar.
+    """
+    model.eval()
+    vectors = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
+    encoded = encode_rows(tokenizer, texts, max_length)
+    batches = fixed_batches(encoded.lengths, max_length)
+    with precision(model.device, mixed_precision):
+        for batch in tqdm(batches, desc="embed", disable=not progress or len(batches) < 50):
+            inputs = {key: v.to(model.device) for key, v in encoded.inputs(batch.rows, batch.length).items()}
+            hidden = model.encode_adapters([adapter], **inputs)[adapter]
+            pooled = mean_pool(hidden.float(), inputs["attention_mask"]).float().cpu().numpy()
+            vectors[batch.rows[: batch.real]] = pooled[: batch.real]
+    return vectors
+
+
+__all__ = ["embed_texts"]

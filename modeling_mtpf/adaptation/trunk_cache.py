@@ -1,0 +1,74 @@
+"""Outputs of the frozen trunk, computed once per row and kept while an app is fitted.
+
+The trunk below the LoRA layers does not change, so neither do its outputs; training then costs only the tail.
+"""
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..data.encoding import EncodedRows, fixed_batches
+from ..devices import fast_bf16, precision
+from ..modeling_mtpf import MtpfModel
+from ..trunk_mtpf import TrunkOutput, encoder_layers, run_trunk
+
+
+class TrunkCache:
+    """Trunk outputs of tokenized rows.
+
+    Args:
+        model: The backbone, in eval mode; its trunk must not change afterwards.
+        encoded: The rows.
+        depth: Layers above the trunk.
+        max_length: Longest padded row in tokens.
+        mixed_precision: ``auto``, ``bf16`` or ``float32``; in bf16 the outputs are kept in bf16.
+        limit: Bytes to keep; rows beyond are computed anew at each use.
+        progress: Show a progress bar.
+    """
+
+    def __init__(
+        self,
+        model: MtpfModel,
+        encoded: EncodedRows,
+        depth: int,
+        max_length: int,
+        mixed_precision: str = "auto",
+        limit: float = 2e9,
+        progress: bool = False,
+    ):
+        self.model, self.encoded, self.depth, self.mixed_precision = model, encoded, depth, mixed_precision
+        auto = mixed_precision == "auto" and fast_bf16(model.device)
+        dtype = torch.bfloat16 if mixed_precision == "bf16" or auto else torch.float32
+        self.kept: list[torch.Tensor | None] = [None] * len(encoded)
+        lengths = encoded.lengths
+        size = model.config.hidden_size * dtype.itemsize
+        rows = np.nonzero(np.cumsum(lengths) * size <= limit)[0]
+        for batch in tqdm(
+            fixed_batches(lengths[rows], max_length), desc="trunk", disable=not progress, leave=False
+        ):
+            own = rows[batch.rows]
+            hidden = self._compute(own, batch.length).hidden_states.to(dtype)
+            for position, row in enumerate(own[: batch.real]):
+                self.kept[row] = hidden[position, : lengths[row]].clone()
+
+    @torch.no_grad()
+    def _compute(self, rows: np.ndarray, length: int, depth: int | None = None) -> TrunkOutput:
+        inputs = self.encoded.inputs(rows, length)
+        inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
+        with precision(self.model.device, self.mixed_precision):
+            return run_trunk(self.model.backbone, depth or self.depth, **inputs)
+
+    def batch(self, rows: np.ndarray, length: int) -> TrunkOutput:
+        """Return the trunk's output for some rows, padded to ``length`` tokens; padding holds zeros."""
+        kept = [self.kept[row] for row in rows]
+        if any(value is None for value in kept):
+            return self._compute(rows, length)
+        # Masks and position tables of the tail layers come from a trunk of embeddings alone, which is cheap.
+        outline = self._compute(rows, length, depth=len(encoder_layers(self.model.backbone)))
+        hidden = torch.zeros_like(outline.hidden_states, dtype=torch.float32)
+        for position, value in enumerate(kept):
+            hidden[position, : len(value)] = value  # type: ignore[arg-type]
+        return TrunkOutput(hidden, outline.calls[-self.depth :])
+
+
+__all__ = ["TrunkCache"]

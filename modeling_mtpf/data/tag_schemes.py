@@ -1,0 +1,110 @@
+"""Entity tagging schemes, recognised and brought to IOB2."""
+
+from collections.abc import Iterator, Sequence
+
+from ..errors import DataError
+
+SCHEMES = ("auto", "IOB1", "IOB2", "BIOES")
+SINGLE, END = ("S", "U"), ("E", "L")
+"""Prefixes of one-word entities and of last words in BIOES, and in its variant BILOU."""
+
+
+def split_tag(tag: str) -> tuple[str, str]:
+    """Return prefix and type: ``("B", "PER")``; ``("O", "")`` for no entity.
+
+    Raises:
+        DataError: The tag has no prefix of any scheme.
+
+    Example:
+        >>> split_tag("B-PER")
+        ('B', 'PER')
+    """
+    if tag == "O":
+        return "O", ""
+    prefix, dash, kind = tag.partition("-")
+    if not dash or not kind or prefix not in ("B", "I", *SINGLE, *END):
+        raise DataError(
+            f"Tag {tag!r} is of no scheme; use O, and B-<type> and I-<type> (IOB1 or IOB2), or BIOES. A bare "
+            "type does not say where an entity ends."
+        )
+    return prefix, kind
+
+
+def detect_scheme(tags: Sequence[Sequence[str]], places: Sequence[str] | None = None) -> str:
+    """Tell the scheme from where the prefixes occur.
+
+    In IOB2 every entity starts with B; in IOB1 only one that follows another of its type; the tags of BIOES
+    speak for themselves. Tags that fit IOB1 and IOB2 alike (there are no two such neighbours) are IOB2.
+
+    Args:
+        tags: Tags of each sentence.
+        places: What each sentence is called in messages, ``row 1`` and so on by default.
+
+    Raises:
+        DataError: An unknown tag, or entities that start in both ways; with the places.
+    """
+    starts: dict[str, str] = {}  # "I", or "B" where IOB1 has none: the first place of each
+    for place, own in _parsed(tags, places):
+        before = ""
+        for prefix, kind in own:
+            if prefix in (*SINGLE, *END):
+                return "BIOES"
+            if prefix in "BI" and kind != before:
+                starts.setdefault(prefix, place)
+            before = kind
+    if len(starts) == 2:
+        raise DataError(
+            f"The tags are neither IOB1 nor IOB2: an entity starts with I- at {starts['I']}, with B- at "
+            f"{starts['B']}. Correct them, or pass --scheme IOB2 to read every such I- as a start."
+        )
+    return "IOB1" if "I" in starts else "IOB2"
+
+
+def _parsed(
+    tags: Sequence[Sequence[str]], places: Sequence[str] | None
+) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    for row, own in enumerate(tags):
+        place = places[row] if places is not None else f"row {row + 1}"
+        try:
+            yield place, [split_tag(tag) for tag in own]
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from None
+
+
+def to_iob2(
+    tags: Sequence[Sequence[str]], scheme: str = "auto", places: Sequence[str] | None = None
+) -> tuple[list[list[str]], str]:
+    """Bring tags to IOB2.
+
+    Args:
+        tags: Tags of each sentence.
+        scheme: ``auto`` to detect it, or one of `SCHEMES`.
+        places: What each sentence is called in messages.
+
+    Returns:
+        The IOB2 tags, and the scheme they came in.
+
+    Raises:
+        DataError: See `detect_scheme`.
+
+    Example:
+        >>> to_iob2([["I-PER", "I-PER", "B-PER", "O"]])
+        ([['B-PER', 'I-PER', 'B-PER', 'O']], 'IOB1')
+        >>> to_iob2([["B-PER", "E-PER", "S-LOC"]])
+        ([['B-PER', 'I-PER', 'B-LOC']], 'BIOES')
+    """
+    if scheme not in SCHEMES:
+        raise DataError(f"Unknown tag scheme {scheme!r}; choose one of: {', '.join(SCHEMES)}.")
+    found = detect_scheme(tags, places) if scheme == "auto" else scheme
+    converted = []
+    for _, own in _parsed(tags, places):
+        row, before = [], ""
+        for prefix, kind in own:
+            start = prefix in ("B", *SINGLE) or kind != before
+            row.append("O" if prefix == "O" else f"{'B' if start else 'I'}-{kind}")
+            before = "" if prefix in (*SINGLE, *END) else kind
+        converted.append(row)
+    return converted, found
+
+
+__all__ = ["SCHEMES", "detect_scheme", "split_tag", "to_iob2"]

@@ -1,0 +1,32 @@
+"""What the machine offers: cores and a fast bf16."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 is faster than float32 on this device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+
+
+def available_cores() -> int:
+    """Number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def precision(device: torch.device, name: str) -> Iterator[None]:
+    """Compute in ``bf16``, ``float32``, or, with ``auto``, in bf16 where the device is fast at it."""
+    bf16 = name == "bf16" or (name == "auto" and fast_bf16(device))
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+        yield
+
+
+__all__ = ["available_cores", "fast_bf16", "precision"]

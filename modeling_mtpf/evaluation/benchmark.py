@@ -1,0 +1,361 @@
+"""The benchmark: tasks × protocols × seeds of one regime, resumable, on several processes."""
+
+import hashlib
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..adaptation import FitSettings, fit_app
+from ..adaptation.app import open_backbone
+from ..adaptation.text_probe import choose_probe
+from ..adaptation.text_vectors import embed_texts
+from ..adapter_files_mtpf import ADAPTER_WEIGHTS_FILE, backbone_sha256, find_adapter
+from ..data.app_data import AppData, Examples
+from ..devices import available_cores, fast_bf16
+from ..errors import DataError, RecipeError
+from ..settings import nearest
+from .embeddings import StoredVectors
+from .metrics import text_scores
+from .records import Key, read_records, record_key, today, versions, write_records
+from .tasks import Task, load_task, select_tasks
+from .text_protocols import SEED, few_shot
+
+PROTOCOLS = {"ner": "ner", "ner10": "ner", "mteb": "tc", "full": "tc"}
+"""Protocol → family."""
+
+QUICK_ROWS = 200
+"""Rows of each split in a smoke run."""
+
+
+@dataclass(kw_only=True)
+class BenchmarkSettings:
+    """What is evaluated, and where the records go.
+
+    Attributes:
+        backbone: ``packaged``, a folder or a Hub id, a stock encoder included.
+        backbone_revision: Commit of its repo.
+        adapter_ner: Folder or Hub id of the NER LoRA that NER apps start from; fresh ones by default.
+        adapter_tc: Folder or Hub id of the TC LoRA that text vectors are made with; none by default.
+        regime: Name under which the records stand side by side, e.g. base, naive, tpl.
+        tasks: Names separated by commas, or ``all``.
+        protocols: Of ``ner`` (all data), ``ner10`` (a tenth), ``mteb`` (few-shot), ``full`` (probe on all of
+            train), separated by commas.
+        seeds: Separated by commas. For ``mteb`` seed 0 is MTEB's own; ``full`` is the same for every seed
+            and is done for the first alone.
+        output: JSON file of records; what stands there is not computed again.
+        data: Folder ``<family>/<task>/<split>.parquet``; by default that of the variable MTPF_DATA.
+        cache_dir: Folder for text vectors, which all protocols share; by default they are not kept.
+        max_length: Longest text in tokens for text vectors (MTEB's of all-MiniLM-L6-v2 is 256).
+        normalize: Scale text vectors of ``mteb`` to length 1, as sentence-transformers encoders do.
+        mixed_precision: ``auto`` (bf16 where the device is fast at it), ``bf16`` or ``float32``.
+        workers: Processes (0: one a core). Each has its share of the cores.
+        quick: A smoke run: few rows and steps; its numbers mean nothing.
+    """
+
+    backbone: str = "packaged"
+    backbone_revision: str | None = None
+    adapter_ner: str | None = None
+    adapter_tc: str | None = None
+    regime: str
+    tasks: str = "all"
+    protocols: str = "ner,ner10,mteb,full"
+    seeds: str = "0"
+    output: str
+    data: str | None = None
+    cache_dir: str | None = None
+    max_length: int = 256
+    normalize: bool = True
+    mixed_precision: str = "auto"
+    workers: int = 0
+    quick: bool = False
+
+    def protocol_names(self) -> list[str]:
+        """The chosen protocols."""
+        names = [part.strip() for part in self.protocols.split(",")]
+        for name in names:
+            if name not in PROTOCOLS:
+                known = list(PROTOCOLS)
+                raise RecipeError(
+                    f"Unknown protocol {name!r}; {nearest(name, known)}known: {', '.join(known)}."
+                )
+        return names
+
+    def seed_numbers(self) -> list[int]:
+        """The chosen seeds."""
+        try:
+            return list(dict.fromkeys(int(part) for part in str(self.seeds).split(",")))
+        except ValueError:
+            raise RecipeError(f"seeds is {self.seeds!r}; give numbers separated by commas.") from None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one process does in one go: the seeds of a protocol, or all text protocols of a task at once."""
+
+    task: Task
+    jobs: tuple[tuple[str, int], ...]  # protocol and seed
+
+
+def plan(settings: BenchmarkSettings, done: set[Key]) -> list[Unit]:
+    """Return what is left to do: text tasks whole (their protocols share vectors), NER fits one by one."""
+    protocols, seeds = settings.protocol_names(), settings.seed_numbers()
+    units = []
+    for task in select_tasks(settings.tasks, {PROTOCOLS[name] for name in protocols}):
+        jobs = [
+            (protocol, seed)
+            for protocol in protocols
+            if PROTOCOLS[protocol] == task.family
+            for seed in (seeds[:1] if protocol == "full" else seeds)
+            if (settings.regime, seed, task.key, protocol) not in done
+        ]
+        groups = [tuple(jobs)] if task.family == "tc" else [(job,) for job in jobs]
+        units += [Unit(task, group) for group in groups if group]
+    return units
+
+
+class Bench:
+    """One loaded backbone that evaluates units; every process has its own."""
+
+    def __init__(self, settings: BenchmarkSettings):
+        self.settings = settings
+        self.model, self.tokenizer = open_backbone(settings.backbone, settings.backbone_revision)
+        self.sha256 = backbone_sha256(self.model.backbone)
+        bf16 = settings.mixed_precision == "auto" and fast_bf16(self.model.device)
+        self.precision = "bf16" if bf16 or settings.mixed_precision == "bf16" else "float32"
+        self.adapters = {"ner": settings.adapter_ner, "tc": settings.adapter_tc}
+        self.hashes = {family: adapter_sha256(adapter) for family, adapter in self.adapters.items()}
+        if settings.adapter_tc is not None:
+            self.model.load_adapter(settings.adapter_tc, "bench-tc")
+
+    def run(self, unit: Unit) -> Iterator[dict[str, Any]]:
+        """Evaluate one unit, record by record."""
+        if unit.task.family == "ner":
+            for protocol, seed in unit.jobs:
+                yield self._ner(unit.task, protocol, seed)
+            return
+        data = self._load(unit.task)
+        test: Any = data.test
+        texts = {"pool": data.train.inputs + data.validation.inputs, "test": test.inputs}
+        vectors = {name: self._vectors(own) for name, own in texts.items()}
+        for protocol, seed in unit.jobs:
+            run = self._mteb if protocol == "mteb" else self._full
+            yield run(unit.task, data, vectors, seed)
+
+    def _load(self, task: Task, **options: Any) -> AppData:
+        data = load_task(task, self.settings.data, **options)
+        if data.test is None:
+            raise DataError(f"Task {task.key} has no test split.")
+        if self.settings.quick:
+            for name in ("train", "validation", "test"):
+                split: Examples = getattr(data, name)
+                setattr(data, name, split.take(range(min(QUICK_ROWS, len(split)))))
+        return data
+
+    def _vectors(self, texts: list[str]) -> StoredVectors:
+        adapter = "bench-tc" if self.adapters["tc"] else None
+        identity = {
+            "backbone": self.sha256,
+            "adapter": self.hashes["tc"],
+            "max_length": self.settings.max_length,
+            "precision": self.precision,
+        }
+        folder = Path(self.settings.cache_dir) if self.settings.cache_dir else None
+        return StoredVectors(
+            folder,
+            identity,
+            texts,
+            self.model.config.hidden_size,
+            lambda part: embed_texts(
+                self.model,
+                self.tokenizer,
+                part,
+                adapter,
+                max_length=self.settings.max_length,
+                mixed_precision=self.precision,
+            ),
+        )
+
+    def _mteb(self, task: Task, data: AppData, vectors: dict, seed: int) -> dict[str, Any]:
+        pool, test = vectors["pool"], vectors["test"]
+        scale = unit_length if self.settings.normalize else np.asarray
+        labels = data.train.labels + data.validation.labels
+        gold: Any = data.test
+        draws = few_shot(
+            lambda rows: scale(pool.rows(rows)),
+            labels,
+            scale(test.rows()),
+            gold.labels,
+            task.samples_per_label,
+            SEED + seed,
+        )
+        accuracies = [draw["accuracy"] for draw in draws]
+        mean = {key: round(float(np.mean([draw[key] for draw in draws])), 6) for key in draws[0]}
+        config = {
+            "samples_per_label": task.samples_per_label,
+            "draws": [round(value, 6) for value in accuracies],
+            "normalize": self.settings.normalize,
+        }
+        return self._record(task, "mteb", seed, "accuracy", mean, len(labels), data, config)
+
+    def _full(self, task: Task, data: AppData, vectors: dict, seed: int) -> dict[str, Any]:
+        pool = vectors["pool"].rows()
+        train, validation = pool[: len(data.train)], pool[len(data.train) :]
+        probe, chosen = choose_probe(train, data.train.labels, validation, data.validation.labels)
+        test, gold = vectors["test"].rows(), data.test or Examples()
+        scores = text_scores(
+            gold.labels, list(probe.predict(test)), probe.predict_proba(test), list(probe.classes_)
+        )
+        config = {"C": probe.C, "validation_accuracy_by_C": chosen.details}
+        return self._record(task, "full", seed, "accuracy", scores, len(data.train), data, config)
+
+    def _ner(self, task: Task, protocol: str, seed: int) -> dict[str, Any]:
+        data = self._load(task, train_fraction=0.1 if protocol == "ner10" else 1.0, seed=seed)
+        settings = FitSettings(seed=seed, mixed_precision=self.settings.mixed_precision)
+        if self.settings.quick:
+            settings.steps, settings.evaluations = 20, 1
+        app = fit_app(
+            data,
+            "ner",
+            backbone=(self.model, self.tokenizer),
+            adapter=self.adapters["ner"],
+            name="bench-ner",
+            settings=settings,
+        )
+        self.model.delete_adapter("bench-ner")
+        config = {"settings": app.record["settings"], "fit": app.record["seeds"][str(seed)]}
+        config["types"] = app.record["types"]
+        return self._record(task, protocol, seed, "entity_f1", app.metrics, len(data.train), data, config)
+
+    def _record(self, task, protocol, seed, metric, scores, n_train, data, config) -> dict[str, Any]:
+        return {
+            "regime": self.settings.regime,
+            "seed": seed,
+            "task": task.name,
+            "family": task.family,
+            "protocol": protocol,
+            "metric": metric,
+            "value": round(scores[metric], 6),
+            "scores": {key: round(value, 6) for key, value in scores.items() if value is not None},
+            "n_train": n_train,
+            "n_test": len(data.test),
+            "config": {
+                **config,
+                "backbone": {"name": public_name(self.settings.backbone), "sha256": self.sha256},
+                "adapter": {
+                    "name": public_name(self.adapters[task.family]),
+                    "sha256": self.hashes[task.family],
+                },
+                "max_length": self.settings.max_length if task.family == "tc" else None,
+                "precision": self.precision,
+                "data": data.notes.get("fingerprint"),
+                "quick": self.settings.quick,
+            },
+            "versions": versions(),
+            "date": today(),
+        }
+
+
+def unit_length(vectors: np.ndarray) -> np.ndarray:
+    """Scale vectors to length 1, ``(rows, width)``."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def public_name(identifier: str | None) -> str | None:
+    """Name a backbone or adapter without its local path."""
+    return Path(identifier).name if identifier and Path(identifier).exists() else identifier
+
+
+def adapter_sha256(adapter: str | None) -> str | None:
+    """Return the sha256 of an adapter's weights file."""
+    if adapter is None:
+        return None
+    return hashlib.sha256((find_adapter(adapter) / ADAPTER_WEIGHTS_FILE).read_bytes()).hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ running
+
+_BENCH: Bench | None = None
+
+
+def _start_worker(settings: BenchmarkSettings, threads: int) -> None:
+    global _BENCH
+    torch.set_num_threads(threads)
+    _BENCH = Bench(settings)
+
+
+def _run_unit(unit: Unit) -> list[dict[str, Any]]:
+    assert _BENCH is not None
+    return list(_BENCH.run(unit))
+
+
+def run_benchmark(settings: BenchmarkSettings, report=lambda record: None) -> list[dict[str, Any]]:
+    """Compute all records that are missing from the output file, writing it after each unit.
+
+    Args:
+        settings: See `BenchmarkSettings`.
+        report: Called with every new record.
+
+    Returns:
+        All records of the file.
+
+    Raises:
+        MtpfError: A mistake in settings or data, before anything is computed where that can be told.
+        DataError: The file's records of this regime come from another backbone or adapter.
+    """
+    records = {record_key(record): record for record in read_records(settings.output)}
+    units = plan(settings, set(records))
+    if not units:
+        return list(records.values())
+    cores = available_cores()
+    workers = min(settings.workers or cores, len(units))
+    bench = Bench(settings)  # here first: a mistake in an id shows before processes start
+    _check_same(settings, bench, list(records.values()))
+
+    def keep(found: list[dict[str, Any]]) -> None:
+        records.update({record_key(record): record for record in found})
+        write_records(settings.output, records.values())
+        for record in found:
+            report(record)
+
+    if workers == 1:
+        torch.set_num_threads(cores)
+        for unit in units:
+            for record in bench.run(unit):
+                keep([record])
+        return list(records.values())
+    del bench
+    context = multiprocessing.get_context("spawn")
+    arguments = (settings, max(cores // workers, 1))
+    with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
+        futures: list[Future] = [pool.submit(_run_unit, unit) for unit in units]
+        try:
+            for future in as_completed(futures):
+                keep(future.result())
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return list(records.values())
+
+
+def _check_same(settings: BenchmarkSettings, bench: Bench, records: list[dict[str, Any]]) -> None:
+    for record in records:
+        if record["regime"] != settings.regime:
+            continue
+        config, family = record["config"], record["family"]
+        if (
+            config["backbone"]["sha256"] != bench.sha256
+            or config["adapter"]["sha256"] != bench.hashes[family]
+            or config.get("quick") != settings.quick
+        ):
+            raise DataError(
+                f"{settings.output} has records of regime {settings.regime!r} from another backbone, adapter "
+                "or kind of run; choose another --output or --regime."
+            )
+
+
+__all__ = ["PROTOCOLS", "Bench", "BenchmarkSettings", "Unit", "plan", "run_benchmark"]

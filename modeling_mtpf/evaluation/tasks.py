@@ -1,0 +1,103 @@
+"""The task list: downstream sets of both families, where their data is, and how they are evaluated.
+
+The list itself is data, ``tasks.json``; it holds names, sources, revisions, licences and settings, no data.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..data.app_data import AppData, load_app_data
+from ..errors import DataError, RecipeError
+from ..settings import nearest
+
+DATA_VARIABLE = "MTPF_DATA"
+"""Environment variable that names the folder ``<family>/<task>/<split>.parquet``."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One downstream set.
+
+    Attributes:
+        name: Unique within its family.
+        family: ``ner`` or ``tc``.
+        source: Who publishes it.
+        licence: Of the data.
+        hub: ``id``, ``config`` and ``revision`` of a Hub data set, where the source is one.
+        samples_per_label: Of MTEB's few-shot protocol.
+        published: Encoder → published accuracy in that protocol, to check this harness against.
+    """
+
+    name: str
+    family: str
+    source: str
+    licence: str
+    hub: dict[str, str | None] | None = None
+    samples_per_label: int = 8
+    published: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Family and name, ``tc/snips``."""
+        return f"{self.family}/{self.name}"
+
+
+@cache
+def all_tasks() -> tuple[Task, ...]:
+    """Read the task list."""
+    rows = json.loads((Path(__file__).parent / "tasks.json").read_text("utf-8"))
+    return tuple(Task(**row) for row in rows)
+
+
+def select_tasks(names: str, families: set[str]) -> list[Task]:
+    """Return the tasks that a comma-separated list names; ``all``: every task of the families.
+
+    A name alone means the task of that name in each of the families; ``tc/snips`` means one.
+
+    Raises:
+        RecipeError: An unknown name, or one of another family.
+    """
+    tasks = [task for task in all_tasks() if task.family in families]
+    if names == "all":
+        return tasks
+    chosen: list[Task] = []
+    for name in (part.strip() for part in names.split(",")):
+        found = [task for task in tasks if name in (task.name, task.key)]
+        if not found:
+            known = [task.name for task in tasks]
+            others = [task.key for task in all_tasks() if name in (task.name, task.key)]
+            hint = f"{others[0]} needs a protocol of its family; " if others else nearest(name, known)
+            raise RecipeError(f"Unknown task {name!r}; {hint}known: {', '.join(known)}.")
+        chosen += [task for task in found if task not in chosen]
+    return chosen
+
+
+def load_task(task: Task, data: str | None = None, **options: Any) -> AppData:
+    """Read a task's data from the data folder, else from the Hub at the pinned revision.
+
+    Args:
+        task: Of the task list.
+        data: Folder with ``<family>/<task>/<split>.parquet``; by default that of ``MTPF_DATA``.
+        **options: See `load_app_data`.
+
+    Raises:
+        DataError: It is in neither place.
+    """
+    root = data or os.environ.get(DATA_VARIABLE)
+    folder = Path(root or "") / task.family / task.name
+    if root and folder.is_dir():
+        return load_app_data(folder, task.family, **options)
+    if task.hub is None:
+        raise DataError(
+            f"There is no {folder} with train.parquet, validation.parquet and test.parquet. Task {task.key} "
+            f"({task.source}) is in no Hub data set: set {DATA_VARIABLE} to the folder with your copy."
+        )
+    config = f":{task.hub['config']}" if task.hub.get("config") else ""
+    return load_app_data(f"{task.hub['id']}{config}@{task.hub['revision']}", task.family, **options)
+
+
+__all__ = ["DATA_VARIABLE", "Task", "all_tasks", "load_task", "select_tasks"]

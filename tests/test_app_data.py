@@ -1,0 +1,272 @@
+"""The labelled data of apps: every format, tag schemes, splits, and mistakes with their file and line."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, List, Value
+from seqeval.scheme import IOB1, IOB2, IOBES, Entities
+
+from modeling_mtpf.adaptation import FitSettings, fit_app
+from modeling_mtpf.data.app_data import load_app_data
+from modeling_mtpf.data.tag_schemes import detect_scheme, to_iob2
+from modeling_mtpf.data.words import load_word_tokenizer
+from modeling_mtpf.errors import DataError
+
+ROWS = [
+    {"tokens": ["Call", "Ada", "Lovelace"], "ner_tags": ["O", "B-PER", "I-PER"]},
+    {"tokens": ["in", "Rome"], "ner_tags": ["O", "B-LOC"]},
+    {"tokens": ["Hi"], "ner_tags": ["O"]},
+    {"tokens": ["Rome", "Paris"], "ner_tags": ["B-LOC", "B-LOC"]},
+]
+TEXTS = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(20)]
+
+
+def write(folder, kind: str, rows: list[dict], name: str = "train"):
+    """Write rows in one of the accepted formats."""
+    path = folder / f"{name}.{kind}"
+    if kind == "conll":
+        sentences = ["\n".join(map(" ".join, zip(r["tokens"], r["ner_tags"], strict=True))) for r in rows]
+        path.write_text("-DOCSTART- O\n\n" + "\n\n".join(sentences) + "\n", "utf-8")
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    elif kind == "parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    elif kind == "csv":
+        Dataset.from_list(rows).to_csv(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["conll", "jsonl", "parquet"])
+def test_ner_formats_give_the_same_data(tmp_path, kind):
+    data = load_app_data(write(tmp_path, kind, ROWS * 5), "ner")
+    assert data.labels == ["O", "B-PER", "I-PER", "B-LOC"]  # order of first appearance
+    assert len(data.train) == 18 and len(data.validation) == 2 and data.held_out
+    rows = sorted(
+        zip(
+            data.train.inputs + data.validation.inputs,
+            data.train.labels + data.validation.labels,
+            strict=True,
+        )
+    )
+    assert rows == sorted((row["tokens"], row["ner_tags"]) for row in ROWS * 5)
+    assert data.notes["scheme"] == "IOB2" and data.notes["source"] == "train"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv"])
+def test_text_formats_give_the_same_data(tmp_path, kind):
+    data = load_app_data(write(tmp_path, kind, TEXTS), "tc")
+    assert data.labels == ["a", "b"] and len(data.train) + len(data.validation) == 20
+
+
+def test_aliases_and_class_labels_of_hub_sets(tmp_path):
+    names = ["O", "B-PER", "I-PER"]
+    features = Features({"words": List(Value("string")), "tags": List(ClassLabel(names=names))})
+    rows = {"words": [["Ada", "L."], ["Hi"]], "tags": [[1, 2], [0]]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "ner.parquet")
+    data = load_app_data(tmp_path / "ner.parquet", "ner")
+    assert sorted(data.train.labels + data.validation.labels) == [["B-PER", "I-PER"], ["O"]]
+    features = Features({"utterance": Value("string"), "intent": ClassLabel(names=["yes", "no"])})
+    rows = {"utterance": ["a", "b", "c"], "intent": [0, 1, 1]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "tc.parquet")
+    assert set(load_app_data(tmp_path / "tc.parquet", "tc").labels) == {"yes", "no"}
+
+
+def test_integers_without_names_need_them(tmp_path):
+    source = write(
+        tmp_path, "jsonl", [{"tokens": ["Ada"], "ner_tags": [1]}, {"tokens": ["Hi"], "ner_tags": [0]}]
+    )
+    with pytest.raises(DataError, match=r"line 1: Tag '1' is of no scheme"):
+        load_app_data(source, "ner")
+    assert load_app_data(source, "ner", labels=["O", "B-PER"]).labels == ["O", "B-PER"]
+
+
+def test_split_files_and_other_sources(tmp_path):
+    for name, rows in (("train", TEXTS), ("dev", TEXTS[:4]), ("test", TEXTS[4:7])):
+        write(tmp_path, "jsonl", rows, name)
+    data = load_app_data(tmp_path, "tc")
+    assert (len(data.train), len(data.validation), len(data.test)) == (20, 4, 3) and not data.held_out
+    other = load_app_data(tmp_path / "train.jsonl", "tc", test=tmp_path / "dev.jsonl")
+    assert len(other.test) == 4 and other.held_out
+    write(tmp_path, "jsonl", TEXTS, "more")
+    with pytest.raises(DataError, match="others, e.g. more.jsonl; name every file after its split"):
+        load_app_data(tmp_path, "tc")
+
+
+def test_draws_are_seeded_and_a_fraction_is_a_fraction(tmp_path):
+    source = write(tmp_path, "jsonl", [{"text": f"t{i}", "label": "abcd"[i % 4]} for i in range(200)])
+    one, same, other = (load_app_data(source, "tc", train_fraction=0.1, seed=seed) for seed in (0, 0, 1))
+    assert one.train == same.train and one.train != other.train
+    assert len(one.train) + len(one.validation) == 20 and one.labels == ["a", "b", "c", "d"]
+    assert {label for label in one.train.labels} >= set(one.validation.labels)
+
+
+# Tag schemes, against seqeval's own readers
+
+
+def random_entities(generator) -> tuple[int, list]:
+    length, spans, start = int(generator.integers(1, 12)), [], 0
+    while start < length:
+        size = int(generator.integers(1, 4))
+        if start + size <= length and generator.random() < 0.6:
+            spans.append((start, start + size, "PQ"[generator.integers(2)]))
+        start += size
+    return length, spans
+
+
+def encode(length: int, spans: list, scheme: str) -> list[str]:
+    tags, before = ["O"] * length, (-1, "")
+    for start, end, kind in spans:
+        for i in range(start, end):
+            tags[i] = f"I-{kind}"
+        if scheme == "IOB2" or (scheme == "IOB1" and before == (start, kind)):
+            tags[start] = f"B-{kind}"
+        if scheme == "BIOES":
+            tags[start], tags[end - 1] = f"B-{kind}", f"E-{kind}"
+            if end - start == 1:
+                tags[start] = f"S-{kind}"
+        before = (end, kind)
+    return tags
+
+
+@pytest.mark.parametrize("scheme, reader", [("IOB1", IOB1), ("IOB2", IOB2), ("BIOES", IOBES)])
+def test_every_scheme_keeps_its_entities(scheme, reader):
+    generator = np.random.default_rng(0)
+    drawn = [random_entities(generator) for _ in range(300)]
+    tags = [encode(length, spans, scheme) for length, spans in drawn]
+    if scheme != "IOB1":  # seqeval merges IOB1 neighbours of one type; the spans below are the reference
+        found = Entities(tags, reader).entities
+        assert [[(e.start, e.end, e.tag) for e in row] for row in found] == [spans for _, spans in drawn]
+    converted, detected = to_iob2(tags)
+    assert detected == scheme
+    assert converted == [encode(length, spans, "IOB2") for length, spans in drawn]
+
+
+def test_bilou_and_ambiguous_tags():
+    assert to_iob2([["B-P", "L-P", "U-P", "U-P", "O"]]) == ([["B-P", "I-P", "B-P", "B-P", "O"]], "BIOES")
+    assert detect_scheme([["O"], ["B-P", "I-P"]]) == "IOB2"
+    assert detect_scheme([["I-P", "I-P"], ["I-Q", "B-Q"]]) == "IOB1"
+    with pytest.raises(DataError, match="neither IOB1 nor IOB2: .* at row 1, .* at row 2. .* --scheme IOB2"):
+        to_iob2([["I-P"], ["B-P"]])
+    assert to_iob2([["I-P"], ["B-P"]], "IOB2")[0] == [["B-P"], ["B-P"]]
+
+
+# Bad input: one clear error, or a counted note
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("Ada PER\n", "line 1: Tag 'PER' is of no scheme.*does not say where an entity ends"),
+        ("Ada B-PER\n\nRome X-LOC\n", "line 3: Tag 'X-LOC' is of no scheme"),
+        ("Ada B-PER\nRome\n", "line 2: 'Rome' is no token with a tag"),
+        ("\n\n", "has no sentence"),
+        ("Hi O\n\nyou O\n", "no entity, every tag is O"),
+        ("Ada B-PER\n", "1 example; at least 2 are needed"),
+    ],
+)
+def test_bad_conll_files(tmp_path, text, message):
+    path = tmp_path / "bad.conll"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_app_data(path, "ner")
+
+
+def test_bad_json_lines(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    good = json.dumps(ROWS[0])
+    path.write_text(f'{good}\n\n{{"tokens": ["a", "b"], "ner_tags": ["O"]}}\n')
+    with pytest.raises(DataError, match="bad.jsonl, line 3 has 2 tokens but 1 tags"):
+        load_app_data(path, "ner")
+    path.write_text(f'{good}\n{{"tokens": ["a"]\n')
+    with pytest.raises(DataError, match="bad.jsonl, line 2 is not valid JSON"):
+        load_app_data(path, "ner")
+    path.write_text(json.dumps({"text": "a"}) + "\n")
+    with pytest.raises(DataError, match="no column 'label_text' or 'label'.*it has: text"):
+        load_app_data(path, "tc")
+
+
+@pytest.mark.parametrize(
+    "ending, family", [("conll", "ner"), ("jsonl", "tc"), ("csv", "tc"), ("parquet", "tc")]
+)
+def test_binary_in_place_of_text_and_empty_files(tmp_path, ending, family):
+    path = tmp_path / f"data.{ending}"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\xff\xfe" * 50)
+    with pytest.raises(DataError, match=f"data.{ending}"):
+        load_app_data(path, family)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=f"data.{ending} is empty"):
+        load_app_data(path, family)
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ([{"text": "a", "label": "x"}] * 5, r"at least two labels; the training data has \['x'\]"),
+        ([{"text": "a", "label": "x"}], "1 example; at least 2"),
+        ([{"text": "a", "label": "x"}, {"text": "b", "label": "y"}], "every label has one example"),
+        ([{"text": None, "label": "x"}], "row 1|line 1"),
+    ],
+)
+def test_too_little_text_data(tmp_path, rows, message):
+    with pytest.raises(DataError, match=message):
+        load_app_data(write(tmp_path, "jsonl", rows), "tc")
+
+
+def test_a_label_only_in_test_is_counted_and_one_that_is_not_given_refused(tmp_path, caplog):
+    write(tmp_path, "jsonl", TEXTS)
+    write(tmp_path, "jsonl", [{"text": "t", "label": "new"}, {"text": "u", "label": "a"}], "test")
+    data = load_app_data(tmp_path, "tc")
+    assert data.notes["labels_not_in_train"] == {"test": {"labels": ["new"], "count": 1}}
+    assert len(data.test) == 2 and "count as missed" in caplog.text
+    with pytest.raises(DataError, match="'new', which is not in --labels"):
+        load_app_data(tmp_path, "tc", labels=["a", "b"])
+
+
+def test_empty_rows_are_counted(tmp_path):
+    data = load_app_data(write(tmp_path, "jsonl", [*ROWS, {"tokens": [], "ner_tags": []}]), "ner")
+    assert data.notes["empty_rows_skipped"] == {"train": 1}
+    assert len(data.train) + len(data.validation) == 4
+
+
+def test_a_document_of_100000_words_is_cut_and_counted(tmp_path, load, encoders):
+    words = ["Ada", "meets", "Noor", "."] * 25_000
+    tags = ["B-PER", "O", "B-PER", "O"] * 25_000
+    data = load_app_data(write(tmp_path, "jsonl", [{"tokens": words, "ner_tags": tags}] * 2), "ner")
+    tokenizer = load_word_tokenizer(str(encoders["bert"]))
+    app = fit_app(data, "ner", backbone=(load("bert"), tokenizer), settings=FitSettings(steps=1))
+    cut = app.record["seeds"]["0"]["words_cut_off_in_train"]
+    assert 99_800 < cut < 100_000 and app.metrics["validation_words_cut_off"] == cut
+    assert app.metrics["validation_recall"] < 0.01
+
+
+@pytest.mark.hub
+def test_a_hub_set_that_needs_remote_code_is_refused(hub, tmp_path, monkeypatch):
+    """A repo of the local Hub with nothing but a loading script."""
+    from huggingface_hub import HfApi
+
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.url)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    api.create_repo("mtpf/scripted", repo_type="dataset")
+    api.upload_file(
+        path_or_fileobj=b"raise SystemExit('this must never run')",
+        path_in_repo="scripted.py",
+        repo_id="mtpf/scripted",
+        repo_type="dataset",
+    )
+    with pytest.raises(DataError, match="'mtpf/scripted' cannot be opened.*scripts are never run"):
+        load_app_data("mtpf/scripted", "tc")
+
+
+def test_sources_that_are_not_there(tmp_path):
+    with pytest.raises(DataError, match="no file or folder ./nowhere"):
+        load_app_data("./nowhere", "tc")
+    (tmp_path / "notes.md").write_text("x")
+    with pytest.raises(DataError, match="no data file; accepted endings"):
+        load_app_data(tmp_path, "tc")
+    with pytest.raises(DataError, match="unknown ending"):
+        load_app_data(tmp_path / "notes.md", "tc")
+    with pytest.raises(DataError, match="cannot hold lists of words"):
+        (tmp_path / "a.csv").write_text("tokens,ner_tags\n")
+        load_app_data(tmp_path / "a.csv", "ner")

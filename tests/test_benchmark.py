@@ -1,0 +1,351 @@
+"""Metrics, protocols, records and reports of the benchmark."""
+
+import json
+import os
+import random
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from scipy import stats
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+
+import modeling_mtpf.evaluation.benchmark as bench
+from eval import benchmark as script
+from modeling_mtpf.errors import DataError, RecipeError
+from modeling_mtpf.evaluation.embeddings import StoredVectors
+from modeling_mtpf.evaluation.metric_classes import EntityF1, TextScores
+from modeling_mtpf.evaluation.metrics import entity_scores, text_scores
+from modeling_mtpf.evaluation.report import mean_interval, paired_bootstrap, published_table, report
+from modeling_mtpf.evaluation.tasks import all_tasks, load_task, select_tasks
+from modeling_mtpf.evaluation.text_protocols import few_shot, few_shot_rows
+
+# Metrics
+
+
+def test_strict_entity_scores():
+    """Both traps of seqeval: lenient by default, and strict without a scheme."""
+    gold = [["B-PER", "I-PER", "O", "B-LOC"]]
+    assert entity_scores(gold, gold)["entity_f1"] == 1.0
+    assert entity_scores(gold, [["B-PER", "O", "O", "B-LOC"]])["entity_f1"] == 0.5  # a border is wrong
+    wrong = entity_scores(gold, [["I-PER", "I-PER", "O", "B-LOC"]])  # not an entity at all
+    assert wrong["entity_f1"] == pytest.approx(2 / 3)
+    assert wrong["types"]["PER"] == {"f1": 0, "precision": 0, "recall": 0, "support": 1}
+    assert wrong["types"]["LOC"]["f1"] == 1.0
+    assert entity_scores(gold, [["O"] * 4])["entity_f1"] == 0.0
+    assert entity_scores([["O"]], [["O"]])["entity_f1"] == 0.0
+
+
+def test_entity_scores_equal_counting_spans():
+    """Against a direct count of equal spans, on random IOB2 tags."""
+    generator = random.Random(0)
+
+    def spans(tags):
+        found, start, kind = set(), None, None
+        for i, tag in enumerate([*tags, "O"]):
+            if start is not None and tag != f"I-{kind}":
+                found.add((start, i, kind))
+                start = None
+            if tag.startswith("B-"):
+                start, kind = i, tag[2:]
+        return found
+
+    tags = ["O", "B-P", "I-P", "B-Q", "I-Q"]
+    rows = [generator.choices(tags, k=9) for _ in range(398)] + [generator.choices(tags, k=999) for _ in "ab"]
+    gold, found = rows[0::2], rows[1::2]
+    right = sum(len(spans(a) & spans(b)) for a, b in zip(gold, found, strict=True))
+    total = sum(len(spans(row)) for row in rows)
+    assert entity_scores(gold, found)["entity_f1"] == pytest.approx(2 * right / total)
+
+
+def test_an_entity_across_the_cut_of_a_long_sentence_stays_whole():
+    gold = ["O"] * 99 + ["B-P", "I-P", "I-P"] + ["O"] * 100
+    found = ["O"] * 99 + ["B-P", "O", "O"] + ["O"] * 100
+    assert (
+        entity_scores([gold], [found])["entity_f1"] == 0.0 and entity_scores([gold], [gold])["recall"] == 1.0
+    )
+
+
+def test_words_that_are_cut_off_are_missed(caplog):
+    scores = entity_scores([["B-PER", "O", "B-LOC"], ["B-PER"]], [["B-PER"], ["B-PER"]])
+    assert scores["words_cut_off"] == 2 and scores["recall"] == pytest.approx(2 / 3)
+    assert scores["precision"] == 1.0 and "2 words were cut off" in caplog.text
+    with pytest.raises(DataError, match="Sentence 1 has 1 words but 2"):
+        entity_scores([["O"]], [["O", "O"]])
+    with pytest.raises(DataError, match="1 sentences but 0"):
+        entity_scores([["O"]], [])
+
+
+def test_text_scores():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
+    gold = ["a", "b", "b", "new"]
+    scores = text_scores(gold, ["a", "b", "a", "b"], probabilities, ["a", "b"])
+    assert scores["accuracy"] == 0.5
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 0.5 + 0) / 3)
+    a = average_precision_score([1, 0, 0, 0], probabilities[:, 0])
+    b = average_precision_score([0, 1, 1, 0], probabilities[:, 1])
+    assert scores["average_precision"] == pytest.approx((a + b + 0.25) / 3)  # chance for the unknown label
+
+
+def test_metric_classes_compute_without_network(monkeypatch):
+    monkeypatch.setattr("socket.socket.connect", lambda *a: pytest.fail("network"))
+    gold = [["B-PER", "I-PER"], ["O"]]
+    assert EntityF1().compute(references=gold, predictions=[["B-PER", "O"], ["O"]])["entity_f1"] == 0.0
+    metric = EntityF1()
+    metric.add_batch(references=gold, predictions=gold)
+    assert metric.compute()["entity_f1"] == 1.0
+    found = TextScores(["a", "b"]).compute(references=["b", "a"], predictions=[[0.1, 0.9], [0.2, 0.8]])
+    assert found["accuracy"] == 0.5
+
+
+# Protocols
+
+
+def mteb_draws(labels, samples, draws):
+    """MTEB's procedure, written out: one list, shuffled on and on, the generator seeded before each draw."""
+    found, order = [], list(range(len(labels)))
+    for _ in range(draws):
+        np.random.seed(42)
+        np.random.shuffle(order)
+        counter, rows = {}, []
+        for row in order:
+            if counter.get(labels[row], 0) < samples:
+                rows.append(row)
+                counter[labels[row]] = counter.get(labels[row], 0) + 1
+        found.append(rows)
+    return found
+
+
+def test_few_shot_draws_are_mtebs():
+    labels = [f"label {i % 7}" for i in range(300)] + ["rare"] * 3
+    found = few_shot_rows(labels, 8)
+    assert [rows.tolist() for rows in found] == mteb_draws(labels, 8, 10)
+    assert all(sum(labels[i] == "rare" for i in rows) == 3 and len(rows) == 59 for rows in found)
+    assert found[0].tolist() != found[1].tolist()
+
+
+def test_few_shot_scores_are_those_of_a_plain_loop():
+    generator = np.random.default_rng(0)
+    labels = [f"{i % 5}" for i in range(200)]
+    vectors = generator.normal(size=(200, 8)) + np.array([int(label) for label in labels])[:, None] / 2
+    draws = few_shot(lambda rows: vectors[rows], labels, vectors[100:], labels[100:], 8)
+    for rows, draw in zip(mteb_draws(labels, 8, 10), draws, strict=True):
+        probe = LogisticRegression(max_iter=100).fit(vectors[rows], [labels[i] for i in rows])
+        assert draw["accuracy"] == probe.score(vectors[100:], labels[100:])
+
+
+def test_vectors_are_computed_once_and_only_where_needed(tmp_path):
+    texts, calls = [f"text {i}" for i in range(50)], []
+
+    def embed(part):
+        calls.append(len(part))
+        return np.array([[float(text.split()[1]), 1.0] for text in part], dtype=np.float32)
+
+    identity = {"backbone": "abc", "adapter": None}
+    first = StoredVectors(tmp_path, identity, texts, 2, embed)
+    assert first.rows(np.array([7, 3, 7]))[:, 0].tolist() == [7, 3, 7] and calls == [2]
+    again = StoredVectors(tmp_path, identity, texts, 2, embed)  # another process, later
+    assert again.rows()[:, 0].tolist() == list(range(50)) and calls == [2, 48]
+    again.rows()
+    StoredVectors(None, identity, texts, 2, embed).rows(np.array([1]))
+    StoredVectors(tmp_path, {**identity, "adapter": "def"}, texts, 2, embed).rows(np.array([1]))
+    StoredVectors(tmp_path, identity, texts[::-1], 2, embed).rows(np.array([1]))
+    assert calls == [2, 48, 1, 1, 1]
+
+
+# Tasks
+
+
+def test_the_task_list_is_complete_and_names_its_sources():
+    tasks = all_tasks()
+    assert len(tasks) == 44 == len({task.key for task in tasks})
+    assert all(task.source and task.licence and task.family in ("ner", "tc") for task in tasks)
+    assert all(len(task.hub["revision"]) == 40 for task in tasks if task.hub)
+    assert sum(bool(task.published) for task in tasks) == 9
+    assert [task.key for task in select_tasks("snips", {"ner", "tc"})] == ["ner/snips", "tc/snips"]
+    assert [task.key for task in select_tasks("tc/snips,btc", {"ner", "tc"})] == ["tc/snips", "ner/btc"]
+    with pytest.raises(RecipeError, match="did you mean 'banking77'"):
+        select_tasks("bankin77", {"tc"})
+    with pytest.raises(RecipeError, match="ner/btc needs a protocol of its family"):
+        select_tasks("btc", {"tc"})
+    with pytest.raises(DataError, match="set MTPF_DATA to the folder"):
+        load_task(select_tasks("btc", {"ner"})[0], "/nowhere")
+
+
+@pytest.mark.data
+def test_every_task_has_its_data():
+    from pathlib import Path
+
+    for task in all_tasks():
+        folder = Path(os.environ["MTPF_DATA"]) / task.family / task.name
+        assert all((folder / f"{split}.parquet").is_file() for split in ("train", "validation", "test"))
+
+
+# Runs
+
+
+@pytest.fixture
+def data_folder(tmp_path):
+    """A little data for one task of each family."""
+    words = {"PER": ["Ada", "Noor", "Grace"], "LOC": ["London", "Rome", "Paris"]}
+    for split, size in (("train", 40), ("validation", 12), ("test", 12)):
+        rows = [(words["PER"][i % 3], words["LOC"][i % 2]) for i in range(size)]
+        ner = [{"tokens": [a, "in", b], "ner_tags": ["B-PER", "O", "B-LOC"]} for a, b in rows]
+        tc = [{"text": f"{a} {b} {i}", "label": b} for i, (a, b) in enumerate(rows)]
+        for family, name, own in (("ner", "btc", ner), ("tc", "sst2", tc), ("ner", "fin", ner)):
+            folder = tmp_path / "data" / family / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Dataset.from_list(own).to_parquet(folder / f"{split}.parquet")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def arguments(data_folder, encoders, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "available_cores", lambda: 1)  # models are tiny: threads would only wait
+    return [
+        "--backbone", str(encoders["bert"]), "--tasks", "btc,sst2", "--seeds", "0,1", "--workers", "1",
+        "--data", str(data_folder), "--output", str(tmp_path / "out" / "r.json"), "--max_length", "32",
+        "--cache_dir", str(tmp_path / "cache"), "--quick",
+    ]  # fmt: skip
+
+
+def test_records_are_complete_and_never_recomputed(arguments, tmp_path, monkeypatch, capsys):
+    assert script.main([*arguments, "--regime", "base", "--protocols", "ner10,mteb"]) == 0
+    path = tmp_path / "out" / "r.json"
+    records = json.loads(path.read_text())
+    names = [(r["task"], r["protocol"], r["seed"]) for r in records]
+    assert sorted(names) == [(t, p, s) for t, p in (("btc", "ner10"), ("sst2", "mteb")) for s in (0, 1)]
+    for record in records:
+        assert {"regime", "metric", "value", "n_train", "n_test", "config", "versions", "date"} <= set(record)
+        assert record["n_test"] == 12 and 0 <= record["value"] <= 1
+        assert str(tmp_path) not in json.dumps(record)  # no local path
+    assert {r["n_train"] for r in records if r["protocol"] == "ner10"} == {4}
+    few = [r for r in records if r["protocol"] == "mteb" and r["seed"] == 0][0]
+    assert np.mean(few["config"]["draws"]) == pytest.approx(few["value"], abs=1e-6)
+
+    def explode(*a, **k):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(bench.Bench, "_mteb", explode)
+    monkeypatch.setattr(bench.Bench, "_ner", explode)
+    monkeypatch.setattr(bench.StoredVectors, "PART", 1)
+    before = path.read_bytes()
+    assert script.main([*arguments, "--regime", "base", "--protocols", "ner10,mteb"]) == 0
+    assert path.read_bytes() == before
+    monkeypatch.setattr(bench, "embed_texts", explode)  # its vectors are on disk
+    only = ["--tasks", "sst2", "--regime", "base", "--protocols", "mteb,full"]
+    assert script.main([*arguments, *only]) == 0
+    assert len(json.loads(path.read_text())) == 5 and "1 new records, 5 in" in capsys.readouterr().out
+
+
+def test_a_run_that_breaks_off_keeps_what_it_had(arguments, tmp_path, monkeypatch):
+    real, calls = bench.Bench._ner, []
+
+    def second_breaks(self, *rest):
+        calls.append(rest)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, *rest)
+
+    monkeypatch.setattr(bench.Bench, "_ner", second_breaks)
+    command = [*arguments, "--tasks", "btc", "--regime", "base", "--protocols", "ner"]
+    with pytest.raises(KeyboardInterrupt):
+        script.main(command)
+    first = json.loads((tmp_path / "out" / "r.json").read_text())
+    assert len(first) == 1
+    assert script.main(command) == 0
+    records = json.loads((tmp_path / "out" / "r.json").read_text())
+    assert len(records) == 2 and first[0] in records and len(calls) == 3
+
+
+@pytest.mark.slow
+def test_two_workers_write_the_same_values(arguments, tmp_path):
+    assert script.main([*arguments, "--regime", "base", "--protocols", "mteb,full,ner"]) == 0
+    other = [*arguments, "--output", str(tmp_path / "two.json"), "--cache_dir", str(tmp_path / "cache2")]
+    other[other.index("--workers") + 1] = "2"
+    assert script.main([*other, "--regime", "base", "--protocols", "mteb,full,ner"]) == 0
+    one, two = (json.loads(p.read_text()) for p in (tmp_path / "out" / "r.json", tmp_path / "two.json"))
+    assert [r["value"] for r in one] == pytest.approx([r["value"] for r in two], abs=1e-4)
+
+
+def test_records_of_another_backbone_or_kind_are_not_mixed(arguments, encoders, capsys):
+    arguments = [*arguments, "--tasks", "sst2"]
+    assert script.main([*arguments, "--regime", "base", "--protocols", "mteb"]) == 0
+    other = [*arguments, "--regime", "base", "--protocols", "full"]
+    other[1] = str(encoders["distilbert"])
+    assert script.main(other) == 2
+    assert "from another backbone, adapter or kind of run" in capsys.readouterr().err
+    assert script.main(["--report", arguments[arguments.index("--output") + 1], "--output", "r.md"]) == 2
+    assert "smoke run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--protocols", "mtbe"], "did you mean 'mteb'"),
+        (["--tasks", "nothing"], "Unknown task 'nothing'"),
+        (["--seeds", "a"], "numbers separated by commas"),
+        (["--adapter", "x"], "did you mean 'adapter_"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(arguments, capsys, more, message):
+    assert script.main([*arguments, "--regime", "base", *more]) == 2
+    assert message in capsys.readouterr().err
+    assert script.main(["--output", "x.json"]) == 2 and "--regime is needed" in capsys.readouterr().err
+
+
+# Reports
+
+
+def record(regime, task, seed, value, protocol="ner"):
+    config = {"quick": False, "draws": [value]}
+    return {
+        "regime": regime, "task": task, "seed": seed, "value": value, "protocol": protocol, "family": "ner",
+        "metric": "entity_f1", "n_train": 1, "n_test": 1, "config": config,
+    }  # fmt: skip
+
+
+def test_intervals_and_paired_bootstrap():
+    values = [70.0, 72.0, 77.0]
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    found = mean_interval(values)
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert str(mean_interval([70.0])) == "70.00"  # one seed says nothing of the spread
+    gains = np.random.default_rng(0).normal(2, 1, 25)
+    bound = paired_bootstrap(gains)
+    assert bound.mean == pytest.approx(gains.mean()) and 0 < bound.low < bound.mean < bound.high
+    assert bound.high - bound.low == pytest.approx(2 * 1.96 * stats.sem(gains), rel=0.2)
+
+
+def test_a_report_pairs_by_task_and_seed(tmp_path, capsys):
+    records = [
+        record(regime, task, seed, base + gain + seed / 100)
+        for regime, gain in (("tpl", 0.05), ("base", 0.0))
+        for task, base in (("fin", 0.5), ("btc", 0.6), ("snips", 0.9))
+        for seed in (0, 1)
+    ]
+    records.append(record("tpl", "fin", 2, 0.99))  # base has no such seed: it must not count
+    files = []
+    for regime in ("base", "tpl"):
+        files.append(str(tmp_path / f"{regime}.json"))
+        own = [r for r in records if r["regime"] == regime]
+        (tmp_path / f"{regime}.json").write_text(json.dumps(own))
+    assert script.main(["--report", ",".join(files), "--output", str(tmp_path / "report.md")]) == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "| ner | `base` | `tpl` |" in text and "| btc | 60.50 ± 6.35 | 65.50 ± 6.35 |" in text
+    assert "| against `base` | – | +5.00 [" in text
+    assert "| average of 3 | **67.17** |" in text
+    assert (
+        "| ner (ner; 3 tasks) | **67.17** | **72.17** |" in text
+        and "| ner against `base` | – | +5.00 [" in text
+    )
+    assert (tmp_path / "report.png").stat().st_size > 10_000
+    assert report(records[:6]).count("against") == 0  # no baseline, no comparison
+
+
+def test_published_values_stand_beside_ours():
+    records = [{**record("m", "banking77", 0, 0.80, "mteb"), "family": "tc"}]
+    text = published_table(records, "all-MiniLM-L6-v2")
+    assert "| banking77 | 80.00 | 79.75 | +0.25 | 0.00 |" in text and "| emotion | – | 38.43 |" in text
+    assert "mean absolute difference of 1 | | | 0.25" in text
