@@ -29,7 +29,7 @@ class ChunkShape:
     """
 
     tokens: int = 4096
-    length_multiple: int = 8
+    length_multiple: int = 16
     row_tokens: int = 512
     max_length: int = 512
 
@@ -48,7 +48,7 @@ class ChunkShape:
 def chunk_shape(device: torch.device, max_length: int, tokens: int = 0) -> ChunkShape:
     """Return the shapes that suit a device; ``tokens`` overrides the size of a chunk."""
     if device.type == "cpu":
-        return ChunkShape(tokens or 4096, 8, min(512, tokens or 512), max_length)
+        return ChunkShape(tokens or 4096, 16, min(512, tokens or 512), max_length)
     return ChunkShape(tokens or 65536, 32, 0, max_length)
 
 
