@@ -1,4 +1,4 @@
-"""Gradient caching: a batch of 1,024 pairs beside batches of 64 over the same pairs, and the memory of 4,096."""
+"""Gradient caching: batches of 1,024 beside batches of 64 over the same pairs; the memory of 4,096."""
 
 CONTESTANTS = {"batch_64": 2, "cached_1024": 2, "cached_4096": 1}
 SOURCES = 3
