@@ -73,6 +73,16 @@ def split_words(text: str) -> list[str]:
     return [word for word, _ in _SPLITTER.pre_tokenize_str(text)]
 
 
+def split_word_spans(text: str) -> list[tuple[str, int, int]]:
+    """Split like `split_words`; return each word with its first character and the one after its last.
+
+    Example:
+        >>> split_word_spans("Hi, you")
+        [('Hi', 0, 2), (',', 2, 3), ('you', 4, 7)]
+    """
+    return [(word, *span) for word, span in _SPLITTER.pre_tokenize_str(text)]
+
+
 def split_pieces(texts: Iterable[str], max_words: int) -> Iterator[list[str]]:
     """Yield the words of each text in pieces of at most ``max_words``, cut at a sentence end if there is one.
 
@@ -160,5 +170,6 @@ __all__ = [
     "load_word_tokenizer",
     "pad_to_multiple",
     "split_pieces",
+    "split_word_spans",
     "split_words",
 ]

@@ -12,8 +12,9 @@ from ..data.packaged_encoder import PACKAGED
 from ..data.sources import fingerprint, open_source, source_name
 from ..data.words import IGNORE, align_labels, encode_words
 from ..errors import DataError, RecipeError
+from ..labelling.label import LABEL_COLUMNS, label_corpus
+from ..labelling.settings import PseudoLabelSettings
 from .families import Family, FamilyBatch, FamilySettings, RunContext, register_family
-from .pseudo_labels import LABEL_COLUMNS, PseudoLabelSettings, label_corpus
 from .sampling import EpochSampler
 
 
@@ -87,8 +88,8 @@ class NerFamily(Family):
                     PseudoLabelSettings(
                         teacher=settings.teacher,
                         revision=settings.teacher_revision,
-                        layer=settings.teacher_layer,
-                        clusters=settings.clusters,
+                        layer=str(settings.teacher_layer),
+                        clusters=str(settings.clusters),
                         max_texts=settings.max_texts,
                         seed=context.seed,
                     ),
