@@ -38,7 +38,6 @@ class TaggedSet:
 
     Args:
         folder: Holds ``train.parquet`` with ``tokens`` and IOB2 ``ner_tags``.
-        types: Type names in the order of their ids, when a run goes on.
     """
 
     def __init__(self, folder: Path):
@@ -77,9 +76,9 @@ def train(arguments: argparse.Namespace) -> bool:
     sets = [TaggedSet(Path(folder)) for folder in arguments.data]
     encoder = resolve_encoder(arguments.encoder)
     tokenizer = load_word_tokenizer(encoder)
-    model = nn.ModuleDict({"encoder": AutoModel.from_pretrained(encoder, dtype=torch.float32)})
-    hidden = model["encoder"].config.hidden_size
-    model["heads"] = nn.ModuleList([nn.Linear(hidden, len(tagged.types)) for tagged in sets])
+    backbone = AutoModel.from_pretrained(encoder, dtype=torch.float32)
+    heads = nn.ModuleList(nn.Linear(backbone.config.hidden_size, len(tagged.types)) for tagged in sets)
+    model = nn.ModuleDict({"encoder": backbone, "heads": heads})
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, fused=True)
     epochs = [epoch_batches(sets, arguments.tokens, arguments.seed + e) for e in range(arguments.epochs)]
     plan = [batch for epoch in epochs for batch in epoch]
@@ -98,7 +97,7 @@ def train(arguments: argparse.Namespace) -> bool:
         number, rows = plan[step]
         inputs, labels = full_batch(tokenizer, sets[number], rows, arguments.tokens)
         with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
-            logits = model["heads"][number](model["encoder"](**inputs).last_hidden_state)
+            logits = heads[number](backbone(**inputs).last_hidden_state)
         loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -115,7 +114,7 @@ def train(arguments: argparse.Namespace) -> bool:
         torch.save(state | {"schedule": schedule.state_dict()}, state_file)
         return False
     state_file.unlink(missing_ok=True)
-    model["encoder"].save_pretrained(arguments.output_dir)
+    backbone.save_pretrained(arguments.output_dir)
     tokenizer.save_pretrained(arguments.output_dir)
     record = {
         "encoder": arguments.encoder,
@@ -132,7 +131,9 @@ def train(arguments: argparse.Namespace) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; status 3 says that the minutes were over before the epochs."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", nargs="+", required=True, help="folders of NER sets with train.parquet")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--encoder", default="packaged", help="packaged, a folder or a Hub id")

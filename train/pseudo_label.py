@@ -33,7 +33,8 @@ from transformers import HfArgumentParser
 from transformers.utils import logging as transformers_logging
 
 from modeling_mtpf.device import available_cores
-from modeling_mtpf.labelling.label import label_corpus, summary
+from modeling_mtpf.labelling.label import label_corpus
+from modeling_mtpf.labelling.record import summary
 from modeling_mtpf.labelling.settings import PseudoLabelSettings
 from modeling_mtpf.labelling.stopwatch import Stopwatch
 
@@ -45,8 +46,8 @@ class Arguments:
     Attributes:
         text: Source of raw text: a file, a folder of files (Parquet, JSON lines, CSV, text), or a Hub id
             ``owner/name`` or ``owner/name@revision``.
-        output_dir: New folder for shards, centroids, ``clusters.json`` and ``report.html``; with several K for
-            one folder ``k<K>`` each.
+        output_dir: New folder for shards, centroids, ``clusters.json`` and ``report.html``; with several K,
+            it has a folder ``k<K>`` for each.
         gold: NER sources (``tokens``, ``ner_tags``) that the clusters are measured with.
         threads: CPU threads of a single process (0: all cores; ``accelerate launch`` alone would leave one).
     """

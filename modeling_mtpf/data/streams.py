@@ -37,8 +37,8 @@ class TextStream:
     """The texts of a source, read anew and in the same order with each iteration.
 
     Args:
-        source: A file, or a folder of files in name order: Parquet, JSON lines, JSON, CSV or text; or a Hub id
-            ``owner/name`` or ``owner/name@revision`` (its split ``train``), which is pinned to its commit.
+        source: A file, or a folder of files in name order: Parquet, JSON lines, JSON, CSV or text; or a Hub
+            id ``owner/name`` or ``owner/name@revision`` (its split ``train``), pinned to its commit.
         column: Column that holds the text.
 
     Raises:
@@ -59,7 +59,9 @@ class TextStream:
         self._repository, _, revision = self.source.partition("@")
         try:
             self._commit = HfApi().dataset_info(self._repository, revision=revision or None).sha
-        except Exception as error:  # the Hub client has a dozen exception types; all mean the same to the user
+        except (
+            Exception
+        ) as error:  # the Hub client has a dozen exception types; all mean the same to the user
             raise DataError(
                 f"The Hub data set {self.source!r} cannot be opened: {_first_line(error)}"
             ) from error
@@ -76,7 +78,8 @@ class TextStream:
         return digest.hexdigest()
 
     def __iter__(self) -> Iterator[StreamedText]:
-        for file in self.files or [None]:
+        parts: list[Path | None] = [*self.files] or [None]
+        for file in parts:
             row = 0
             name = self.source if file is None else str(file)
             for values in self._batches(file, name):
@@ -100,17 +103,16 @@ class TextStream:
         if file.stat().st_size == 0:
             raise DataError(f"{file} is empty.")
         reader = READERS[file.suffix]
-        options: dict[str, Any] = {
-            "csv": {"keep_default_na": False},  # "NA" is a word
-            "parquet": {"batch_size": BATCH_ROWS},
-        }.get(reader, {})
+        options: dict[str, Any] = {"batch_size": BATCH_ROWS} if reader == "parquet" else {}
+        if reader == "csv":
+            options["keep_default_na"] = False  # "NA" is a word
         return load_dataset(reader, data_files=str(file), split="train", streaming=True, **options)
 
     def _column(self, table: pa.Table, name: str) -> list[str | None]:
         if self.column not in table.column_names:
             raise DataError(
-                f"{name} has no column {self.column!r}; it has: {', '.join(table.column_names)}. Name the one "
-                "that holds the text with --column."
+                f"{name} has no column {self.column!r}; it has: {', '.join(table.column_names)}. Name the "
+                "one that holds the text with --column."
             )
         values = table.column(self.column)
         if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):

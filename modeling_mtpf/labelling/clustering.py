@@ -25,7 +25,11 @@ class ClusterFit:
         self.spherical = spherical
         self.models = {
             number: MiniBatchKMeans(
-                n_clusters=number, random_state=seed, batch_size=BATCH_WORDS, n_init=3, reassignment_ratio=0.01
+                n_clusters=number,
+                random_state=seed,
+                batch_size=BATCH_WORDS,
+                n_init=3,
+                reassignment_ratio=0.01,
             )
             for number in cluster_numbers
         }

@@ -1,4 +1,4 @@
-"""A corpus in flat memory: one survey that checks it, cuts it into shards and draws a sample; then its shards."""
+"""A corpus in flat memory: one survey checks it, cuts it into shards and draws a sample; then its shards."""
 
 import heapq
 from collections.abc import Callable, Iterator
@@ -47,8 +47,8 @@ def usable_texts(stream: TextStream, settings: PseudoLabelSettings) -> Iterator[
         fault = _fault(row.text)
         if fault and settings.bad_rows == "error":
             raise DataError(
-                f"{row.file}, row {row.row}: {_described(row, stream.column, fault)} Mend or remove the row, or "
-                "leave such rows out with --bad_rows skip."
+                f"{row.file}, row {row.row}: {_described(row, stream.column, fault)} Mend or remove the row, "
+                "or leave such rows out with --bad_rows skip."
             )
         usable = not fault and bool(row.text and not row.text.isspace())
         yield number, row.text if usable else None
@@ -110,7 +110,9 @@ def survey(
         while sampled_words - sample[0][1] >= settings.sample_words:
             sampled_words -= heapq.heappop(sample)[1]
     if not plan.words:
-        raise DataError(f"{stream.source} holds no words in column {stream.column!r}; give a source with text.")
+        raise DataError(
+            f"{stream.source} holds no words in column {stream.column!r}; give a source with text."
+        )
     return plan, [text for _, _, text in sorted(sample, key=lambda entry: -entry[0])]
 
 

@@ -31,8 +31,9 @@ def disk_errors(path: Path):
     try:
         yield
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise DataError(
-            f"{path} cannot be written: {error.strerror or error}. Free space or choose another folder; the same "
+            f"{path} cannot be written: {reason}. Free space or choose another folder; the same "
             "command then goes on after the last complete shard."
         ) from error
 
@@ -83,7 +84,8 @@ def write_shard(
     Args:
         path: The file.
         words: All words of all sentences, one after the other.
-        sentence_starts: Position of each sentence's first word, and the number of words; int32 ``(sentences + 1,)``.
+        sentence_starts: Position of each sentence's first word, and the number of words; int32
+            ``(sentences + 1,)``.
         labels: Cluster of each word, int32.
         offsets: Row in the source of each sentence, and first character of each word.
     """

@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,16 @@ from .files import (
     CENTROIDS_FILE,
     CLUSTERS_FILE,
     PLAN_FILE,
-    REPORT_FILE,
     disk_errors,
     shard_file,
     write_atomically,
     write_shard,
     write_text,
 )
-from .quality import GoldScores, GoldSet, as_record, verdict
-from .report import write_report
+from .quality import GoldSet
+from .record import describe
 from .segmentation import split_sentences
 from .settings import PseudoLabelSettings
-from .statistics import ClusterStatistics, cluster_statistics
 from .stopwatch import Stopwatch
 from .teacher import WordEncoder, load_teacher
 
@@ -49,7 +48,9 @@ logger = logging.getLogger(__name__)
 LABEL_COLUMNS = {"words": "words", "clusters": "integers"}
 """Columns of a labelled shard and their kinds."""
 
-_OWN_FILES = re.compile(r"_plan\.json|report\.html|clusters\.json|centroids\.safetensors|shard-\d+\.parquet|\..*\.tmp")
+_OWN_FILES = re.compile(
+    r"_plan\.json|report\.html|clusters\.json|centroids\.safetensors|shard-\d+\.parquet|\..*\.tmp"
+)
 
 
 def label_corpus(
@@ -68,7 +69,8 @@ def label_corpus(
     Args:
         source: A file, a folder of files, or a Hub id ``owner/name@revision``.
         settings: How to label.
-        folder: The result, with one folder ``k<K>`` for each K if there are several; must not hold anything else.
+        folder: The result, with one folder ``k<K>`` for each K if there are several; must not hold anything
+            else.
         gold: NER sources (``tokens``, ``ner_tags``) that the clusters are measured with.
         state: The processes that share the work; by default this one alone. All give the same arguments.
         watch: Where the time of each stage is added up.
@@ -76,7 +78,9 @@ def label_corpus(
     Raises:
         DataError: The source is empty or malformed, or the folder holds other labels.
     """
-    job = _Job(source, settings, Path(folder), [gold] if isinstance(gold, str) else list(gold or ()), state, watch)
+    job = _Job(
+        source, settings, Path(folder), [gold] if isinstance(gold, str) else list(gold or ()), state, watch
+    )
     if job.is_main:
         job.prepare()
     job.wait()
@@ -97,7 +101,9 @@ class _Job:
         self.settings, self.folder, self.state = settings, folder, state
         self.partial = folder.with_name(folder.name + ".partial")
         self.is_main = state is None or state.is_main_process
-        self.rank, self.world = (0, 1) if state is None else (state.process_index, state.num_processes)
+        self.rank: int = 0 if state is None else state.process_index
+        self.world: int = 1 if state is None else state.num_processes
+        self.words_done = 0
         self.watch = watch or Stopwatch()
         self.stream = TextStream(source, settings.column)
         self.gold = [GoldSet(part) for part in gold] if self.is_main else []
@@ -146,9 +152,8 @@ class _Job:
         centroids = self._fit(sample, plan)
         try:
             for number, part in self.folders(self.partial).items():
-                write_atomically(
-                    part / CENTROIDS_FILE, lambda path, k=number: save_file({"centroids": centroids[k]}, path)
-                )
+                tensors = {"centroids": centroids[number]}
+                write_atomically(part / CENTROIDS_FILE, partial(save_file, tensors))
             content = {"made_from": made_from, "plan": asdict(plan)}
             write_text(self.partial / PLAN_FILE, json.dumps(content, ensure_ascii=False) + "\n")
         except DataError:
@@ -156,10 +161,13 @@ class _Job:
             raise
 
     def _use_again(self, made_from: dict[str, Any]) -> None:
-        reports = [json.loads((p / CLUSTERS_FILE).read_text("utf-8")) for p in self.folders(self.folder).values()]
+        reports = [
+            json.loads((p / CLUSTERS_FILE).read_text("utf-8")) for p in self.folders(self.folder).values()
+        ]
         if any(report["made_from"] != made_from for report in reports):
             raise DataError(
-                f"{self.folder} holds pseudo-labels of other data or settings; remove it or choose another folder."
+                f"{self.folder} holds pseudo-labels of other data or settings; remove it or choose another "
+                "folder."
             )
         logger.info("Using the pseudo-labels in %s", self.folder)
         (self.folder / PLAN_FILE).unlink(missing_ok=True)
@@ -228,7 +236,9 @@ class _Job:
                 self.watch.lap("reading")
                 self._label_shard(shard, rows, centroids, progress, plan.shard_characters[shard])
 
-    def _label_shard(self, shard: int, rows, centroids: dict[int, np.ndarray], progress, characters: int) -> None:
+    def _label_shard(
+        self, shard: int, rows, centroids: dict[int, np.ndarray], progress, characters: int
+    ) -> None:
         found = [(row, s) for row, text in rows for s in split_sentences(text, self.settings.max_words)]
         words = [sentence.words for _, sentence in found]
         starts = np.cumsum([0, *map(len, words)]).astype(np.int32)
@@ -240,7 +250,7 @@ class _Job:
                 labels[number][slots] = assign(vectors, centres)
             self.watch.lap("clustering")
             progress.update(characters * len(slots) / int(starts[-1]))
-            self.words_done = getattr(self, "words_done", 0) + len(slots)
+            self.words_done += len(slots)
             rate = self.words_done * self.world / max(progress.format_dict["elapsed"], 1e-9)
             progress.set_postfix_str(f"{rate:,.0f} words/s", refresh=False)
         self.watch.lap("teacher")
@@ -257,34 +267,10 @@ class _Job:
 
     def finish(self, root: Path, corpus: dict[str, int] | None = None) -> None:
         """Count, measure and describe the labels in a folder."""
-        folders = self.folders(root)
         if corpus is None:
             plan = json.loads((root / PLAN_FILE).read_text("utf-8"))["plan"]
             corpus = {"texts": plan["texts"], "rows_left_out": plan["skipped"]}
-        centroids = {k: load_file(part / CENTROIDS_FILE)["centroids"] for k, part in folders.items()}
-        statistics = {
-            k: cluster_statistics(sorted(part.glob("shard-*.parquet")), k) for k, part in folders.items()
-        }
-        scores: dict[int, dict[str, GoldScores]] = {k: {} for k in folders}
-        for gold in self.gold:
-            for number, found in gold.scores(self.encoder, centroids).items():
-                scores[number][gold.name] = found
-        verdicts = verdict(scores, statistics)
-        title = f"Pseudo-labels of {self.stream.name}: teacher {_name(self.settings.teacher)}, layer {self.settings.layer}"
-        made_from = self.made_from()
-        for number, part in folders.items():
-            report = {
-                "made_from": made_from,
-                "corpus": corpus,
-                **_sizes(statistics[number]),
-                "gold": as_record(scores[number]),
-                "verdict": verdicts[number],
-                "clusters": _clusters(statistics[number]),
-            }
-            write_report(part / REPORT_FILE, title, *({number: d[number]} for d in (statistics, scores, verdicts)))
-            write_text(part / CLUSTERS_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-        if len(folders) > 1:
-            write_report(root / REPORT_FILE, title, statistics, scores, verdicts)
+        describe(root, self.folders(root), self.gold, self.encoder, self.made_from(), corpus)
         self.watch.lap("report")
 
     def publish(self) -> None:
@@ -309,57 +295,4 @@ def _portions(texts: list[str], max_words: int, words: int) -> Iterator[list[lis
         yield portion
 
 
-def _name(teacher: str) -> str:
-    path = Path(teacher)
-    return path.name if path.exists() else teacher
-
-
-def _sizes(found: ClusterStatistics) -> dict[str, Any]:
-    return {
-        "words": found.words,
-        "words_ignored": found.ignored,
-        "sentences": found.rows,
-        "empty_clusters": found.empty,
-        "tiny_clusters": found.tiny,
-        "entropy_bits": round(found.entropy, 6),
-    }
-
-
-def _clusters(found: ClusterStatistics) -> list[dict[str, Any]]:
-    return [
-        {"id": k, "size": int(size), "top_words": top, "examples": [" ".join(e).strip() for e in examples]}
-        for k, (size, top, examples) in enumerate(zip(found.sizes, found.top_words, found.examples, strict=True))
-    ]
-
-
-def summary(folder: Path) -> str:
-    """Describe a labelled folder, of one K or of several, in a few lines."""
-    parts = [folder] if (folder / CLUSTERS_FILE).is_file() else sorted(
-        (file.parent for file in folder.glob(f"k*/{CLUSTERS_FILE}")), key=lambda part: int(part.name[1:])
-    )
-    lines = [line for part in parts for line in _summary_of(part, detailed=len(parts) == 1)]
-    return "\n".join([*lines, f"Report: {folder / REPORT_FILE}"])
-
-
-def _summary_of(folder: Path, detailed: bool) -> Iterator[str]:
-    report = json.loads((folder / CLUSTERS_FILE).read_text("utf-8"))
-    clusters = report["clusters"]
-    sizes = sorted(cluster["size"] for cluster in clusters)
-    yield (
-        f"{folder}: {report['words']:,} words in {len(clusters)} clusters "
-        f"(median {sizes[len(sizes) // 2]:,} words, largest {sizes[-1]:,}, empty {report['empty_clusters']}, "
-        f"tiny {report['tiny_clusters']}); {report['words_ignored']:,} words ignored, "
-        f"{report['corpus']['rows_left_out']:,} rows left out."
-    )
-    for gold in report["gold"]:
-        yield (
-            f"  {gold['source']}: NMI {gold['nmi']:.3f}, purity of entity words {gold['purity_entities']:.3f} "
-            f"(held out {gold['purity_held_out']:.3f})"
-        )
-    yield f"  {report['verdict']}"
-    shown = sorted(clusters, key=lambda cluster: -cluster["size"])[:: max(1, len(clusters) // 8)]
-    for cluster in shown if detailed else ():
-        yield f"  {cluster['id']:>4} {cluster['size']:>8,}  {' '.join(cluster['top_words'][:8])}"
-
-
-__all__ = ["LABEL_COLUMNS", "label_corpus", "summary"]
+__all__ = ["LABEL_COLUMNS", "label_corpus"]

@@ -26,16 +26,16 @@ GAIN = 0.01
 
 @dataclass
 class GoldScores:
-    """How the clusters of one K fit one gold NER set; all between 0 and 1, more is better but for the last two.
+    """How the clusters of one K fit one gold NER set; the scores are between 0 and 1, more is better.
 
     Attributes:
         nmi: Normalised mutual information of clusters and types, ``O`` as one type of its own; 0 is chance.
         nmi_entities: The same over the words of entities alone.
-        purity: Share of words whose type is the most frequent one of their cluster. With many ``O`` it is high
-            for any clusters: compare it with ``purity_of_one_cluster``.
+        purity: Share of words whose type is the most frequent one of their cluster. With many ``O`` it is
+            high for any clusters: compare it with ``purity_of_one_cluster``.
         purity_entities: The same over the words of entities alone.
-        purity_held_out: Purity over entity words when the cluster's type is found on one half of the sentences
-            and counted on the other: unlike purity it falls when K is too high.
+        purity_held_out: Purity over entity words when the cluster's type is found on one half of the
+            sentences and counted on the other: unlike purity it falls when K is too high.
         purity_of_one_cluster: Purity of K = 1.
         purity_entities_of_one_cluster: Purity over entity words of K = 1.
         clusters_of_type: Type → how many clusters hold four fifths of its words.
@@ -85,7 +85,9 @@ class GoldSet:
             self.row_of_word += [number] * len(row["tokens"])
         self.types = np.asarray(types)
         if not (self.types != OUTSIDE).any():
-            raise DataError(f"The gold set {source} has no entity; its tags must look like B-PER, I-PER and O.")
+            raise DataError(
+                f"The gold set {source} has no entity; its tags must look like B-PER, I-PER and O."
+            )
 
     def scores(self, encoder: WordEncoder, centroids: Mapping[int, np.ndarray]) -> dict[int, GoldScores]:
         """Score every K in one pass of the teacher."""
@@ -191,18 +193,18 @@ def _verdict_of(number, numbers, held_out, gold: dict[str, GoldScores], found: C
         return f"K = {number} is too high for this corpus. {facts}"
     if number > smallest and len(numbers) > 1 and held_out[number] <= held_out[smallest] + GAIN:
         return (
-            f"K = {number} is higher than these types need: K = {smallest} tells them apart as well (purity on "
-            f"held-out words {held_out[smallest]:.3f}, here {held_out[number]:.3f}). {facts}"
+            f"K = {number} is higher than these types need: K = {smallest} tells them apart as well (purity "
+            f"on held-out words {held_out[smallest]:.3f}, here {held_out[number]:.3f}). {facts}"
         )
     if number < smallest:
         return (
-            f"K = {number} is too low for these types: K = {smallest} tells them apart better (purity on held-out "
-            f"words {held_out[smallest]:.3f}, here {held_out[number]:.3f}). {facts}"
+            f"K = {number} is too low for these types: K = {smallest} tells them apart better (purity on "
+            f"held-out words {held_out[smallest]:.3f}, here {held_out[number]:.3f}). {facts}"
         )
     if mixed > MIXED and number == max(numbers):
         return (
-            f"K = {number} looks too low for these types, or the teacher does not know them: try a higher K, and "
-            f"another layer or teacher if that does not help. {facts}"
+            f"K = {number} looks too low for these types, or the teacher does not know them: try a higher K, "
+            f"and another layer or teacher if that does not help. {facts}"
         )
     return f"K = {number} fits these types. {facts}"
 

@@ -14,7 +14,8 @@ from .quality import GoldScores
 from .statistics import ClusterStatistics
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .2rem .7rem; text-align: left;
 border-bottom: 1px solid #ddd; vertical-align: top } td.n, th.n { text-align: right }
 .verdict { background: #f3f6fa; border-left: 4px solid #4a78b0; padding: .6rem 1rem } .context { color: #666 }
@@ -61,7 +62,9 @@ def _picture(statistics: Mapping[int, ClusterStatistics], gold: Mapping[int, dic
     for number in numbers:
         ordered = sorted(statistics[number].sizes.tolist(), reverse=True)
         sizes.plot([i / number for i in range(number)], ordered, label=f"K = {number}")
-    sizes.set(yscale="symlog", xlabel="cluster, largest first (share of K)", ylabel="words", title="Sizes", ylim=0)
+    sizes.set(
+        yscale="symlog", xlabel="cluster, largest first (share of K)", ylabel="words", title="Sizes", ylim=0
+    )
     sizes.legend()
     panels = {"nmi": "NMI with all types", "purity_held_out": "Purity of entity words (held out)"}
     for axis, (key, title) in zip(axes[0][1:], panels.items(), strict=False):
@@ -80,7 +83,8 @@ def _picture(statistics: Mapping[int, ClusterStatistics], gold: Mapping[int, dic
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<p><img alt="sizes of the clusters and scores against gold sets" src="data:image/png;base64,{data}"></p>'
+    alternative = "sizes of the clusters and scores against gold sets"
+    return f'<p><img alt="{alternative}" src="data:image/png;base64,{data}"></p>'
 
 
 def _table(heads: list[str], rows: list[list[str]], numeric: set[int]) -> str:
@@ -98,7 +102,15 @@ def _size_table(statistics: Mapping[int, ClusterStatistics]) -> str:
     for number in sorted(statistics):
         found = statistics[number]
         ordered = sorted(found.sizes.tolist())
-        values = [number, found.words, found.ignored, ordered[len(ordered) // 2], ordered[-1], found.empty, found.tiny]
+        values = [
+            number,
+            found.words,
+            found.ignored,
+            ordered[len(ordered) // 2],
+            ordered[-1],
+            found.empty,
+            found.tiny,
+        ]
         entropy = f"{found.entropy:.2f} of {math.log2(number):.2f}"
         rows.append([f"{value:,}" for value in values] + [entropy])
     heads = ["K", "words", "ignored", "median size", "largest", "empty", "tiny", "entropy of sizes (bits)"]
@@ -141,7 +153,9 @@ def _cluster_table(found: ClusterStatistics) -> str:
             f"{html.escape(left)} <mark>{html.escape(word)}</mark> {html.escape(right)}"
             for left, word, right in found.examples[number]
         ]
-        rows.append([str(number), f"{size:,}", share, words, f'<span class="context">{"<br>".join(lines)}</span>'])
+        rows.append(
+            [str(number), f"{size:,}", share, words, f'<span class="context">{"<br>".join(lines)}</span>']
+        )
     return _table(["id", "words", "share", "top words", "examples"], rows, {0, 1, 2})
 
 

@@ -46,9 +46,7 @@ def split_sentences(text: str, max_words: int) -> Iterator[Sentence]:
 
 
 def _sentence_starts(text: str) -> list[int]:
-    return [
-        sentence[0].offset for paragraph in segmenter.analyze(text) for sentence in paragraph if sentence
-    ]
+    return [sentence[0].offset for paragraph in segmenter.analyze(text) for sentence in paragraph if sentence]
 
 
 __all__ = ["Sentence", "split_sentences"]

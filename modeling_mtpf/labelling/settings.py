@@ -18,12 +18,12 @@ class PseudoLabelSettings:
 
     Attributes:
         column: Column of the source that holds the text.
-        bad_rows: What to do with a row that has no text, or a word of more than 1,000 characters: ``error``, or
-            ``skip``, which leaves it out and counts it.
+        bad_rows: What to do with a row that has no text, or a word of more than 1,000 characters: ``error``,
+            or ``skip``, which leaves it out and counts it.
         max_texts: Use only so many texts (0: all).
         max_words: A sentence of more words is cut into equal parts.
-        keep_offsets: Write two more columns: ``row``, the text's row in the source, and ``starts``, where in it
-            each word begins, in characters.
+        keep_offsets: Write two more columns: ``row``, the text's row in the source, and ``starts``, where in
+            it each word begins, in characters.
         teacher: ``packaged``, a folder or a Hub id (the paper: ``numind/NuNER-v2.0``).
         revision: Commit of the teacher's repo.
         layer: Hidden state that is clustered, 0 the embeddings, -1 the last; several, as ``-1,-7``, are
@@ -33,8 +33,8 @@ class PseudoLabelSettings:
         max_length: Longest row in sub-words; words beyond get the ignore label and are counted.
         batch_tokens: Sub-words per forward pass, padding included.
         precision: ``auto`` (bf16 where the device is fast at it), ``bf16`` or ``float32``.
-        clusters: K (the paper: 200); several, as ``50,200,800``, are compared in one pass over the teacher, each
-            in a folder of its own.
+        clusters: K (the paper: 200); several, as ``50,200,800``, are compared in one pass over the teacher,
+            each in a folder of its own.
         spherical: Keep the centroids on the unit sphere: clusters by angle.
         sample_words: Words that fit the centroids, about; a seeded sample of the texts.
         shard_characters: A shard holds consecutive texts of so many characters, about; 1,000,000 are about

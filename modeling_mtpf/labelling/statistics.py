@@ -82,7 +82,11 @@ def cluster_statistics(shards: list[Path], clusters: int) -> ClusterStatistics:
 
 
 def _count(words: pa.ChunkedArray, labels: pa.ChunkedArray, counters: list[Counter]) -> None:
-    pairs = pa.table({"word": words, "cluster": labels}).group_by(["word", "cluster"]).aggregate([([], "count_all")])
+    pairs = (
+        pa.table({"word": words, "cluster": labels})
+        .group_by(["word", "cluster"])
+        .aggregate([([], "count_all")])
+    )
     for word, cluster, count in zip(*(pairs.column(i).to_pylist() for i in range(3)), strict=True):
         if cluster != IGNORE:
             counters[cluster][word] += count

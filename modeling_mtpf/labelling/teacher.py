@@ -35,8 +35,8 @@ class LayerReader:
         depth = getattr(model.config, "num_hidden_layers", None)
         if not isinstance(depth, int) or model.config.is_encoder_decoder:
             raise DataError(
-                f"A teacher of type {model.config.model_type!r} gives no hidden states for each layer; choose an "
-                "encoder such as BERT, RoBERTa or ModernBERT."
+                f"A teacher of type {model.config.model_type!r} gives no hidden states for each layer; "
+                "choose an encoder such as BERT, RoBERTa or ModernBERT."
             )
         for layer in layers:
             if not -depth - 1 <= layer <= depth:
@@ -45,8 +45,8 @@ class LayerReader:
                 )
         self.model, self.layers = model.eval(), [layer % (depth + 1) for layer in layers]
         stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-        # The last hidden state may have gone through a norm after the last layer; the others are what the next
-        # layer is given.
+        # The last hidden state may have gone through a norm after the last layer; the others are what the
+        # next layer is given.
         self.stack = stacks[0] if len(stacks) == 1 and max(self.layers) < depth else None
 
     @torch.inference_mode()
@@ -200,8 +200,8 @@ def load_teacher(settings: PseudoLabelSettings, device: torch.device | None = No
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"The teacher {settings.teacher!r} of type {model.config.model_type!r} does not read text as an encoder "
-            f"does: {reason}"
+            f"The teacher {settings.teacher!r} of type {model.config.model_type!r} does not read text as an "
+            f"encoder does: {reason}"
         ) from error
     return encoder
 
