@@ -78,14 +78,15 @@ def train(arguments: argparse.Namespace) -> bool:
     tokenizer = load_word_tokenizer(encoder)
     backbone = AutoModel.from_pretrained(encoder, dtype=torch.float32)
     heads = nn.ModuleList(nn.Linear(backbone.config.hidden_size, len(tagged.types)) for tagged in sets)
-    model = nn.ModuleDict({"encoder": backbone, "heads": heads})
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = nn.ModuleDict({"encoder": backbone, "heads": heads}).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, fused=True)
     epochs = [epoch_batches(sets, arguments.tokens, arguments.seed + e) for e in range(arguments.epochs)]
     plan = [batch for epoch in epochs for batch in epoch]
     schedule = get_linear_schedule_with_warmup(optimizer, len(plan) // 20, len(plan))
     state_file, step = arguments.output_dir / STATE, 0
     if state_file.is_file():
-        state = torch.load(state_file, weights_only=True)
+        state = torch.load(state_file, weights_only=True, map_location=device)
         step = state["step"]
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -96,7 +97,8 @@ def train(arguments: argparse.Namespace) -> bool:
     while step < len(plan) and time.time() - started < 60 * arguments.minutes:
         number, rows = plan[step]
         inputs, labels = full_batch(tokenizer, sets[number], rows, arguments.tokens)
-        with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
+        inputs, labels = {key: value.to(device) for key, value in inputs.items()}, labels.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
             logits = heads[number](backbone(**inputs).last_hidden_state)
         loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
         loss.backward()
@@ -142,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=2048, help="tokens per batch, padding included")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop and save after so many")
-    parser.add_argument("--bf16", action="store_true", help="bf16 autocast, on CPUs that are fast at it")
+    parser.add_argument("--bf16", action="store_true", help="bf16 autocast, where the device is fast at it")
     try:
         return 0 if train(parser.parse_args(arguments)) else 3
     except MtpfError as error:

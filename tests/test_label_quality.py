@@ -72,7 +72,7 @@ def test_purity_rises_with_random_clusters_but_held_out_purity_does_not(words):
         clusters = rng.integers(0, number, 4000)
         plain.append(purity(types, clusters))
         held.append(held_out_purity(types, clusters, odd))
-    assert plain[2] > plain[1] + 0.2 and held[2] < held[0] + 0.02
+    assert plain[2] > plain[1] + 0.1 and held[2] < held[0] + 0.02
 
 
 def test_the_verdict_names_a_k_that_is_too_low_too_high_and_right(words):

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.preprocessing import normalize
+from threadpoolctl import threadpool_limits
 
 from ..errors import DataError
 
@@ -67,10 +68,12 @@ class ClusterFit:
 
     def _step(self, vectors: np.ndarray) -> None:
         self._rng.shuffle(vectors)
-        for model in self.models.values():
-            model.partial_fit(vectors)
-            if self.spherical:
-                model.cluster_centers_ = normalize(model.cluster_centers_)
+        # One thread: sums in another order would give other centroids on a machine with more cores.
+        with threadpool_limits(1):
+            for model in self.models.values():
+                model.partial_fit(vectors)
+                if self.spherical:
+                    model.cluster_centers_ = normalize(model.cluster_centers_)
 
 
 def assign(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:

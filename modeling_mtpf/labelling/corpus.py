@@ -117,24 +117,24 @@ def survey(
 
 
 def shards(
-    stream: TextStream, settings: PseudoLabelSettings, plan: CorpusPlan, wanted: Callable[[int], bool]
+    stream: TextStream, settings: PseudoLabelSettings, plan: CorpusPlan, wanted: set[int]
 ) -> Iterator[tuple[int, list[tuple[int, str]]]]:
     """Yield number and texts (with their row numbers) of each shard that is wanted, in order."""
+    if not wanted:
+        return
     shard, seen, rows = 0, 0, []
-    take = wanted(0)
     for number, text in usable_texts(stream, settings):
         if text is None:
             continue
         seen += 1
-        if take:
+        if shard in wanted:
             rows.append((number, text))
         if seen == plan.shard_texts[shard]:
-            if take:
+            if shard in wanted:
                 yield shard, rows
-            shard, seen, rows = shard + 1, 0, []
-            if shard == len(plan.shard_texts):
+            if shard == max(wanted):
                 return
-            take = wanted(shard)
+            shard, seen, rows = shard + 1, 0, []
 
 
 __all__ = ["CorpusPlan", "MAX_WORD_CHARACTERS", "shards", "survey", "usable_texts"]

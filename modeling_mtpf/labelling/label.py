@@ -224,15 +224,17 @@ class _Job:
         plan = CorpusPlan(**json.loads((self.partial / PLAN_FILE).read_text("utf-8"))["plan"])
         folders = self.folders(self.partial)
         centroids = {k: load_file(part / CENTROIDS_FILE)["centroids"] for k, part in folders.items()}
+        own = range(self.rank, len(plan.shard_texts), self.world)
         todo = {
-            shard
-            for shard in range(self.rank, len(plan.shard_texts), self.world)
-            if not all(shard_file(part, shard).is_file() for part in folders.values())
+            shard for shard in own if not all(shard_file(part, shard).is_file() for part in folders.values())
         }
-        total = sum(plan.shard_characters[shard] for shard in todo)
+        total = sum(plan.shard_characters[shard] for shard in own)
+        done = total - sum(plan.shard_characters[shard] for shard in todo)
         bar = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-        with tqdm(total=total, desc="pseudo-labels", bar_format=bar, disable=not self.is_main) as progress:
-            for shard, rows in shards(self.stream, self.settings, plan, todo.__contains__):
+        with tqdm(
+            total=total, initial=done, desc="pseudo-labels", bar_format=bar, disable=not self.is_main
+        ) as progress:
+            for shard, rows in shards(self.stream, self.settings, plan, todo):
                 self.watch.lap("reading")
                 self._label_shard(shard, rows, centroids, progress, plan.shard_characters[shard])
 
@@ -276,6 +278,8 @@ class _Job:
     def publish(self) -> None:
         """Give the complete folder its name."""
         with disk_errors(self.folder):
+            if self.folder.is_dir():
+                self.folder.rmdir()  # it is empty; only POSIX would replace it
             self.partial.replace(self.folder)
             (self.folder / PLAN_FILE).unlink()
 

@@ -1,0 +1,76 @@
+"""The scripts beside the package that this project's numbers about labels come from."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from eval import ner_teacher, speed
+
+
+def test_sections_are_found_and_judged():
+    section = speed.load_section("labels")
+    rate = {"words_per_second": 20.0}
+    medians = {"mtpf": rate, "plain": {"words_per_second": 10.0}, "mtpf_1x": {"peak_mb": 1000.0}}
+    medians["mtpf_4x"] = {"peak_mb": 1200.0, "clustering_and_writing_share": 0.05}
+    assert set(medians) == set(section.CONTESTANTS)
+    kept = [speed.judged(*numbers)["kept"] for numbers in section.compare(medians).values()]
+    assert kept == [True, True, False, True]
+    with pytest.raises(SystemExit, match="no section 'none'; known: labels"):
+        speed.load_section("none")
+
+
+def test_peak_memory_is_that_of_the_contestant(tmp_path, monkeypatch):
+    sections = tmp_path / "sections"
+    sections.mkdir()
+    (sections / "memory.py").write_text(
+        "CONTESTANTS = {'small': 9, 'large': 1}\n"
+        "def measure(contestant, options):\n"
+        "    size = {'small': 1, 'large': 200}[contestant] << 20\n"
+        "    return {'size': len(bytearray(b'x') * size), 'given': options['text']}\n"
+        "def compare(medians):\n"
+        "    return {'more': (medians['large']['peak_mb'] - medians['small']['peak_mb'], '>=', 150)}\n"
+    )
+    script = tmp_path / "speed.py"
+    script.write_text(open(speed.__file__).read().replace('"speed_sections"', '"sections"'))
+    monkeypatch.setattr(speed, "SECTIONS", sections)
+    monkeypatch.setattr(speed, "__file__", str(script))
+    output = tmp_path / "numbers" / "speed.json"
+    arguments = ["--sections", "memory", "--rounds", "2", "--text", "7", "--output", str(output)]
+    monkeypatch.setattr(speed.statistics, "median", lambda values: sorted(values)[0])
+    assert speed.main(arguments) == 0
+    found = json.loads(output.read_text())["sections"]["memory"]
+    assert [len(found["rounds"][name]) for name in ("small", "large")] == [2, 1]
+    assert found["compared"]["more"]["kept"] and found["rounds"]["small"][0]["given"] == "7"
+
+
+@pytest.fixture
+def tagged(tmp_path):
+    rows = {
+        "people": [{"tokens": ["ada", "met", "noor"], "ner_tags": ["B-PER", "O", "B-PER"]}] * 30,
+        "places": [{"tokens": ["in", "london", "."], "ner_tags": ["O", "B-LOC", "O"]}] * 30,
+    }
+    from datasets import Dataset
+
+    for name, content in rows.items():
+        (tmp_path / name).mkdir()
+        Dataset.from_list(content).to_parquet(tmp_path / name / "train.parquet")
+    return [str(tmp_path / name) for name in rows]
+
+
+def test_a_teacher_is_trained_in_pieces_and_learns(encoders, tagged, tmp_path, capsys):
+    output = tmp_path / "teacher"
+    arguments = ["--data", *tagged, "--encoder", str(encoders["bert"]), "--output_dir", str(output)]
+    arguments += ["--epochs", "6", "--tokens", "64", "--learning_rate", "1e-3"]
+    assert ner_teacher.main([*arguments, "--minutes", "0"]) == 3
+    assert (output / ner_teacher.STATE).is_file() and not (output / "config.json").exists()
+    state = torch.load(output / ner_teacher.STATE, weights_only=True)
+    assert state["step"] == 0 and len(state["model"]) > 10
+    assert ner_teacher.main(arguments) == 0
+    record = json.loads((output / "teacher.json").read_text())
+    assert record["sets"]["people"] == {"sentences": 30, "types": ["PER"]} and record["last_loss"] < 0.5
+    assert not (output / ner_teacher.STATE).exists()
+    trained = AutoModel.from_pretrained(output).state_dict()
+    start = AutoModel.from_pretrained(encoders["bert"]).state_dict()
+    assert any(not torch.equal(value, start[key]) for key, value in trained.items())
