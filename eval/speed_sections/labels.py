@@ -4,9 +4,9 @@ import tempfile
 import time
 from pathlib import Path
 
-TEXTS = 2_000
-"""Texts of the contest of speed; about 130,000 words of Wikipedia."""
-MEMORY_TEXTS = 4_000
+TEXTS = 1_500
+"""Texts of the contest of speed; about 115,000 words of Wikipedia."""
+MEMORY_TEXTS = 3_000
 """Texts of the smaller corpus of the contest of memory; the larger has four times as many."""
 PLAIN_ROWS = 64
 """Rows of the plain loop's batches: with padding, about as many tokens as a batch of ours."""
