@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,9 @@ class _Job:
         """Whether the result is there."""
         return all((part / CLUSTERS_FILE).is_file() for part in self.folders(self.folder).values())
 
+    @cached_property
     def made_from(self) -> dict[str, Any]:
-        """What determines the labels."""
+        """What determines the labels; reads the whole source."""
         return {
             **asdict(self.settings),
             "bf16": self.encoder.bf16,
@@ -139,13 +140,12 @@ class _Job:
 
     def prepare(self) -> None:
         """Leave the plan and the centroids in the partial folder, unless the result is there already."""
-        made_from = self.made_from()
         if self.complete():
-            self._use_again(made_from)
+            self._use_again()
             return
         if self.folder.is_file() or (self.folder.is_dir() and any(self.folder.iterdir())):
             raise DataError(f"{self.folder} is not an empty folder; choose another output folder.")
-        if self._goes_on(made_from):
+        if self._goes_on():
             return
         plan, sample = self._survey()
         self.watch.lap("survey")
@@ -154,17 +154,17 @@ class _Job:
             for number, part in self.folders(self.partial).items():
                 tensors = {"centroids": centroids[number]}
                 write_atomically(part / CENTROIDS_FILE, partial(save_file, tensors))
-            content = {"made_from": made_from, "plan": asdict(plan)}
+            content = {"made_from": self.made_from, "plan": asdict(plan)}
             write_text(self.partial / PLAN_FILE, json.dumps(content, ensure_ascii=False) + "\n")
         except DataError:
             shutil.rmtree(self.partial, ignore_errors=True)
             raise
 
-    def _use_again(self, made_from: dict[str, Any]) -> None:
+    def _use_again(self) -> None:
         reports = [
             json.loads((p / CLUSTERS_FILE).read_text("utf-8")) for p in self.folders(self.folder).values()
         ]
-        if any(report["made_from"] != made_from for report in reports):
+        if any(report["made_from"] != self.made_from for report in reports):
             raise DataError(
                 f"{self.folder} holds pseudo-labels of other data or settings; remove it or choose another "
                 "folder."
@@ -175,7 +175,7 @@ class _Job:
         if asked and asked != [entry["source"] for entry in reports[0]["gold"]]:
             self.finish(self.folder, reports[0]["corpus"])
 
-    def _goes_on(self, made_from: dict[str, Any]) -> bool:
+    def _goes_on(self) -> bool:
         """Whether there are plan and centroids of a stopped run; one without is removed."""
         if not self.partial.exists():
             return False
@@ -185,7 +185,7 @@ class _Job:
         if not (self.partial / PLAN_FILE).is_file():
             shutil.rmtree(self.partial)
             return False
-        if json.loads((self.partial / PLAN_FILE).read_text("utf-8"))["made_from"] != made_from:
+        if json.loads((self.partial / PLAN_FILE).read_text("utf-8"))["made_from"] != self.made_from:
             raise DataError(
                 f"{self.partial} holds an unfinished run with other data or settings; remove it or choose "
                 "another output folder."
@@ -272,7 +272,7 @@ class _Job:
         if corpus is None:
             plan = json.loads((root / PLAN_FILE).read_text("utf-8"))["plan"]
             corpus = {"texts": plan["texts"], "rows_left_out": plan["skipped"]}
-        describe(root, self.folders(root), self.gold, self.encoder, self.made_from(), corpus)
+        describe(root, self.folders(root), self.gold, self.encoder, self.made_from, corpus)
         self.watch.lap("report")
 
     def publish(self) -> None:

@@ -117,7 +117,6 @@ def score(types: np.ndarray, clusters: np.ndarray, odd: np.ndarray) -> GoldScore
     inside, found = types[entity], clusters[entity]
     names, counts = np.unique(inside, return_counts=True)
     table = contingency_matrix(inside, found)  # types × clusters that occur
-    # A cluster that is mostly O stands for no type, whatever few entity words are in it.
     owned = {name for name in names[table.argmax(0)]} if len(names) else set()
     widths = {}
     for name, row, count in zip(names, table, counts, strict=True):
