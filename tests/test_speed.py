@@ -13,14 +13,16 @@ from eval import ner_teacher, speed
 
 
 def test_sections_are_found_and_judged():
-    section = speed.load_section("labels")
-    rate = {"words_per_second": 20.0}
-    medians = {"mtpf": rate, "plain": {"words_per_second": 10.0}, "mtpf_1x": {"peak_mb": 1000.0}}
-    medians["mtpf_4x"] = {"peak_mb": 1200.0, "clustering_and_writing_share": 0.05}
-    assert set(medians) == set(section.CONTESTANTS)
-    kept = [speed.judged(*numbers)["kept"] for numbers in section.compare(medians).values()]
-    assert kept == [True, True, False, True]
-    with pytest.raises(SystemExit, match="no section 'none'; known: labels"):
+    rate = {"words_per_second": 20.0, "words_per_cpu_second": 15.0, "clustering_and_writing_share": 0.05}
+    plain = {"words_per_second": 10.0, "words_per_cpu_second": 10.0}
+    memory = {"mtpf_1x": {"peak_mb": 1000.0}, "mtpf_4x": {"peak_mb": 1200.0}}
+    expected = {"labels": [False, True, True], "labels_memory": [False, True]}
+    for name, medians in (("labels", {"mtpf": rate, "plain": plain}), ("labels_memory", memory)):
+        section = speed.load_section(name)
+        assert set(medians) == set(section.CONTESTANTS)
+        kept = [speed.judged(*numbers)["kept"] for numbers in section.compare(medians).values()]
+        assert kept == expected[name]
+    with pytest.raises(SystemExit, match="no section 'none'; known: labels, labels_memory"):
         speed.load_section("none")
 
 
