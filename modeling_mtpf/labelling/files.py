@@ -67,9 +67,9 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_shard(
@@ -107,6 +107,6 @@ __all__ = [
     "disk_errors",
     "shard_file",
     "write_atomically",
+    "write_bytes",
     "write_shard",
-    "write_text",
 ]

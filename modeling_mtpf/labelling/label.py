@@ -10,14 +10,14 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from accelerate import PartialState
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from tqdm.auto import tqdm
 
 from ..adapter_files_mtpf import backbone_sha256
@@ -32,9 +32,8 @@ from .files import (
     PLAN_FILE,
     disk_errors,
     shard_file,
-    write_atomically,
+    write_bytes,
     write_shard,
-    write_text,
 )
 from .quality import GoldSet
 from .record import describe
@@ -152,10 +151,9 @@ class _Job:
         centroids = self._fit(sample, plan)
         try:
             for number, part in self.folders(self.partial).items():
-                tensors = {"centroids": centroids[number]}
-                write_atomically(part / CENTROIDS_FILE, partial(save_file, tensors))
+                write_bytes(part / CENTROIDS_FILE, save({"centroids": centroids[number]}))
             content = {"made_from": self.made_from, "plan": asdict(plan)}
-            write_text(self.partial / PLAN_FILE, json.dumps(content, ensure_ascii=False) + "\n")
+            write_bytes(self.partial / PLAN_FILE, json.dumps(content).encode())
         except DataError:
             shutil.rmtree(self.partial, ignore_errors=True)
             raise
@@ -251,7 +249,8 @@ class _Job:
             for number, centres in centroids.items():
                 labels[number][slots] = assign(vectors, centres)
             self.watch.lap("clustering")
-            progress.update(characters * len(slots) / int(starts[-1]))
+            share = characters * len(slots) / int(starts[-1])
+            progress.update(min(share, progress.total - progress.n))  # rounding must not go beyond the end
             self.words_done += len(slots)
             rate = self.words_done * self.world / max(progress.format_dict["elapsed"], 1e-9)
             progress.set_postfix_str(f"{rate:,.0f} words/s", refresh=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from .files import CENTROIDS_FILE, CLUSTERS_FILE, REPORT_FILE, write_text
+from .files import CENTROIDS_FILE, CLUSTERS_FILE, REPORT_FILE, write_bytes
 from .quality import GoldScores, GoldSet, as_record, verdict
 from .report import write_report
 from .statistics import ClusterStatistics, cluster_statistics
@@ -54,7 +54,8 @@ def describe(
             "verdict": verdicts[number],
             "clusters": _clusters(statistics[number]),
         }
-        write_text(part / CLUSTERS_FILE, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+        write_bytes(part / CLUSTERS_FILE, text.encode())
     if len(folders) > 1:
         write_report(root / REPORT_FILE, title, statistics, scores, verdicts)
 

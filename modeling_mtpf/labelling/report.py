@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib
 
-from .files import write_text
+from .files import write_bytes
 from .quality import GoldScores
 from .statistics import ClusterStatistics
 
@@ -48,7 +48,7 @@ def write_report(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
         f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>\n"
     )
-    write_text(path, page)
+    write_bytes(path, page.encode())
 
 
 def _picture(statistics: Mapping[int, ClusterStatistics], gold: Mapping[int, dict[str, GoldScores]]) -> str:
