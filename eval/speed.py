@@ -11,7 +11,8 @@ A section is a module ``eval/speed_sections/NAME.py`` with
   ``<=`` or ``>=``, limit).
 
 Every contestant runs in a process of its own, in turn with the others of the same round; its peak memory
-(``peak_mb``) is what the operating system counted for that process.
+(``peak_mb``) is what the operating system counted for that process. This script itself imports nothing large:
+a process's peak is never below the size of the one that starts it.
 """
 
 import argparse

@@ -8,7 +8,6 @@ import pytest
 
 from modeling_mtpf.data.packaged_encoder import packaged_encoder
 from modeling_mtpf.data.sources import expand_pair_sources, fingerprint, open_source
-from modeling_mtpf.data.words import split_pieces, split_words
 from modeling_mtpf.errors import DataError, RecipeError
 from modeling_mtpf.pretraining import setup  # noqa: F401  registers the families
 from modeling_mtpf.pretraining.recipe import Recipe, load_recipe, resolved, usage
@@ -83,14 +82,6 @@ def test_a_folder_of_pairs_is_one_source_per_file(tmp_path):
         expand_pair_sources([tmp_path, tmp_path / "faq.jsonl"])
     with pytest.raises(DataError, match="No pair source"):
         expand_pair_sources([])
-
-
-def test_pieces_keep_every_word_and_respect_the_limit():
-    texts = ["One two. Three four five! Six?", "no end here " * 9, ""]
-    pieces = list(split_pieces(texts, 6))
-    assert [w for piece in pieces for w in piece] == [w for text in texts for w in split_words(text)]
-    assert max(map(len, pieces)) <= 6
-    assert pieces[0] == ["One", "two", "."]
 
 
 def test_packaged_encoder_with_other_weights_is_refused(tmp_path):

@@ -21,7 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 from modeling_mtpf.errors import MtpfError, exit_without_extra
 
-exit_without_extra("train", "accelerate", "datasets", "sklearn", "yaml", "tqdm", "matplotlib")
+exit_without_extra("train", "accelerate", "datasets", "sklearn", "yaml", "tqdm", "matplotlib", "syntok")
 
 import datasets
 from transformers.utils import logging as transformers_logging

@@ -1,7 +1,5 @@
 """Words: splitting raw text, and aligning words with a tokenizer's sub-words."""
 
-import re
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,6 @@ IGNORE = -100
 PAD_MULTIPLE = 16
 """Batches are padded to a multiple of this: few shapes let oneDNN reuse its compiled kernels."""
 
-_SENTENCE_END = re.compile(r"[.!?]+")
 _SPLITTER = BertPreTokenizer()
 
 
@@ -73,23 +70,14 @@ def split_words(text: str) -> list[str]:
     return [word for word, _ in _SPLITTER.pre_tokenize_str(text)]
 
 
-def split_pieces(texts: Iterable[str], max_words: int) -> Iterator[list[str]]:
-    """Yield the words of each text in pieces of at most ``max_words``, cut at a sentence end if there is one.
+def split_word_spans(text: str) -> list[tuple[str, int, int]]:
+    """Split like `split_words`; return each word with its first character and the one after its last.
 
     Example:
-        >>> list(split_pieces(["It rains. Take a coat."], max_words=5))
-        [['It', 'rains', '.'], ['Take', 'a', 'coat', '.']]
+        >>> split_word_spans("Hi, you")
+        [('Hi', 0, 2), (',', 2, 3), ('you', 4, 7)]
     """
-    for text in texts:
-        words = split_words(text)
-        start = 0
-        while start < len(words):
-            stop = min(start + max_words, len(words))
-            if stop < len(words):
-                ends = [i for i in range(start + 1, stop) if _SENTENCE_END.fullmatch(words[i])]
-                stop = ends[-1] + 1 if ends else stop
-            yield words[start:stop]
-            start = stop
+    return [(word, *span) for word, span in _SPLITTER.pre_tokenize_str(text)]
 
 
 def encode_words(
@@ -159,6 +147,6 @@ __all__ = [
     "first_subwords",
     "load_word_tokenizer",
     "pad_to_multiple",
-    "split_pieces",
+    "split_word_spans",
     "split_words",
 ]

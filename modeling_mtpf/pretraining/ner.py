@@ -14,9 +14,10 @@ from ..data.sources import fingerprint, open_source, source_name
 from ..data.tokens import list_arrays, tokenize_labelled_words
 from ..data.words import IGNORE
 from ..errors import DataError, RecipeError
+from ..labelling.label import LABEL_COLUMNS, label_corpus
+from ..labelling.settings import PseudoLabelSettings
 from .distributed import mean_over_processes
 from .families import Family, FamilyBatch, FamilySettings, Objective, RunContext, register_family
-from .pseudo_labels import LABEL_COLUMNS, PseudoLabelSettings, label_corpus
 from .sampling import EpochSampler
 
 
@@ -102,8 +103,8 @@ class NerFamily(Family):
                     PseudoLabelSettings(
                         teacher=settings.teacher,
                         revision=settings.teacher_revision,
-                        layer=settings.teacher_layer,
-                        clusters=settings.clusters,
+                        layer=str(settings.teacher_layer),
+                        clusters=str(settings.clusters),
                         max_texts=settings.max_texts,
                         seed=context.seed,
                     ),

@@ -1,0 +1,140 @@
+"""A corpus in flat memory: one survey checks it, cuts it into shards and draws a sample; then its shards."""
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..data.streams import StreamedText, TextStream
+from ..data.words import split_words
+from ..errors import DataError
+from .settings import PseudoLabelSettings
+
+MAX_WORD_CHARACTERS = 1000
+"""A longer word is binary data or a file without spaces, not language."""
+
+
+@dataclass
+class CorpusPlan:
+    """What the survey of a corpus found. The shards are a function of the texts and the settings alone.
+
+    Attributes:
+        texts: Texts that are used.
+        characters: Their characters.
+        words: Their words, as far as white space tells.
+        skipped: Rows left out: without words, or bad ones that the settings say to skip.
+        shard_texts: Texts in each shard.
+        shard_characters: Characters in each shard.
+    """
+
+    texts: int = 0
+    characters: int = 0
+    words: int = 0
+    skipped: int = 0
+    shard_texts: list[int] = field(default_factory=list)
+    shard_characters: list[int] = field(default_factory=list)
+
+
+def usable_texts(stream: TextStream, settings: PseudoLabelSettings) -> Iterator[tuple[int, str | None]]:
+    """Yield row number (from 0, over the whole source) and text; ``None`` for a row that is left out.
+
+    Raises:
+        DataError: A row cannot be used and the settings do not say to skip such rows; with file and row.
+    """
+    used = 0
+    for number, row in enumerate(stream):
+        fault = _fault(row.text)
+        if fault and settings.bad_rows == "error":
+            raise DataError(
+                f"{row.file}, row {row.row}: {_described(row, stream.column, fault)} Mend or remove the row, "
+                "or leave such rows out with --bad_rows skip."
+            )
+        usable = not fault and bool(row.text and not row.text.isspace())
+        yield number, row.text if usable else None
+        used += usable
+        if settings.max_texts and used == settings.max_texts:
+            return
+
+
+def _fault(text: str | None) -> str | None:
+    if text is None:
+        return "empty"
+    # Splitting at white space is fast; only what looks too long is split in words.
+    if len(text) > MAX_WORD_CHARACTERS and max(map(len, text.split()), default=0) > MAX_WORD_CHARACTERS:
+        longest = max((len(word) for part in text.split() for word in split_words(part)), default=0)
+        return "long" if longest > MAX_WORD_CHARACTERS else None
+    return None
+
+
+def _described(row: StreamedText, column: str, fault: str) -> str:
+    if fault == "empty":
+        return f"column {column!r} is empty."
+    return f"there is a word of more than {MAX_WORD_CHARACTERS:,} characters; is this text?"
+
+
+def survey(
+    stream: TextStream, settings: PseudoLabelSettings, progress: Callable[[int], object] = lambda texts: None
+) -> tuple[CorpusPlan, list[str]]:
+    """Read the corpus once: check every row, fix the borders of the shards, draw the sample.
+
+    The sample are the texts with the lowest random numbers, in their order: as many as have
+    ``settings.sample_words`` words together.
+
+    Raises:
+        DataError: A row cannot be used, or there is no text at all.
+    """
+    plan = CorpusPlan()
+    rng = np.random.Generator(np.random.PCG64(settings.seed))
+    sample: list[tuple[float, int, str]] = []  # a heap with the highest random number on top
+    sampled_words = 0
+    for _, text in usable_texts(stream, settings):
+        progress(1)
+        if text is None:
+            plan.skipped += 1
+            continue
+        if not plan.shard_texts or plan.shard_characters[-1] >= settings.shard_characters:
+            plan.shard_texts.append(0)
+            plan.shard_characters.append(0)
+        plan.shard_texts[-1] += 1
+        plan.shard_characters[-1] += len(text)
+        words = len(text.split())
+        plan.texts += 1
+        plan.characters += len(text)
+        plan.words += words
+        priority = rng.random()
+        if sampled_words >= settings.sample_words and priority >= -sample[0][0]:
+            continue
+        heapq.heappush(sample, (-priority, words, text))
+        sampled_words += words
+        while sampled_words - sample[0][1] >= settings.sample_words:
+            sampled_words -= heapq.heappop(sample)[1]
+    if not plan.words:
+        raise DataError(
+            f"{stream.source} holds no words in column {stream.column!r}; give a source with text."
+        )
+    return plan, [text for _, _, text in sorted(sample, key=lambda entry: -entry[0])]
+
+
+def shards(
+    stream: TextStream, settings: PseudoLabelSettings, plan: CorpusPlan, wanted: set[int]
+) -> Iterator[tuple[int, list[tuple[int, str]]]]:
+    """Yield number and texts (with their row numbers) of each shard that is wanted, in order."""
+    if not wanted:
+        return
+    shard, seen, rows = 0, 0, []
+    for number, text in usable_texts(stream, settings):
+        if text is None:
+            continue
+        seen += 1
+        if shard in wanted:
+            rows.append((number, text))
+        if seen == plan.shard_texts[shard]:
+            if shard in wanted:
+                yield shard, rows
+            if shard == max(wanted):
+                return
+            shard, seen, rows = shard + 1, 0, []
+
+
+__all__ = ["CorpusPlan", "MAX_WORD_CHARACTERS", "shards", "survey", "usable_texts"]

@@ -1,0 +1,220 @@
+"""Do clusters tell entity types apart? Scores against gold NER sets, and what they say about K."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
+
+from ..data.sources import open_source, source_name
+from ..errors import DataError
+from .clustering import assign
+from .statistics import ClusterStatistics
+from .teacher import WordEncoder
+
+OUTSIDE = "O"
+MIN_TYPE_WORDS = 20
+"""A type with fewer gold words says nothing about clusters."""
+MIXED = 0.25
+"""More entity words than this in clusters that most often mean another type: clusters mix types."""
+GAIN = 0.01
+"""A smaller difference in purity is none."""
+
+
+@dataclass
+class GoldScores:
+    """How the clusters of one K fit one gold NER set; the scores are between 0 and 1, more is better.
+
+    Attributes:
+        nmi: Normalised mutual information of clusters and types, ``O`` as one type of its own; 0 is chance.
+        nmi_entities: The same over the words of entities alone.
+        purity: Share of words whose type is the most frequent one of their cluster. With many ``O`` it is
+            high for any clusters: compare it with ``purity_of_one_cluster``.
+        purity_entities: The same over the words of entities alone.
+        purity_held_out: Purity over entity words when the cluster's type is found on one half of the
+            sentences and counted on the other: unlike purity it falls when K is too high.
+        purity_of_one_cluster: Purity of K = 1.
+        purity_entities_of_one_cluster: Purity over entity words of K = 1.
+        clusters_of_type: Type → how many clusters hold four fifths of its words.
+        types_without_cluster: Types that are the most frequent entity type of no cluster.
+        words: Words that were scored.
+        entity_words: Those of entities.
+        words_cut_off: Words that the teacher did not see.
+    """
+
+    nmi: float
+    nmi_entities: float
+    purity: float
+    purity_entities: float
+    purity_held_out: float
+    purity_of_one_cluster: float
+    purity_entities_of_one_cluster: float
+    clusters_of_type: dict[str, int]
+    types_without_cluster: list[str]
+    words: int
+    entity_words: int
+    words_cut_off: int
+
+
+class GoldSet:
+    """A gold NER set, checked when it is opened.
+
+    Args:
+        source: NER source with ``tokens`` and ``ner_tags``.
+
+    Raises:
+        DataError: It is malformed, or has no entity.
+    """
+
+    def __init__(self, source: str | Path):
+        path = Path(source)
+        self.name = f"{path.resolve().parent.name}/{path.stem}" if path.is_file() else source_name(source)
+        self.rows: Dataset = open_source(source, {"tokens": "words", "ner_tags": "words"})
+        types: list[str] = []
+        self.row_of_word: list[int] = []
+        for number, row in enumerate(self.rows):
+            if len(row["tokens"]) != len(row["ner_tags"]):
+                raise DataError(
+                    f"The gold set {source}, row {number + 1}, has {len(row['tokens'])} tokens but "
+                    f"{len(row['ner_tags'])} tags."
+                )
+            types += [tag.partition("-")[2] or OUTSIDE for tag in row["ner_tags"]]
+            self.row_of_word += [number] * len(row["tokens"])
+        self.types = np.asarray(types)
+        if not (self.types != OUTSIDE).any():
+            raise DataError(
+                f"The gold set {source} has no entity; its tags must look like B-PER, I-PER and O."
+            )
+
+    def scores(self, encoder: WordEncoder, centroids: Mapping[int, np.ndarray]) -> dict[int, GoldScores]:
+        """Score every K in one pass of the teacher."""
+        labels = {number: np.full(len(self.types), -1, dtype=np.int64) for number in centroids}
+        for start in range(0, len(self.rows), 1000):
+            words = self.rows[start : start + 1000]["tokens"]
+            before = int(np.searchsorted(self.row_of_word, start))
+            for slots, vectors in encoder.batches(words):
+                for number, centres in centroids.items():
+                    labels[number][before + slots] = assign(vectors, centres)
+        odd = np.asarray(self.row_of_word) % 2 == 1
+        return {number: score(self.types, found, odd) for number, found in labels.items()}
+
+
+def score(types: np.ndarray, clusters: np.ndarray, odd: np.ndarray) -> GoldScores:
+    """Score clusters against types.
+
+    Args:
+        types: Type of each word, ``O`` outside.
+        clusters: Cluster of each word, -1 for none.
+        odd: Which words are of the second half of the sentences.
+    """
+    seen = clusters >= 0
+    cut_off = int((~seen).sum())
+    types, clusters, odd = types[seen], clusters[seen], odd[seen]
+    entity = types != OUTSIDE
+    inside, found = types[entity], clusters[entity]
+    names, counts = np.unique(inside, return_counts=True)
+    table = contingency_matrix(inside, found)  # types × clusters that occur
+    owned = {name for name in names[table.argmax(0)]} if len(names) else set()
+    widths = {}
+    for name, row, count in zip(names, table, counts, strict=True):
+        if count >= MIN_TYPE_WORDS:
+            widths[str(name)] = int(np.searchsorted(np.sort(row)[::-1].cumsum(), 0.8 * count) + 1)
+    return GoldScores(
+        nmi=float(normalized_mutual_info_score(types, clusters)),
+        nmi_entities=float(normalized_mutual_info_score(inside, found)),
+        purity=purity(types, clusters),
+        purity_entities=purity(inside, found),
+        purity_held_out=held_out_purity(inside, found, odd[entity]),
+        purity_of_one_cluster=purity(types, np.zeros_like(clusters)),
+        purity_entities_of_one_cluster=purity(inside, np.zeros_like(found)),
+        clusters_of_type=widths,
+        types_without_cluster=[name for name in widths if name not in owned],
+        words=len(types),
+        entity_words=len(inside),
+        words_cut_off=cut_off,
+    )
+
+
+def purity(types: np.ndarray, clusters: np.ndarray) -> float:
+    """Share of words whose type is the most frequent one of their cluster.
+
+    Example:
+        >>> purity(np.array(["a", "a", "b", "b"]), np.array([0, 0, 0, 1]))
+        0.75
+    """
+    return float(contingency_matrix(types, clusters).max(0).sum() / len(types)) if len(types) else 0.0
+
+
+def held_out_purity(types: np.ndarray, clusters: np.ndarray, odd: np.ndarray) -> float:
+    """Purity with each cluster's type found on the other half; a cluster unseen there counts as wrong."""
+    right = 0
+    for test in (odd, ~odd):
+        if test.all() or not test.any():
+            return 0.0
+        names, known = np.unique(types[~test]), np.unique(clusters[~test])
+        best = names[contingency_matrix(types[~test], clusters[~test]).argmax(0)]
+        type_of = dict(zip(known.tolist(), best.tolist(), strict=True))
+        right += sum(type_of.get(c) == t for c, t in zip(clusters[test].tolist(), types[test], strict=True))
+    return right / len(types)
+
+
+def verdict(
+    curve: Mapping[int, dict[str, GoldScores]], statistics: Mapping[int, ClusterStatistics]
+) -> dict[int, str]:
+    """Say for each K in words whether it is too low or too high for the types of the gold sets."""
+    numbers = sorted(curve)
+    held_out = {k: float(np.mean([s.purity_held_out for s in curve[k].values()] or [0.0])) for k in numbers}
+    return {k: _verdict_of(k, numbers, held_out, curve[k], statistics[k]) for k in numbers}
+
+
+def _verdict_of(number, numbers, held_out, gold: dict[str, GoldScores], found: ClusterStatistics) -> str:
+    wasted = (found.empty + found.tiny) / len(found.sizes)
+    tail = f"{found.empty} empty and {found.tiny} tiny clusters of {number}."
+    if not gold:
+        hint = " K is too high for this corpus: many clusters hold next to nothing." if wasted > 0.1 else ""
+        return f"{tail}{hint} Give a gold NER set with --gold to see whether K fits your entity types."
+    mixed = 1 - float(np.mean([s.purity_entities for s in gold.values()]))
+    missing = sorted({name for s in gold.values() for name in s.types_without_cluster})
+    types = sum(len(s.clusters_of_type) for s in gold.values())
+    widths = [width for s in gold.values() for width in s.clusters_of_type.values()]
+    facts = (
+        f"{mixed:.0%} of the entity words lie in clusters that mean another type; "
+        f"{len(missing)} of {types} types have no cluster of their own"
+        f"{' (' + ', '.join(missing[:8]) + ')' if missing else ''}; a type is spread over "
+        f"{int(np.median(widths)) if widths else 0} clusters (median); {tail}"
+    )
+    best = max(numbers, key=lambda k: held_out[k])
+    smallest = min(k for k in numbers if held_out[k] >= held_out[best] - GAIN)
+    if wasted > 0.1:
+        return f"K = {number} is too high for this corpus. {facts}"
+    if number > smallest and len(numbers) > 1 and held_out[number] <= held_out[smallest] + GAIN:
+        return (
+            f"K = {number} is higher than these types need: K = {smallest} tells them apart as well (purity "
+            f"on held-out words {held_out[smallest]:.3f}, here {held_out[number]:.3f}). {facts}"
+        )
+    if number < smallest:
+        return (
+            f"K = {number} is too low for these types: K = {smallest} tells them apart better (purity on "
+            f"held-out words {held_out[smallest]:.3f}, here {held_out[number]:.3f}). {facts}"
+        )
+    if mixed > MIXED and number == max(numbers):
+        return (
+            f"K = {number} looks too low for these types, or the teacher does not know them: try a higher K, "
+            f"and another layer or teacher if that does not help. {facts}"
+        )
+    return f"K = {number} fits these types. {facts}"
+
+
+def as_record(gold: Mapping[str, GoldScores]) -> list[dict]:
+    """Return the scores as plain values for ``clusters.json``."""
+    return [{"source": name, **_rounded(asdict(scores))} for name, scores in gold.items()]
+
+
+def _rounded(values: dict) -> dict:
+    return {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
+
+
+__all__ = ["GoldScores", "GoldSet", "as_record", "held_out_purity", "purity", "score", "verdict"]

@@ -1,0 +1,216 @@
+"""A frozen teacher that turns words into vectors."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data.packaged_encoder import resolve_encoder
+from ..data.words import load_word_tokenizer
+from ..devices import fast_bf16
+from ..errors import DataError
+from .batches import length_sorted_batches
+from .settings import PseudoLabelSettings
+
+
+class _DeepEnough(Exception):
+    """The layers that are wanted have been computed."""
+
+
+class LayerReader:
+    """Computes chosen hidden states of an encoder and no layer above the highest of them.
+
+    Args:
+        model: An encoder whose layers are one ``ModuleList``; another one is run to its end.
+        layers: Hidden states, 0 the embeddings, -1 the last.
+
+    Raises:
+        DataError: The model has no hidden states, or not these.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: Sequence[int]):
+        depth = getattr(model.config, "num_hidden_layers", None)
+        if not isinstance(depth, int) or model.config.is_encoder_decoder:
+            raise DataError(
+                f"A teacher of type {model.config.model_type!r} gives no hidden states for each layer; "
+                "choose an encoder such as BERT, RoBERTa or ModernBERT."
+            )
+        for layer in layers:
+            if not -depth - 1 <= layer <= depth:
+                raise DataError(
+                    f"teacher layer {layer} does not exist; this teacher has hidden states 0 to {depth}."
+                )
+        self.model, self.layers = model.eval(), [layer % (depth + 1) for layer in layers]
+        stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+        # The last hidden state may have gone through a norm after the last layer; the others are what the
+        # next layer is given.
+        self.stack = stacks[0] if len(stacks) == 1 and max(self.layers) < depth else None
+
+    @torch.inference_mode()
+    def __call__(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """Return the hidden states side by side, ``(batch, tokens, hidden × number of layers)``."""
+        if self.stack is None:
+            states = self.model(**inputs, output_hidden_states=True).hidden_states
+            if not states:
+                raise DataError(
+                    f"A teacher of type {self.model.config.model_type!r} gives no hidden states; choose an "
+                    "encoder such as BERT, RoBERTa or ModernBERT."
+                )
+            return torch.cat([states[layer] for layer in self.layers], dim=-1)
+        seen: dict[int, torch.Tensor] = {}
+        hooks = [self._hook(layer, seen) for layer in sorted(set(self.layers))]
+        try:
+            self.model(**inputs)
+        except _DeepEnough:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat([seen[layer] for layer in self.layers], dim=-1)
+
+    def _hook(self, layer: int, seen: dict[int, torch.Tensor]):
+        def keep(module, args, kwargs):
+            seen[layer] = args[0] if args else kwargs["hidden_states"]
+            if layer == max(self.layers):
+                raise _DeepEnough
+
+        assert self.stack is not None
+        return self.stack[layer].register_forward_pre_hook(keep, with_kwargs=True)
+
+
+class WordEncoder:
+    """A frozen teacher that gives one vector per word.
+
+    Args:
+        reader: The teacher and its hidden states.
+        tokenizer: Its tokenizer, made for split words.
+        settings: Pooling, normalisation and batch size.
+        max_length: Longest row in sub-words.
+        bf16: Compute in bf16 autocast.
+    """
+
+    def __init__(
+        self,
+        reader: LayerReader,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: PseudoLabelSettings,
+        max_length: int,
+        bf16: bool = False,
+    ):
+        self.reader, self.tokenizer = reader, tokenizer
+        self.pooling, self.normalize = settings.pooling, settings.normalize
+        self.batch_tokens, self.max_length, self.bf16 = settings.batch_tokens, max_length, bf16
+        self.device = reader.model.device
+
+    def __call__(self, sentences: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
+        """Return float32 ``(words with a vector, hidden)`` and a mask ``(all words,)`` of which those are.
+
+        A word without a vector was cut off, or the tokenizer maps it to nothing.
+        """
+        parts = list(self.batches(sentences))
+        covered = np.zeros(sum(map(len, sentences)), dtype=bool)
+        slots = np.concatenate([slots for slots, _ in parts]) if parts else np.zeros(0, dtype=np.int64)
+        covered[slots] = True
+        vectors = np.concatenate([vectors for _, vectors in parts]) if parts else np.zeros((0, 0), np.float32)
+        return vectors[np.argsort(slots)], covered
+
+    def batches(self, sentences: list[list[str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield, for one forward pass after another, which words have a vector, and their vectors.
+
+        Sentences of similar length go together, so a batch's words come from all over the list.
+
+        Returns:
+            Positions among all words of all sentences, int64 ``(words,)``, and float32 ``(words, hidden)``.
+        """
+        if not sentences:
+            return
+        encoding = self.tokenizer(
+            sentences, is_split_into_words=True, truncation=True, max_length=self.max_length
+        )
+        word_starts = np.cumsum([0, *map(len, sentences)])
+        lengths = [len(ids) for ids in encoding["input_ids"]]
+        for rows, (batch_rows, length) in length_sorted_batches(lengths, self.batch_tokens, self.max_length):
+            slots = np.full((batch_rows, length), -1, dtype=np.int64)
+            for i, row in enumerate(rows):
+                own = encoding.word_ids(int(row))
+                slots[i, : len(own)] = [-1 if word is None else word_starts[row] + word for word in own]
+            filled = np.concatenate([rows, np.repeat(rows[-1:], batch_rows - len(rows))])
+            yield self._word_vectors(self._hidden_states(encoding, filled, length), slots)
+
+    def _hidden_states(self, encoding, rows: np.ndarray, length: int) -> torch.Tensor:
+        keys = [key for key in self.tokenizer.model_input_names if key in encoding]
+        inputs = self.tokenizer.pad(
+            {key: [encoding[key][row] for row in rows] for key in keys},
+            padding="max_length",
+            max_length=length,
+            return_tensors="pt",
+        ).to(self.device)
+        autocast = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+        with autocast:
+            return self.reader(**inputs)
+
+    def _word_vectors(self, hidden: torch.Tensor, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        slots = slots.reshape(-1)
+        positions = np.flatnonzero(slots >= 0)
+        # The sub-words of a word lie next to each other.
+        first = np.ones(len(positions), dtype=bool)
+        first[1:] = slots[positions][1:] != slots[positions][:-1]
+        states = hidden.flatten(0, 1)
+        if self.pooling == "first":
+            vectors = states[torch.from_numpy(positions[first]).to(states.device)].float()
+        else:
+            word = torch.from_numpy(np.cumsum(first) - 1).to(states.device)
+            counts = torch.from_numpy(np.bincount(np.cumsum(first) - 1)).to(states.device)
+            chosen = states[torch.from_numpy(positions).to(states.device)].float()
+            vectors = chosen.new_zeros(len(counts), chosen.shape[-1]).index_add_(0, word, chosen)
+            vectors /= counts[:, None]
+        if self.normalize:
+            vectors = nn.functional.normalize(vectors, dim=-1)
+        return slots[positions[first]], vectors.cpu().numpy()
+
+
+def load_teacher(settings: PseudoLabelSettings, device: torch.device | None = None) -> WordEncoder:
+    """Load the teacher, by default on an accelerator if there is one.
+
+    Raises:
+        DataError: It cannot be loaded, gives no hidden states, or has no such layer.
+    """
+    teacher = resolve_encoder(settings.teacher)
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        model = AutoModel.from_pretrained(
+            teacher, revision=settings.revision or "main", trust_remote_code=False, dtype=torch.float32
+        )
+    # safetensors and the Hub client have their own exceptions.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"The teacher {settings.teacher!r} cannot be loaded: {reason}") from error
+    reader = LayerReader(model.to(device), settings.layers)
+    tokenizer = load_word_tokenizer(teacher, settings.revision)
+    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and fast_bf16(device))
+    encoder = WordEncoder(reader, tokenizer, settings, _max_length(settings, model, tokenizer), bf16)
+    try:
+        encoder([["one", "word"]])
+    except DataError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"The teacher {settings.teacher!r} of type {model.config.model_type!r} does not read text as an "
+            f"encoder does: {reason}"
+        ) from error
+    return encoder
+
+
+def _max_length(settings: PseudoLabelSettings, model, tokenizer) -> int:
+    positions = getattr(model.config, "max_position_embeddings", None) or settings.max_length
+    if model.config.model_type in ("roberta", "xlm-roberta"):
+        positions -= model.config.pad_token_id + 1  # they count positions from there
+    return min(settings.max_length, tokenizer.model_max_length, positions)
+
+
+__all__ = ["LayerReader", "WordEncoder", "load_teacher"]

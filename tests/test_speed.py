@@ -1,0 +1,79 @@
+"""The scripts beside the package that this project's numbers about labels come from."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from eval import ner_teacher, speed
+
+
+def test_sections_are_found_and_judged():
+    rate = {"words_per_second": 20.0, "words_per_cpu_second": 15.0, "clustering_and_writing_share": 0.05}
+    plain = {"words_per_second": 10.0, "words_per_cpu_second": 10.0}
+    memory = {"mtpf_1x": {"peak_mb": 1000.0}, "mtpf_4x": {"peak_mb": 1200.0}}
+    expected = {"labels": [False, True, True], "labels_memory": [False, True]}
+    for name, medians in (("labels", {"mtpf": rate, "plain": plain}), ("labels_memory", memory)):
+        section = speed.load_section(name)
+        assert set(medians) == set(section.CONTESTANTS)
+        kept = [speed.judged(*numbers)["kept"] for numbers in section.compare(medians).values()]
+        assert kept == expected[name]
+    with pytest.raises(SystemExit, match="no section 'none'; known: labels, labels_memory"):
+        speed.load_section("none")
+
+
+def test_peak_memory_is_that_of_the_contestant(tmp_path):
+    sections = tmp_path / "speed_sections"
+    sections.mkdir()
+    (sections / "memory.py").write_text(
+        "CONTESTANTS = {'small': 9, 'large': 1}\n"
+        "def measure(contestant, options):\n"
+        "    size = {'small': 1, 'large': 200}[contestant] << 20\n"
+        "    return {'size': len(bytearray(b'x') * size), 'given': int(options['text'])}\n"
+        "def compare(medians):\n"
+        "    return {'more': (medians['large']['peak_mb'] - medians['small']['peak_mb'], '>=', 190)}\n"
+    )
+    script, output = tmp_path / "speed.py", tmp_path / "numbers" / "speed.json"
+    script.write_text(Path(speed.__file__).read_text())
+    arguments = ["--sections", "memory", "--rounds", "2", "--text", "7", "--output", str(output)]
+    # From a small process: a child's peak is never below the size of the one that starts it.
+    subprocess.run([sys.executable, str(script), *arguments], check=True, capture_output=True)
+    found = json.loads(output.read_text())["sections"]["memory"]
+    assert [len(found["rounds"][name]) for name in ("small", "large")] == [2, 1]
+    assert found["compared"]["more"]["kept"] and found["compared"]["more"]["value"] < 230
+    assert found["medians"]["small"]["given"] == 7
+
+
+@pytest.fixture
+def tagged(tmp_path):
+    rows = {
+        "people": [{"tokens": ["ada", "met", "noor"], "ner_tags": ["B-PER", "O", "B-PER"]}] * 30,
+        "places": [{"tokens": ["in", "london", "."], "ner_tags": ["O", "B-LOC", "O"]}] * 30,
+    }
+    from datasets import Dataset
+
+    for name, content in rows.items():
+        (tmp_path / name).mkdir()
+        Dataset.from_list(content).to_parquet(tmp_path / name / "train.parquet")
+    return [str(tmp_path / name) for name in rows]
+
+
+def test_a_teacher_is_trained_in_pieces_and_learns(encoders, tagged, tmp_path, capsys):
+    output = tmp_path / "teacher"
+    arguments = ["--data", *tagged, "--encoder", str(encoders["bert"]), "--output_dir", str(output)]
+    arguments += ["--epochs", "6", "--tokens", "64", "--learning_rate", "1e-3"]
+    assert ner_teacher.main([*arguments, "--minutes", "0"]) == 3
+    assert (output / ner_teacher.STATE).is_file() and not (output / "config.json").exists()
+    state = torch.load(output / ner_teacher.STATE, weights_only=True)
+    assert state["step"] == 0 and len(state["model"]) > 10
+    assert ner_teacher.main(arguments) == 0
+    record = json.loads((output / "teacher.json").read_text())
+    assert record["sets"]["people"] == {"sentences": 30, "types": ["PER"]} and record["last_loss"] < 0.5
+    assert not (output / ner_teacher.STATE).exists()
+    trained = AutoModel.from_pretrained(output).state_dict()
+    start = AutoModel.from_pretrained(encoders["bert"]).state_dict()
+    assert any(not torch.equal(value, start[key]) for key, value in trained.items())
