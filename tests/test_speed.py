@@ -22,7 +22,7 @@ def test_sections_are_found_and_judged():
         assert set(medians) == set(section.CONTESTANTS)
         kept = [speed.judged(*numbers)["kept"] for numbers in section.compare(medians).values()]
         assert kept == expected[name]
-    with pytest.raises(SystemExit, match="no section 'none'; known: labels, labels_memory"):
+    with pytest.raises(SystemExit, match="no section 'none'; known: cache, joint, labels"):
         speed.load_section("none")
 
 
