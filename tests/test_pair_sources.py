@@ -161,6 +161,33 @@ def test_two_columns_of_other_names_are_a_pair_by_their_order(context, streaming
         family_of(context, other)
 
 
+def test_a_stream_follows_the_rules_of_whole_sources(context):
+    """Hard negatives are checked like the pair, "NA" is a text, and row numbers are those of the source."""
+    rows = numbered(20, negative="n")
+    rows[0]["anchor"], rows[9]["negative"] = "", " "
+    streamed = {"streaming": True, "block_rows": 8, "source_cap": 20}
+    family = family_of(context, write(context.work_dir / "p.jsonl", rows), **streamed)
+    seen, left_out = {}, 0
+    for step in range(6):
+        batch = family.batch(step)
+        left_out += batch.counts.get("empty_left_out", 0)
+        for number, text in zip(batch.row_numbers[:4], decoded(context, batch)[:4], strict=True):
+            seen[number] = text
+    assert left_out == 4  # two in the first pass, two in the second, which the third block reaches
+    assert all(
+        text == f"{number - 1}a{number - 1}".replace("1", "1") or "##" in text
+        for number, text in seen.items()
+    )
+    assert 1 not in seen and 10 not in seen and max(seen) == 20
+    rows[4]["negative"] = None
+    broken = family_of(context, write(context.work_dir / "q.jsonl", rows), **streamed)
+    with pytest.raises(DataError, match="'q', row 5: column 'negative' holds NoneType"):
+        broken.batch(0)
+    lines = "anchor,positive\n" + "\n".join(f"{n} x,NA{n}" for n in range(7)) + "\ny,NA\n"
+    (context.work_dir / "na.csv").write_text(lines)
+    assert len(family_of(context, str(context.work_dir / "na.csv"), **streamed).batch(0).rows) == 8
+
+
 def test_a_stream_that_runs_dry_or_breaks_off_is_named(context, monkeypatch):
     empty = write(context.work_dir / "dry.jsonl", [{"anchor": "", "positive": "x"}] * 5)
     family = family_of(context, empty, streaming=True, block_rows=8, source_cap=9)

@@ -124,15 +124,7 @@ def test_two_processes_are_one_on_the_joined_batch(encoders, tmp_path):
     (tmp_path / "encoder").symlink_to(encoders["bert"])
     script = tmp_path / "worker.py"
     script.write_text(WORKER.format(root=str(ROOT), folder=str(tmp_path)))
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        "29582",
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [*command, str(script)], capture_output=True, text=True, timeout=300, env=environment

@@ -95,3 +95,21 @@ def test_no_text_comes_twice_in_a_batch():
 def test_a_source_without_enough_distinct_texts_is_named():
     with pytest.raises(DataError, match="'faq' has too few distinct texts for a batch of 3"):
         distinct_rows([0, 1, 2], 3, lambda rows: [(0, row + 1) for row in rows], seed=0, step=0, name="faq")
+
+
+def test_seeds_that_differ_by_zeros_differ():
+    orders = [tuple(Shuffle(50, seed)(np.arange(50))) for seed in (0, (0, 0), (0, 0, 0), (0, 3), (0, 3, 0))]
+    assert len(set(orders)) == 5
+
+
+def test_a_learnt_temperature_leaves_its_floor():
+    from modeling_mtpf.pretraining.tc import ContrastiveObjective
+
+    objective = ContrastiveObjective(0.05, False, learn_temperature=True)
+    with torch.no_grad():
+        objective.log_temperature.fill_(-9.0)
+    loss, metrics = objective.loss(torch.randn(16, 8), {})
+    loss.backward()
+    assert objective.log_temperature.grad.abs().item() > 0 and metrics["temperature"].item() == pytest.approx(
+        0.01
+    )

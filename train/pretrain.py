@@ -5,7 +5,7 @@ processes on one machine:
 
     accelerate launch train/pretrain.py
     accelerate launch train/pretrain.py my.yaml --regime naive --steps 5000
-    accelerate launch train/pretrain.py my.yaml --resume auto
+    python train/pretrain.py my.yaml --resume auto
     torchrun --nproc_per_node 2 train/pretrain.py my.yaml
 
 """
@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from modeling_mtpf.adapter_files_mtpf import backbone_sha256
 from modeling_mtpf.adapters_mtpf import AdapterError
 from modeling_mtpf.pretraining import demo
-from modeling_mtpf.pretraining.checkpoint import read_state
+from modeling_mtpf.pretraining.checkpoint import clear_leftovers, read_state
 from modeling_mtpf.pretraining.curves import draw_run
 from modeling_mtpf.pretraining.diagnostics import adapter_movement, backbone_movement
 from modeling_mtpf.pretraining.joint import JointModel
@@ -38,6 +38,7 @@ from modeling_mtpf.pretraining.publish import save_run
 from modeling_mtpf.pretraining.recipe import load_recipe, resolved, usage
 from modeling_mtpf.pretraining.run_record import (
     RUN_FILE,
+    FolderLock,
     MetricsLog,
     check_same_run,
     hardware,
@@ -58,6 +59,7 @@ def run(arguments: list[str]) -> None:
     transformers_logging.disable_progress_bar()
     accelerator = make_accelerator(recipe)
     folder, checkpoint = open_output_dir(recipe.output_dir, recipe.resume)
+    lock = FolderLock(folder) if accelerator.is_main_process else None
     accelerator.wait_for_everyone()
     if recipe.resume == "auto" and (folder / RUN_FILE).is_file():
         print(f"{folder} holds the finished run; there is nothing to resume.")
@@ -68,18 +70,27 @@ def run(arguments: list[str]) -> None:
     model = load_backbone(recipe)
     families, context = prepare_families(recipe, model, folder, accelerator)
     data = {family.name: family.describe() for family in families}
-    facts = {"recipe": resolved(recipe), "data": data, "start_sha256": backbone_sha256(model)}
+    facts = {
+        "recipe": resolved(recipe),
+        "data": data,
+        "start_sha256": backbone_sha256(model),
+        "precision": accelerator.mixed_precision,
+        "device": accelerator.device.type,
+    }
     state = read_state(checkpoint) if checkpoint else {}
     if checkpoint:
         check_same_run(facts, checkpoint, state)
     step = state.get("step", 0)
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
     joint = JointModel(model, families, recipe.regime == "tpl", recipe.gradient_cache)
-    log = MetricsLog(folder, accelerator.is_main_process, step, state.get("log"))
+    if accelerator.is_main_process:
+        clear_leftovers(folder)
+    log = MetricsLog(folder, accelerator.is_main_process, accelerator.device, step, state.get("log"))
     if families:
         progress = Progress(step, checkpoint, {**state, "newest": step}, facts)
         train(recipe, joint, families, accelerator, log, folder, progress)
     log.close()
+    counts = log.total_counts()
     joint = whole_model(recipe, joint, families, accelerator)
     model = joint.model
     accelerator.wait_for_everyone()
@@ -92,7 +103,7 @@ def run(arguments: list[str]) -> None:
         "recipe": resolved(recipe),
         "versions": versions(),
         "hardware": hardware(accelerator),
-        "data": {name: {**own, **log.counts.get(name, {})} for name, own in data.items()},
+        "data": {name: {**own, **counts.get(name, {})} for name, own in data.items()},
         "first": log.lines[0] if log.lines else {},
         "last": log.lines[-1] if log.lines else {},
         "moved": {"backbone": backbone_movement(before, model.backbone), **adapter_movement(joint)},
@@ -104,6 +115,8 @@ def run(arguments: list[str]) -> None:
     if log.lines:
         draw_run(folder, recipe.regime, log.lines)
     write_run_file(folder, record)
+    if lock:
+        lock.release()
     print(summary(folder, record))
     if recipe.demo and recipe.regime == "tpl":
         print(demo.show_apps(folder, model, context.tokenizer))

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -106,8 +107,10 @@ def stream_source(source: str | Path) -> IterableDataset:
                 raise DataError(
                     f"{path} mixes files of {', '.join(sorted(readers))}; a stream needs one kind."
                 )
+            reader = readers.pop()
+            data_files = [str(file) for file in files]
             return load_dataset(
-                readers.pop(), data_files=[str(file) for file in files], split="train", streaming=True
+                reader, data_files=data_files, split="train", streaming=True, **_options(reader)
             )
         repository, config, revision = hub_id(source)
         return load_dataset(repository, config, split="train", revision=revision, streaming=True)
@@ -115,6 +118,10 @@ def stream_source(source: str | Path) -> IterableDataset:
         raise
     except Exception as error:  # as above
         raise DataError(f"The source {source!r} cannot be streamed: {_first_line(error)}") from error
+
+
+def _options(reader: str) -> dict[str, Any]:
+    return {"keep_default_na": False} if reader == "csv" else {}  # "NA" is a word
 
 
 def hub_id(source: str | Path) -> tuple[str, str | None, str | None]:
@@ -159,8 +166,8 @@ def load_file(file: Path) -> Dataset:
         # The Parquet reader of datasets stumbles over a file without rows.
         if file.suffix == ".parquet" and pq.ParquetFile(file).metadata.num_rows == 0:
             raise DataError(f"{file} has no rows.")
-        options = {"keep_default_na": False} if file.suffix == ".csv" else {}  # "NA" is a word
-        return load_dataset(READERS[file.suffix], data_files=str(file), split="train", **options)
+        reader = READERS[file.suffix]
+        return load_dataset(reader, data_files=str(file), split="train", **_options(reader))
     except DataError:
         raise
     except (DatasetGenerationError, pa.ArrowException, ValueError) as error:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -33,6 +34,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ..errors import MtpfError
+from .distributed import num_processes
 
 FOLDER = "checkpoints"
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -45,6 +47,12 @@ def list_checkpoints(run: Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first."""
     folders = [path for path in (run / FOLDER).glob("step-*") if _NAME.fullmatch(path.name)]
     return sorted(folders, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def clear_leftovers(run: Path) -> None:
+    """Remove what a run that was killed while saving has left."""
+    for path in (run / FOLDER).glob(".step-*"):
+        shutil.rmtree(path)
 
 
 def save_checkpoint(
@@ -87,15 +95,22 @@ def save_checkpoint(
         _to_disk(partial / STATE_FILE)
     barrier()
     if rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            _remove(folder)
         partial.rename(folder)
         _to_disk(folder.parent)
         for old in list_checkpoints(run)[:-keep]:
-            # Under another name first: half of a checkpoint must not look like one.
-            old.rename(old.with_name(f".{old.name}.old"))
-            shutil.rmtree(old.with_name(f".{old.name}.old"))
+            _remove(old)
     barrier()
     return folder
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, under another name first: half of one must not look like one."""
+    hidden = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -118,20 +133,24 @@ def load_checkpoint(
     Raises:
         MtpfError: It does not fit the model, or was written by another number of processes.
     """
+    written, processes = len(list(folder.glob("random-*.safetensors"))), num_processes()
+    if written != processes:
+        raise MtpfError(f"{folder} was written by {written} processes, not {processes}; resume with as many.")
     random_file = folder / f"random-{rank}.safetensors"
-    if not random_file.is_file():
-        written = len(list(folder.glob("random-*.safetensors")))
-        raise MtpfError(f"{folder} was written by {written} processes; resume with as many.")
     try:
         weights: dict[str, Any] = dict(load_file(folder / MODEL_FILE))
         set_model_state_dict(model, weights, options=_READ)
         template: dict[str, Any] = dict(get_optimizer_state_dict(model, optimizer, options=_READ))
         template["state"] = _nested(load_file(folder / OPTIMIZER_FILE))
         set_optimizer_state_dict(model, optimizer, template, options=_READ)
+        set_random_state(load_file(random_file))
+    except (OSError, SafetensorError) as error:
+        raise MtpfError(
+            f"The checkpoint {folder} is damaged: {error}. Remove it to go on from the one before."
+        ) from error
     except (RuntimeError, KeyError) as error:
         first, *_ = str(error).strip().splitlines() or ["unknown reason"]
         raise MtpfError(f"The checkpoint {folder} does not fit this model: {first}") from error
-    set_random_state(load_file(random_file))
 
 
 def random_state() -> dict[str, torch.Tensor]:
@@ -190,6 +209,7 @@ def _to_disk(path: Path) -> None:
 
 
 __all__ = [
+    "clear_leftovers",
     "list_checkpoints",
     "load_checkpoint",
     "random_state",

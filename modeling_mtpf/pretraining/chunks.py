@@ -90,7 +90,7 @@ class JointBatch:
         return _apply(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "JointBatch":
-        """Pin all tensors; called by PyTorch's data loader."""
+        """Pin all tensors, for copies that do not wait."""
         return _apply(self, lambda tensor: tensor.pin_memory())
 
     @property

@@ -1,7 +1,7 @@
 """Batches of a run in the order of its steps, prepared ahead of time.
 
-A batch is a pure function of its number, so PyTorch's data loader may prepare it in any number of worker
-processes and a resumed run starts in the middle.
+A batch is a pure function of its number: a thread may prepare it ahead, and a resumed run starts in the
+middle.
 """
 
 from collections import deque
@@ -75,8 +75,7 @@ def load_batches(
         for number in range(first, last):
             yield batches[number].to(device)
         return
-        # A thread, not processes: rows are tokenized already, and a fork of a process that runs Arrow's
-        # threads
+    # A thread, not processes: rows are tokenized already, and a fork of a process that runs Arrow's threads
     # may hang.
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         ahead: deque[Future[JointBatch]] = deque()

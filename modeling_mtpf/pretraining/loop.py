@@ -167,7 +167,8 @@ class _Run:
                 if line:
                     bar.set_postfix({k: f"{v:.3f}" for k, v in line.items() if k.startswith("loss/")})
                 stop = request.by_any(self.accelerator)
-                if stop or (recipe.save_every and step % recipe.save_every == 0):
+                due = bool(recipe.save_every) and (step % recipe.save_every == 0 or step == recipe.steps)
+                if stop or due:
                     self._save(step)
                 if stop and step < recipe.steps:
                     name = request.received.name if request.received else "a signal to another process"
@@ -234,6 +235,15 @@ class _Run:
             "log": self.log.state(),
             **self.progress.facts,
         }
+        try:
+            self._write(step, state)
+        except OSError as error:
+            raise MtpfError(
+                f"Step {step}: the checkpoint cannot be written: {error}. {self._kept()}"
+            ) from error
+        self.progress.state["newest"] = step
+
+    def _write(self, step: int, state: dict[str, Any]) -> None:
         save_checkpoint(
             self.folder,
             step,
@@ -244,7 +254,6 @@ class _Run:
             rank=self.accelerator.process_index,
             barrier=self.accelerator.wait_for_everyone,
         )
-        self.progress.state["newest"] = step
 
 
 def describe_batch(batch: JointBatch) -> str:

@@ -16,7 +16,7 @@ from ..data.words import IGNORE
 from ..errors import DataError, RecipeError
 from ..labelling.label import LABEL_COLUMNS, label_corpus
 from ..labelling.settings import PseudoLabelSettings
-from .distributed import mean_over_processes
+from .distributed import mean_over_processes, num_processes
 from .families import Family, FamilyBatch, FamilySettings, Objective, RunContext, register_family
 from .sampling import EpochSampler
 
@@ -77,9 +77,8 @@ class ClusterObjective(Objective):
         the processes' losses is the mean over all words.
         """
         words = mean_over_processes(targets["labelled_words"].to(rows.dtype))
-        summed, right = rows.sum(0) / words.clamp(
-            min=1
-        )  # without words it costs nothing; a mean would be NaN
+        # A batch without words costs nothing; its mean would be NaN.
+        summed, right = rows.sum(0) / words.clamp(min=1 / num_processes())
         return summed, {"pseudo_label_accuracy": right.detach()}
 
 

@@ -5,11 +5,12 @@ Both answer the same question, which rows make the n-th batch of the source, as 
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -41,11 +42,11 @@ class PairTable:
 
     Args:
         dataset: What `tokenize_columns` returns.
-        first_row: Number, in the source, of the table's first row.
+        row_numbers: Number of each row in the source, from 1; by default they are counted.
     """
 
-    def __init__(self, dataset: Dataset, first_row: int = 0):
-        self.num_rows, self.first_row = len(dataset), first_row
+    def __init__(self, dataset: Dataset, row_numbers: Sequence[int] | None = None):
+        self.num_rows, self._row_numbers = len(dataset), row_numbers
         self.columns = [name for name in dataset.column_names if name != "keys"]
         self._data = dataset.with_format("arrow")
 
@@ -55,7 +56,7 @@ class PairTable:
 
     def numbers(self, rows: list[int]) -> list[int]:
         """Return for each row its number in the source, from 1."""
-        return [self.first_row + row + 1 for row in rows]
+        return [row + 1 if self._row_numbers is None else self._row_numbers[row] for row in rows]
 
     def texts(self, rows: list[int]) -> list[list[np.ndarray]]:
         """Return for each column (anchor, positive, hard negatives) the sub-word ids of the rows."""
@@ -82,6 +83,10 @@ class PairSource(ABC):
     def describe(self) -> dict[str, Any]:
         """Return size and fingerprint."""
 
+    def counts(self, turn: int, batch_size: int) -> dict[str, int]:
+        """Return what a run adds up for this batch of the source."""
+        return {}
+
 
 class MappedPairs(PairSource):
     """A source that is opened, checked and tokenized as a whole before training."""
@@ -101,7 +106,7 @@ class MappedPairs(PairSource):
         for column in dataset.column_names:
             side = dataset.data.column(column)
             empty |= pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(side)), 0).to_numpy()
-            if column in PAIR_COLUMNS and pc.count_distinct(side).as_py() < batch_size:
+            if column in PAIR_COLUMNS and not _has_distinct(side, batch_size):
                 raise DataError(
                     f"The pair source {name!r} has too few distinct texts for a batch of {batch_size}; "
                     "lower families.tc.batch_size or leave the source out."
@@ -128,11 +133,21 @@ class MappedPairs(PairSource):
         }
 
 
+def _has_distinct(texts: pa.ChunkedArray, wanted: int) -> bool:
+    """Whether a column has so many different texts; looks no further than needed."""
+    size = 8 * wanted
+    while size < 8 * len(texts):
+        if pc.count_distinct(texts.slice(0, size)).as_py() >= wanted:
+            return True
+        size *= 8
+    return pc.count_distinct(texts).as_py() >= wanted
+
+
 class _Selected(PairTable):
     """Some rows of a table, renumbered."""
 
     def __init__(self, table: PairTable, kept: np.ndarray):
-        self.num_rows, self.first_row, self.columns = len(kept), table.first_row, table.columns
+        self.num_rows, self.columns = len(kept), table.columns
         self._table, self._kept = table, kept
 
     def keys(self, rows: list[int]) -> list[list[int]]:
@@ -177,46 +192,68 @@ class StreamedPairs(PairSource):
                 f"The streamed source {name!r} does not announce its size; set families.tc.source_cap, which "
                 "then stands for it."
             )
-        self._rows: Iterator[dict[str, Any]] | None = None
+        self._rows: Iterator[tuple[int, dict[str, Any] | None]] | None = None
         self._next_block = 0
-        self._block: tuple[int, PairTable] | None = None
-        self._num_empty = 0
+        self._block: tuple[int, PairTable, int] | None = None
 
     def draw(self, turn: int, batch_size: int, seed: Seed) -> tuple[PairTable, list[int]]:
         """Return rows of the block that the turn falls into."""
         block, place = divmod(turn * batch_size, self._block_rows)
-        if self._block is None or self._block[0] != block:
-            self._block = (block, self._read(block))
-        table = self._block[1]
+        table, _ = self._open(block)
         seed = (*(seed if isinstance(seed, tuple) else (seed,)), block)
         return table, Shuffle(table.num_rows, seed)(np.arange(place, place + batch_size)).tolist()
 
-    def _read(self, block: int) -> PairTable:
+    def counts(self, turn: int, batch_size: int) -> dict[str, int]:
+        """Return with the first batch of a block how many of its pairs were left out for an empty text."""
+        block, place = divmod(turn * batch_size, self._block_rows)
+        return {"empty_left_out": self._open(block)[1]} if place == 0 else {}
+
+    def _open(self, block: int) -> tuple[PairTable, int]:
+        """Return a block's pairs, and how many were left out on the way."""
+        if self._block is None or self._block[0] != block:
+            self._block = (block, *self._read(block))
+        return self._block[1:]
+
+    def _read(self, block: int) -> tuple[PairTable, int]:
         """Read one block; going back means starting anew."""
         if self._rows is None or block < self._next_block:
             self._rows, self._next_block = self._endless(), 0
-        first = block * self._block_rows
-        for _ in range((block - self._next_block) * self._block_rows):
-            next(self._rows)
-        rows = [next(self._rows) for _ in range(self._block_rows)]
+        for _ in range(block - self._next_block):
+            self._read_rows()
+        numbers, rows, empty = self._read_rows()
+        if empty:
+            logger.warning(
+                "%s, block %d: %d pairs with an empty text are left out", self.name, block + 1, empty
+            )
         self._next_block = block + 1
-        columns = [*PAIR_COLUMNS, *sorted(name for name in rows[0] if name.startswith(NEGATIVE))]
+        columns = _text_columns(rows[0])
         dataset = Dataset.from_dict({name: [row[name] for row in rows] for name in columns})
-        tokens = tokenize_columns(
-            dataset, self._tokenizer, self._max_length, f"{self.name}, block {block + 1}"
-        )
-        return PairTable(tokens, first)
+        name = f"{self.name}, block {block + 1}"
+        return PairTable(tokenize_columns(dataset, self._tokenizer, self._max_length, name), numbers), empty
 
-    def _endless(self) -> Iterator[dict[str, Any]]:
-        """Yield the pairs without empty texts, from the front again after the end."""
+    def _read_rows(self) -> tuple[list[int], list[dict[str, Any]], int]:
+        assert self._rows is not None
+        numbers: list[int] = []
+        rows: list[dict[str, Any]] = []
+        empty = 0
+        while len(rows) < self._block_rows:
+            number, row = next(self._rows)
+            if row is None:
+                empty += 1
+            else:
+                numbers.append(number)
+                rows.append(row)
+        return numbers, rows, empty
+
+    def _endless(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
+        """Yield row numbers and pairs (None for one with an empty text), again and again."""
         while True:
-            found = 0
-            number = 0
+            found = number = 0
             try:
                 for number, row in enumerate(self._stream, start=1):
-                    if self._is_complete(row, number):
-                        found += 1
-                        yield row
+                    complete = self._is_complete(row, number)
+                    found += complete
+                    yield number, row if complete else None
             except DataError:
                 raise
             except Exception as error:  # whatever the reader or the network raises
@@ -228,25 +265,25 @@ class StreamedPairs(PairSource):
                 raise DataError(f"The pair source {self.name!r} has run dry: it has no pair with two texts.")
 
     def _is_complete(self, row: dict[str, Any], number: int) -> bool:
-        for column in PAIR_COLUMNS:
+        for column in _text_columns(row):
             if not isinstance(row.get(column), str):
                 raise DataError(
                     f"The pair source {self.name!r}, row {number}: column {column!r} holds "
                     f"{type(row.get(column)).__name__}; text is needed."
                 )
-        if all(text.strip() for name, text in row.items() if name in PAIR_COLUMNS):
-            return True
-        self._num_empty += 1
-        return False
+        return all(row[column].strip() for column in _text_columns(row))
 
     def describe(self) -> dict[str, Any]:
         """Return the announced size and what identifies the data."""
         return {
             "pairs": self.num_rows,
             "streamed": True,
-            "empty_left_out_so_far": self._num_empty,
             "fingerprint": self._fingerprint,
         }
+
+
+def _text_columns(row: dict[str, Any]) -> list[str]:
+    return [*PAIR_COLUMNS, *sorted(name for name in row if name.startswith(NEGATIVE))]
 
 
 def open_pair_sources(settings: "TcSettings", context: RunContext) -> list[PairSource]:

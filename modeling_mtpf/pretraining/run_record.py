@@ -13,6 +13,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from ..errors import MtpfError
 from .checkpoint import list_checkpoints
 from .chunks import JointBatch
@@ -58,14 +63,43 @@ def open_output_dir(path: str, resume: str) -> tuple[Path, Path | None]:
     elif resume == "auto":
         checkpoint = checkpoints[-1] if checkpoints else None
     else:
-        checkpoint = Path(resume)
-        if checkpoint not in list_checkpoints(checkpoint.parent.parent):
-            found = f"; {folder} has: {', '.join(c.name for c in checkpoints)}" if checkpoints else ""
-            raise MtpfError(f"--resume {resume} is no checkpoint (a folder checkpoints/step-N){found}.")
+        checkpoint = next((c for c in checkpoints if c.resolve() == Path(resume).resolve()), None)
+        found = f"it has: {', '.join(c.name for c in checkpoints)}" if checkpoints else "it has none"
+        if checkpoint is None:
+            raise MtpfError(f"--resume {resume} is no checkpoint of {folder}; {found}.")
+        if checkpoint != checkpoints[-1]:
+            raise MtpfError(
+                f"{checkpoint} is not the newest checkpoint of {folder} ({found}); remove the newer ones "
+                "first: the run would write them again."
+            )
     folder.mkdir(parents=True, exist_ok=True)
     return folder, checkpoint
 
 
+class FolderLock:
+    """Keeps a second run out of an output folder, while this process lives.
+
+    Raises:
+        MtpfError: Another process writes to the folder.
+    """
+
+    def __init__(self, folder: Path):
+        self._file = (folder / ".lock").open("w")
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise MtpfError(
+                f"Another run writes to {folder}; wait for it, or choose another folder."
+            ) from error
+
+    def release(self) -> None:
+        """Let others in."""
+        self._file.close()
+
+
+_CPU = torch.device("cpu")
 FREE_KEYS = {"output_dir", "resume", "keep", "save_every", "threads", "prefetch", "log_every", "report_to"}
 """Recipe keys that a resumed run may change: they do not touch its numbers."""
 
@@ -126,11 +160,19 @@ class MetricsLog:
     Args:
         folder: Output folder of the run.
         enabled: Only the main process writes.
+        device: Where processes exchange numbers.
         step: Step to go on after; later lines of a run that was broken off are dropped.
         state: What `state` gave there.
     """
 
-    def __init__(self, folder: Path, enabled: bool, step: int = 0, state: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        enabled: bool,
+        device: torch.device = _CPU,
+        step: int = 0,
+        state: dict[str, Any] | None = None,
+    ):
         file = folder / METRICS_FILE
         self.lines = [line for line in _read_lines(file) if line["step"] <= step] if step else []
         self._file = None
@@ -142,13 +184,42 @@ class MetricsLog:
         state = state or {}
         self._sums: dict[str, float] = defaultdict(float, state.get("sums", {}))
         self._steps: float = state.get("steps", 0.0)
-        self.counts: dict[str, dict[str, int]] = state.get("counts", {})
-        self._tokens = self._padding = 0
+        # Counts of the whole run: those of all processes up to the checkpoint, and of this one since.
+        self.counts: dict[str, dict[str, int]] = {k: dict(v) for k, v in state.get("counts", {}).items()}
+        self._counts_before = state.get("counts", {})
+        self._tokens, self._padding = state.get("tokens", 0), state.get("padding", 0)
+        self._tokens_before = self._tokens
+        self._device = device
         self._since = time.perf_counter()
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint must keep."""
-        return {"sums": dict(self._sums), "steps": self._steps, "counts": self.counts}
+        """Return what a checkpoint must keep: means over all processes, which call it together."""
+        sums = self._mean(list(self._sums.values()))
+        tokens = self._mean([self._tokens, self._padding])
+        return {
+            "sums": dict(zip(self._sums, sums, strict=True)),
+            "steps": self._steps,
+            "counts": self.total_counts(),
+            "tokens": tokens[0],
+            "padding": tokens[1],
+        }
+
+    def total_counts(self) -> dict[str, dict[str, int]]:
+        """Return the counts of all processes, which call it together."""
+        found: dict[str, dict[str, int]] = {}
+        for name, own in self.counts.items():
+            before = self._counts_before.get(name, {})
+            since = self._mean([value - before.get(key, 0) for key, value in own.items()])
+            found[name] = {
+                key: before.get(key, 0) + round(mean * num_processes())
+                for key, mean in zip(own, since, strict=True)
+            }
+        return found
+
+    def _mean(self, values: list[float]) -> list[float]:
+        if num_processes() == 1:
+            return values
+        return mean_over_processes(torch.tensor(values, dtype=torch.float64, device=self._device)).tolist()
 
     def add(self, output: JointOutput, batch: JointBatch, weight: float = 1.0) -> None:
         """Add one forward's results; ``weight`` is its share of an optimiser step."""
@@ -167,19 +238,20 @@ class MetricsLog:
     def write(self, step: int, **more: Any) -> dict[str, Any]:
         """Write the means since the last line, over all processes, and start anew; all call it together."""
         seconds = time.perf_counter() - self._since
-        means = torch.tensor([value / max(self._steps, 1e-9) for value in self._sums.values()])
-        means = mean_over_processes(means.double())
+        means = self._mean([value / max(self._steps, 1e-9) for value in self._sums.values()])
         line: dict[str, Any] = {"step": step}
-        line.update({key: round(value, 6) for key, value in zip(self._sums, means.tolist(), strict=True)})
+        line.update({key: round(value, 6) for key, value in zip(self._sums, means, strict=True)})
         line.update(more)
-        line["tokens_per_second"] = round(self._tokens * num_processes() / seconds, 1)
-        line["padding"] = round(self._padding / max(1, self._padding + self._tokens), 4)
+        tokens, padding, since = self._mean([self._tokens, self._padding, self._tokens - self._tokens_before])
+        line["tokens_per_second"] = round(since * num_processes() / seconds, 1)
+        line["padding"] = round(padding / max(1.0, padding + tokens), 4)
         self.lines.append(line)
         if self._file is not None:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
         self._sums.clear()
-        self._steps, self._tokens, self._padding, self._since = 0.0, 0, 0, time.perf_counter()
+        self._steps, self._tokens, self._padding, self._tokens_before = 0.0, 0, 0, 0
+        self._since = time.perf_counter()
         return line
 
     def close(self) -> None:
@@ -244,6 +316,7 @@ def summary(folder: Path, record: dict[str, Any]) -> str:
 __all__ = [
     "METRICS_FILE",
     "RUN_FILE",
+    "FolderLock",
     "MetricsLog",
     "check_same_run",
     "hardware",

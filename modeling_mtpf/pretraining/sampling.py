@@ -11,7 +11,8 @@ Seed = int | tuple[int, ...]
 
 def _generator(seed: Seed, *more: int) -> np.random.Generator:
     key = (*(seed if isinstance(seed, tuple) else (seed,)), *more)
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+    # The length keeps apart keys that differ by zeros at their end, which numpy ignores.
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence((*key, len(key)))))
 
 
 class Shuffle:

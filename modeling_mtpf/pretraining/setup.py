@@ -39,6 +39,11 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         )
     except ValueError as error:
         raise RecipeError(f"accelerate refuses these settings: {error}") from error
+    if accelerator.gradient_accumulation_steps != 1:
+        raise RecipeError(
+            "accelerate is configured for gradient accumulation, which would be applied twice; set it in the "
+            "recipe (gradient_accumulation_steps) and leave it out of accelerate's configuration."
+        )
     if accelerator.num_processes != processes:
         raise RecipeError(
             f"{processes} processes were started, but accelerate joined {accelerator.num_processes}; start "

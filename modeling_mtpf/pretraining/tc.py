@@ -73,7 +73,9 @@ class ContrastiveObjective(Objective):
         anchors, positives, *negatives = rows.chunk(texts)
         temperature: float | torch.Tensor = self.temperature
         if self.log_temperature is not None:
-            temperature = self.log_temperature.exp().clamp(min=self.MIN_TEMPERATURE).squeeze(0)
+            with torch.no_grad():  # the parameter itself: the gradient of a clamp would be 0 below the floor
+                self.log_temperature.clamp_(min=math.log(self.MIN_TEMPERATURE))
+            temperature = self.log_temperature.exp().squeeze(0)
         more = torch.cat(negatives) if negatives else None
         loss, accuracy = info_nce(anchors, positives, temperature, self.symmetric, more)
         with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
@@ -98,10 +100,14 @@ class TcFamily(Family):
     def prepare(self, context: RunContext) -> None:
         """Open and tokenize all pair sources."""
         settings: TcSettings = self.settings
-        if settings.batch_size < 2 or settings.temperature <= 0 or settings.source_temperature <= 0:
+        if settings.batch_size < 2 or settings.temperature <= 0 or settings.source_cap < 0:
             raise RecipeError(
-                "families.tc needs a batch_size of at least 2 (other rows are the negatives), and "
-                "temperature and source_temperature above 0."
+                "families.tc needs a batch_size of at least 2 (other rows are the negatives), a temperature "
+                "above 0, and a source_cap that is not negative."
+            )
+        if settings.source_temperature < 0.1:
+            raise RecipeError(
+                f"families.tc.source_temperature is {settings.source_temperature}; it must be at least 0.1."
             )
         self.sources = open_pair_sources(settings, context)
         self.seed = context.seed
@@ -122,6 +128,7 @@ class TcFamily(Family):
             targets={"texts_per_row": torch.tensor(len(columns))},
             source=source.name,
             row_numbers=table.numbers(own) * len(columns),
+            counts=source.counts(turn, self.settings.batch_size) if rank == 0 else {},
         )
 
     def objective(self, hidden_size: int) -> ContrastiveObjective:
