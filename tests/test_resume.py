@@ -28,7 +28,7 @@ from modeling_mtpf.pretraining.checkpoint import (
     set_random_state,
 )
 from modeling_mtpf.pretraining.ner import ClusterObjective
-from modeling_mtpf.pretraining.run_record import FolderLock, MetricsLog
+from modeling_mtpf.pretraining.run_record import MetricsLog, lock_folder
 from train import pretrain
 
 
@@ -120,10 +120,9 @@ def test_another_run_is_not_resumed(arguments, tmp_path, monkeypatch, capsys, da
     shutil.copytree(older, older.with_name("step-2"))
     assert pretrain.main(arguments(**{**base, "resume": str(older)})) == 2
     assert "is not the newest checkpoint" in capsys.readouterr().err
-    lock = FolderLock(tmp_path / "run")
-    assert pretrain.main(arguments(**base)) == 2
+    with lock_folder(tmp_path / "run"):
+        assert pretrain.main(arguments(**base)) == 2
     assert "Another run writes to" in capsys.readouterr().err
-    lock.release()
 
 
 class Small(torch.nn.Linear):

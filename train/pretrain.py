@@ -13,6 +13,7 @@ processes on one machine:
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 # Few batch shapes occur (see pretraining/chunks.py); oneDNN keeps a compiled kernel for each.
@@ -24,6 +25,7 @@ from modeling_mtpf.errors import MtpfError, exit_without_extra
 exit_without_extra("train", "accelerate", "datasets", "sklearn", "yaml", "tqdm", "matplotlib", "syntok")
 
 import datasets
+from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
 from modeling_mtpf.adapter_files_mtpf import backbone_sha256
@@ -35,13 +37,13 @@ from modeling_mtpf.pretraining.diagnostics import adapter_movement, backbone_mov
 from modeling_mtpf.pretraining.joint import JointModel
 from modeling_mtpf.pretraining.loop import Interrupted, Progress, train
 from modeling_mtpf.pretraining.publish import save_run
-from modeling_mtpf.pretraining.recipe import load_recipe, resolved, usage
+from modeling_mtpf.pretraining.recipe import Recipe, load_recipe, resolved, usage
 from modeling_mtpf.pretraining.run_record import (
     RUN_FILE,
-    FolderLock,
     MetricsLog,
     check_same_run,
     hardware,
+    lock_folder,
     open_output_dir,
     summary,
     versions,
@@ -59,11 +61,16 @@ def run(arguments: list[str]) -> None:
     transformers_logging.disable_progress_bar()
     accelerator = make_accelerator(recipe)
     folder, checkpoint = open_output_dir(recipe.output_dir, recipe.resume)
-    lock = FolderLock(folder) if accelerator.is_main_process else None
-    accelerator.wait_for_everyone()
-    if recipe.resume == "auto" and (folder / RUN_FILE).is_file():
-        print(f"{folder} holds the finished run; there is nothing to resume.")
-        return
+    with lock_folder(folder) if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()
+        if recipe.resume == "auto" and (folder / RUN_FILE).is_file():
+            print(f"{folder} holds the finished run; there is nothing to resume.")
+        else:
+            pretrain(recipe, accelerator, folder, checkpoint)
+
+
+def pretrain(recipe: Recipe, accelerator: Accelerator, folder: Path, checkpoint: Path | None) -> None:
+    """Train from the start or from a checkpoint, and save everything."""
     started = time.time()
     if recipe.demo:
         demo.add_demo_data(recipe, folder, accelerator)
@@ -115,8 +122,6 @@ def run(arguments: list[str]) -> None:
     if log.lines:
         draw_run(folder, recipe.regime, log.lines)
     write_run_file(folder, record)
-    if lock:
-        lock.release()
     print(summary(folder, record))
     if recipe.demo and recipe.regime == "tpl":
         print(demo.show_apps(folder, model, context.tokenizer))

@@ -6,6 +6,7 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -76,27 +77,22 @@ def open_output_dir(path: str, resume: str) -> tuple[Path, Path | None]:
     return folder, checkpoint
 
 
-class FolderLock:
-    """Keeps a second run out of an output folder, while this process lives.
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Keep a second run out of an output folder.
 
     Raises:
         MtpfError: Another process writes to the folder.
     """
-
-    def __init__(self, folder: Path):
-        self._file = (folder / ".lock").open("w")
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise MtpfError(
-                f"Another run writes to {folder}; wait for it, or choose another folder."
-            ) from error
-
-    def release(self) -> None:
-        """Let others in."""
-        self._file.close()
+    with (folder / ".lock").open("w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise MtpfError(
+                    f"Another run writes to {folder}; wait for it, or choose another folder."
+                ) from error
+        yield
 
 
 _CPU = torch.device("cpu")
@@ -316,10 +312,10 @@ def summary(folder: Path, record: dict[str, Any]) -> str:
 __all__ = [
     "METRICS_FILE",
     "RUN_FILE",
-    "FolderLock",
     "MetricsLog",
     "check_same_run",
     "hardware",
+    "lock_folder",
     "open_output_dir",
     "summary",
     "versions",
