@@ -32,7 +32,7 @@ def split_sentences(text: str, max_words: int) -> Iterator[Sentence]:
         >>> [s.words for s in split_sentences("It rains, Mr. Bean. Take a coat.", max_words=40)]
         [['It', 'rains', ',', 'Mr', '.', 'Bean', '.'], ['Take', 'a', 'coat', '.']]
         >>> [s.starts for s in split_sentences("one two three", max_words=2)]
-        [[0, 4], [8]]
+        [[0], [4, 8]]
     """
     spans = split_word_spans(text)
     starts = [start for _, start, _ in spans]
