@@ -23,6 +23,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
@@ -51,18 +52,17 @@ def load_section(name: str) -> ModuleType:
 def run_contestant(section: str, contestant: str, options: dict) -> dict[str, float]:
     """Measure one contestant in a process of its own."""
     command = [sys.executable, __file__, "--contestant", contestant, "--sections", section]
-    child = subprocess.Popen(
-        [*command, "--options", json.dumps(options)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout is not None and child.stderr is not None
-    output = child.stdout.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(f"error: {section}/{contestant} failed:\n{child.stderr.read()[-2000:]}")
+    with tempfile.TemporaryFile("w+") as errors:  # a pipe that nobody empties would stop the contestant
+        child = subprocess.Popen(
+            [*command, "--options", json.dumps(options)], stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        assert child.stdout is not None
+        output = child.stdout.read()
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            errors.seek(0)
+            raise SystemExit(f"error: {section}/{contestant} failed:\n{errors.read()[-2000:]}")
     # Linux counts in KiB, macOS in bytes.
     peak = usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
     return {**json.loads(output.splitlines()[-1]), "peak_mb": round(peak, 1)}
