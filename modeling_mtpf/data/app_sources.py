@@ -44,7 +44,7 @@ def read_splits(source: str | Path, family: str, names: list[str] | None = None)
     if path.is_file():
         return {"train": _read_file(path, family, names)}
     if path.is_dir():
-        return {split: _join(files, family, names) for split, files in _split_files(path, family).items()}
+        return {split: _join(files, family, names) for split, files in split_files(path, family).items()}
     loaded = _load_hub(str(source))
     found: dict[str, Rows] = {}
     for split, aliases in SPLITS.items():
@@ -90,7 +90,7 @@ def _endings(family: str) -> tuple[str, ...]:
     return (*READERS, *CONLL_ENDINGS) if family == "ner" else tuple(e for e in READERS if e != ".txt")
 
 
-def _split_files(folder: Path, family: str) -> dict[str, list[Path]]:
+def split_files(folder: Path, family: str) -> dict[str, list[Path]]:
     """Sort the files of a folder by split; files that name no split are all training data."""
     files = sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in _endings(family))
     files = [file for file in files if not file.name.startswith((".", "_"))]
@@ -202,4 +202,4 @@ def check_text(text: Any, label: Any, where: str) -> None:
         )
 
 
-__all__ = ["SPLITS", "Rows", "check_sentence", "check_text", "read_one_split", "read_splits"]
+__all__ = ["SPLITS", "Rows", "check_sentence", "check_text", "read_one_split", "read_splits", "split_files"]
