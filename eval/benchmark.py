@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 from modeling_mtpf.adapters_mtpf import AdapterError
 from modeling_mtpf.errors import DataError, RecipeError
 from modeling_mtpf.evaluation.benchmark import BenchmarkSettings, plan, run_benchmark
-from modeling_mtpf.evaluation.records import read_records, record_key
+from modeling_mtpf.evaluation.records import read_records
 from modeling_mtpf.evaluation.report import draw, published_table, report
 from modeling_mtpf.settings import describe_keys, parse_arguments, read_overrides
 
@@ -38,8 +38,7 @@ def benchmark(settings: BenchmarkSettings) -> None:
     """Compute what is missing in the output file, with a bar, and print what the file then holds."""
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
-    done = {record_key(record) for record in read_records(settings.output)}
-    left = sum(len(unit.jobs) for unit in plan(settings, done))
+    left = sum(len(unit.jobs) for unit in plan(settings, read_records(settings.output)))
     with tqdm(total=left, desc=settings.regime) as progress:
 
         def show(record: dict) -> None:

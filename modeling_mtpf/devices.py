@@ -6,6 +6,9 @@ from contextlib import contextmanager
 
 import torch
 
+PRECISIONS = ("auto", "bf16", "float32")
+"""Names that `precision` knows."""
+
 
 def fast_bf16(device: torch.device) -> bool:
     """Whether bf16 is faster than float32 on this device."""
@@ -29,4 +32,4 @@ def precision(device: torch.device, name: str) -> Iterator[None]:
         yield
 
 
-__all__ = ["available_cores", "fast_bf16", "precision"]
+__all__ = ["PRECISIONS", "available_cores", "fast_bf16", "precision"]

@@ -93,6 +93,56 @@ def test_split_files_and_other_sources(tmp_path):
         load_app_data(tmp_path, "tc")
 
 
+def test_other_sources_give_the_split_that_they_are_named_for(tmp_path):
+    """A folder that is given for test must not give its training rows."""
+    whole, only = tmp_path / "whole", tmp_path / "only"
+    for folder in (whole, only):
+        folder.mkdir()
+    train = write(tmp_path, "jsonl", TEXTS)
+    for name, rows in (("train", TEXTS[:12]), ("dev", TEXTS[12:15]), ("test", TEXTS[15:])):
+        write(whole, "jsonl", rows, name)
+    write(only, "jsonl", TEXTS[:3], "test")
+    data = load_app_data(train, "tc", validation=whole, test=whole)
+    assert data.validation.inputs == [row["text"] for row in TEXTS[12:15]]
+    assert data.test.inputs == [row["text"] for row in TEXTS[15:]]
+    assert data.notes["validation_source"] == data.notes["test_source"] == "whole"
+    assert load_app_data(train, "tc", test=only).test.inputs == [row["text"] for row in TEXTS[:3]]
+    assert len(load_app_data(train, "tc", validation=only).validation) == 3  # its only split
+    (whole / "dev.jsonl").unlink()
+    with pytest.raises(DataError, match="given for validation, but has the splits test, train"):
+        load_app_data(train, "tc", validation=whole)
+
+
+def test_labels_are_those_of_the_drawn_rows(tmp_path):
+    """Fifty labels of four rows each: a tenth of the rows cannot have them all."""
+    rows = [{"text": f"t{i}", "label": f"{i % 50}"} for i in range(200)]
+    source = write(tmp_path, "jsonl", rows)
+    folder = tmp_path / "split"
+    folder.mkdir()
+    write(folder, "jsonl", rows)
+    write(folder, "jsonl", rows[:50], "validation")
+    data = load_app_data(folder, "tc", train_fraction=0.1)
+    assert set(data.labels) == set(data.train.labels) and 15 < len(data.labels) <= 20
+    assert data.labels == sorted(data.labels, key=int)  # as they first appear in the file
+    missing = data.notes["labels_not_in_train"]["validation"]
+    assert missing["count"] == 50 - len(data.labels) == len(missing["labels"])
+    given = load_app_data(source, "tc", labels=[f"{i}" for i in range(51)])
+    assert given.notes["labels_without_example"] == ["50"]
+    with pytest.raises(DataError, match="no entity, every tag is O"):
+        words = [{"tokens": ["a"], "ner_tags": ["O"]}] * 99 + [{"tokens": ["a"], "ner_tags": ["B-X"]}]
+        load_app_data(write(tmp_path, "jsonl", words, "words"), "ner", train_fraction=0.1)
+
+
+def test_a_drawn_share_has_the_same_share_of_every_label(tmp_path):
+    rows = [{"text": f"t{i}", "label": "rare" if i < 20 else "often"} for i in range(1000)]
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set", "jsonl", rows)
+    write(tmp_path / "set", "jsonl", rows[:30], "dev")
+    for seed in range(5):
+        drawn = load_app_data(tmp_path / "set", "tc", train_fraction=0.1, seed=seed).train.labels
+        assert drawn.count("rare") == 2 and len(drawn) == 100
+
+
 def test_draws_are_seeded_and_a_fraction_is_a_fraction(tmp_path):
     source = write(tmp_path, "jsonl", [{"text": f"t{i}", "label": "abcd"[i % 4]} for i in range(200)])
     one, same, other = (load_app_data(source, "tc", train_fraction=0.1, seed=seed) for seed in (0, 0, 1))

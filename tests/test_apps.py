@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from modeling_mtpf import AdapterHead
-from modeling_mtpf.adaptation import FitSettings, fit_app
+from modeling_mtpf.adaptation import FitSettings, fit_app, token_lora
 from modeling_mtpf.adaptation.lora_training import (
     TailRows,
     add_app,
@@ -19,6 +21,7 @@ from modeling_mtpf.adaptation.lora_training import (
 )
 from modeling_mtpf.adaptation.methods import METHODS, register_method
 from modeling_mtpf.adaptation.settings import FitResult
+from modeling_mtpf.adaptation.text_probe import STRENGTHS, choose_by_folds, choose_probe
 from modeling_mtpf.adaptation.text_vectors import embed_texts
 from modeling_mtpf.adaptation.token_lora import tag_words
 from modeling_mtpf.adaptation.trunk_cache import TrunkCache
@@ -114,6 +117,40 @@ def test_a_text_app_is_sklearns_probe(setting, family_adapter, num_labels):
     predicted = model.predict(TEXTS, adapters=["app"], tokenizer=tokenizer)["app"]
     assert [row["label"] for row in predicted] == probe.predict(vectors).tolist()
     assert app.metrics["accuracy"] == pytest.approx(probe.score(vectors, data.train.labels), abs=1e-4)
+
+
+def test_the_strength_of_a_probe_is_the_best_of_all():
+    """Accuracy stays at that of the larger class until regularisation is weak enough."""
+    generator = np.random.default_rng(0)
+    labels = generator.choice(["a", "b"], 400, p=[0.8, 0.2])
+    vectors = generator.normal(size=(400, 4)) + 2 * (labels == "b")[:, None]
+    halves = [(0.02 * vectors[i::2], labels[i::2].tolist()) for i in (0, 1)]
+    probe, result = choose_probe(*halves[0], *halves[1])
+    scores = {}
+    for strength in STRENGTHS:
+        own = LogisticRegression(C=strength, max_iter=1000).fit(*halves[0])
+        loss = log_loss(halves[1][1], own.predict_proba(halves[1][0]))
+        scores[strength] = own.score(*halves[1]), -loss
+    assert scores[0.1][0] == scores[1.0][0] < scores[100.0][0]
+    assert probe.C == max(STRENGTHS, key=scores.get)
+    assert result.details == {str(s): round(scores[s][0], 4) for s in STRENGTHS}
+
+
+def test_few_held_out_texts_do_not_choose_the_strength():
+    """Folds, against scikit-learn's own; a label with one example is always fitted."""
+    generator = np.random.default_rng(0)
+    labels = [*generator.choice(["a", "b", "c"], 60).tolist(), "only"]
+    vectors = generator.normal(size=(61, 4)) + np.array([ord(label[0]) for label in labels])[:, None]
+    strength, result = choose_by_folds(vectors[:60], labels[:60])
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    for own in STRENGTHS:
+        probe = LogisticRegression(C=own, max_iter=1000)
+        found = cross_val_predict(probe, vectors[:60], labels[:60], cv=folds)
+        assert result.details[str(own)] == round(float(np.mean(found == labels[:60])), 4)
+    assert result.score == pytest.approx(max(result.details.values()), abs=1e-4)
+    assert choose_by_folds(vectors, labels)[0] in STRENGTHS and strength in STRENGTHS
+    tiny = ["a", "a", "b"]
+    assert choose_by_folds(vectors[:3], tiny)[0] in STRENGTHS
 
 
 def test_a_text_app_by_lora(setting, family_adapter):
@@ -274,7 +311,16 @@ print(json.dumps(model.predict({TEXTS!r}, adapters=["people"])["people"]))
         (["--famly", "ner"], "Unknown key 'famly'; did you mean 'family'"),
         (["--family", "nre"], "did you mean 'ner'"),
         (["--method", "lroa"], "did you mean 'lora'"),
-        (["--class_weights", "some"], "choose none or balanced"),
+        (["--class_weights", "some"], "class_weights is 'some'; choose one of: none, balanced"),
+        (["--mixed_precision", "fp8"], "choose one of: auto, bf16, float32"),
+        (["--steps", "-1"], "steps is -1; it must be a number of at least 0"),
+        (["--learning_rate", "-1"], "learning_rate is -1.0"),
+        (["--learning_rate", "nan"], "learning_rate is nan"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--seeds", "0"], "seeds is 0"),
+        (["--threads", "-1"], "threads is -1"),
+        (["--patience", "0"], "patience is 0; it must be a number of at least 1"),
+        (["--output_dir", "people.conll/app"], "Nothing can be written to"),
         (["--max_length", "100000"], "reads 4 to 132 tokens"),
         (["--data", "nowhere.conll"], "no file or folder nowhere.conll"),
         (["--backbone", "./nowhere"], "backbone './nowhere' cannot be loaded"),
@@ -303,19 +349,44 @@ def test_mistakes_are_one_sentence_and_leave_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["people.conll"]
 
 
-def test_a_failed_fit_leaves_the_model_as_it_was(setting, family_adapter):
+def test_a_failed_fit_leaves_the_model_as_it_was(setting, family_adapter, monkeypatch):
     model, tokenizer = setting
-    with pytest.raises(MtpfError, match="none or balanced"):
-        fit_app(
-            ner_data(),
-            "ner",
-            backbone=(model, tokenizer),
-            adapter=family_adapter,
-            settings=FitSettings(class_weights="no"),
-        )
+    monkeypatch.setattr(token_lora, "train_lora", lambda *rest: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit_app(ner_data(), "ner", backbone=(model, tokenizer), adapter=family_adapter)
     assert model.adapters == ["ner", "tc"]
     with pytest.raises(RecipeError, match="at least 1"):
         fit_app(ner_data(), "ner", backbone=(model, tokenizer), seeds=0)
+    with pytest.raises(RecipeError, match="the same for every seed"):
+        fit_app(tc_data(), "tc", backbone=(model, tokenizer), seeds=3)
+
+
+def test_the_current_folder_is_no_place_for_an_app(setting, tmp_path, monkeypatch):
+    """It is empty, so it does not exist "already", and it has no name in "."."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MtpfError, match="is the current folder"):
+        fit_app(ner_data(), "ner", backbone=setting, output_dir=".", name="abc")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"train": Examples(TOKENS, TAGS[1:])}, "train split has 12 inputs but 11 labels"),
+        ({"test": Examples([["Ada"]], [["B-PER", "O"]])}, "test split, row 1 has 1 tokens but 2 tags"),
+        ({"validation": Examples()}, "held out for validation"),
+        ({"labels": ["O", "B-PER"]}, "train split has the label 'B-LOC', which is not in its labels"),
+        ({"train": Examples([["Ada"]] * 3, [["PER"]] * 3)}, "'PER' is no IOB2 tag"),
+        ({"family": "tc"}, "family 'tc', not 'ner'"),
+    ],
+)
+def test_data_in_memory_is_checked(setting, change, message):
+    data = ner_data()
+    for key, value in change.items():
+        setattr(data, key, value)
+    with pytest.raises(MtpfError, match=message):
+        fit_app(data, "ner", backbone=setting)
+    with pytest.raises(MtpfError, match="train_fraction is an option of reading data"):
+        fit_app(ner_data(), "ner", backbone=setting, train_fraction=0.1)
 
 
 def test_words_that_are_cut_off_are_missed_and_counted(setting):

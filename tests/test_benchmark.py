@@ -1,6 +1,7 @@
 """Metrics, protocols, records and reports of the benchmark."""
 
 import json
+import multiprocessing
 import os
 import random
 
@@ -13,10 +14,13 @@ from sklearn.metrics import average_precision_score
 
 import modeling_mtpf.evaluation.benchmark as bench
 from eval import benchmark as script
+from modeling_mtpf.adaptation import FitSettings
+from modeling_mtpf.data.words import load_word_tokenizer
 from modeling_mtpf.errors import DataError, RecipeError
 from modeling_mtpf.evaluation.embeddings import StoredVectors
 from modeling_mtpf.evaluation.metric_classes import EntityF1, TextScores
 from modeling_mtpf.evaluation.metrics import entity_scores, text_scores
+from modeling_mtpf.evaluation.records import add_record
 from modeling_mtpf.evaluation.report import mean_interval, paired_bootstrap, published_table, report
 from modeling_mtpf.evaluation.tasks import all_tasks, load_task, select_tasks
 from modeling_mtpf.evaluation.text_protocols import few_shot, few_shot_rows
@@ -269,15 +273,148 @@ def test_two_workers_write_the_same_values(arguments, tmp_path):
     assert [r["value"] for r in one] == pytest.approx([r["value"] for r in two], abs=1e-4)
 
 
-def test_records_of_another_backbone_or_kind_are_not_mixed(arguments, encoders, capsys):
-    arguments = [*arguments, "--tasks", "sst2"]
-    assert script.main([*arguments, "--regime", "base", "--protocols", "mteb"]) == 0
-    other = [*arguments, "--regime", "base", "--protocols", "full"]
-    other[1] = str(encoders["distilbert"])
-    assert script.main(other) == 2
-    assert "from another backbone, adapter or kind of run" in capsys.readouterr().err
-    assert script.main(["--report", arguments[arguments.index("--output") + 1], "--output", "r.md"]) == 2
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--backbone", "distilbert"], "another backbone.sha256"),
+        (["--max_length", "16"], "another max_length: 32, not 16"),
+        (["--normalize", "false"], "another normalize: True, not False"),
+        (["--mixed_precision", "bf16"], "another precision: float32, not bf16"),
+        (["--quick", "false"], "another quick"),
+    ],
+)
+def test_a_finished_run_with_other_settings_is_refused(finished, encoders, capsys, change, message):
+    """Nothing is left to compute, and yet the old records must not pass as the new setting's."""
+    arguments, path = finished
+    before = path.read_bytes()
+    assert script.main(arguments) == 0
+    other = [str(encoders.get(part, part)) for part in change]
+    assert script.main([*arguments, *other]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "choose another --output or --regime" in error
+    assert path.read_bytes() == before
+    assert script.main([*arguments, *other, "--regime", "other"]) == 0
+    assert script.main(["--report", str(path), "--output", "r.md"]) == 2
     assert "smoke run" in capsys.readouterr().err
+
+
+@pytest.fixture
+def finished(arguments, tmp_path):
+    """Arguments of a finished run, and its records."""
+    chosen = ["--tasks", "sst2", "--regime", "base", "--protocols", "mteb", "--seeds", "0"]
+    arguments = [*arguments, *chosen, "--mixed_precision", "float32"]
+    assert script.main(arguments) == 0
+    return arguments, tmp_path / "out" / "r.json"
+
+
+def test_records_on_other_data_are_refused(finished, data_folder, capsys):
+    arguments, _ = finished
+    Dataset.from_list([{"text": "Ada Rome", "label": "Rome"}] * 3).to_parquet(
+        data_folder / "tc" / "sst2" / "test.parquet"
+    )
+    assert script.main([*arguments, "--protocols", "full"]) == 2
+    assert "records of tc/sst2 on other data (fingerprint" in capsys.readouterr().err
+
+
+def test_the_settings_of_ner_fits_must_be_the_same(arguments, monkeypatch, capsys):
+    command = [*arguments, "--tasks", "btc", "--regime", "base", "--protocols", "ner", "--seeds", "0"]
+    assert script.main(command) == 0
+    changed = FitSettings(steps=20, evaluations=1, patience=5)
+    monkeypatch.setattr(bench.Bench, "_fit_settings", lambda self, seed: changed)
+    assert script.main(command) == 2 and "another settings.patience: 4, not 5" in capsys.readouterr().err
+
+
+def test_two_runs_may_share_a_file(finished, monkeypatch):
+    """The other run finishes a record while this one computes."""
+    arguments, path = finished
+    theirs = {**json.loads(path.read_text())[0], "regime": "theirs"}
+    real = bench.Bench._full
+
+    def meanwhile(self, *rest):
+        add_record(path, theirs)
+        return real(self, *rest)
+
+    monkeypatch.setattr(bench.Bench, "_full", meanwhile)
+    assert script.main([*arguments, "--protocols", "full"]) == 0
+    found = [(r["regime"], r["protocol"]) for r in json.loads(path.read_text())]
+    assert sorted(found) == [("base", "full"), ("base", "mteb"), ("theirs", "mteb")]
+
+
+def _in_processes(work) -> list[int]:
+    """Run ``work(number)`` in two processes that begin together; their exit codes."""
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=work, args=(number,)) for number in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
+
+
+def test_two_processes_add_records_to_one_file(tmp_path):
+    def work(number):
+        for seed in range(15):
+            add_record(tmp_path / "r.json", record(f"regime {number}", "fin", seed, 0.5))
+
+    assert _in_processes(work) == [0, 0]
+    assert len(json.loads((tmp_path / "r.json").read_text())) == 30
+
+
+def test_two_processes_share_vectors(tmp_path):
+    """Both want the same new files at the same time."""
+    barrier = multiprocessing.get_context("fork").Barrier(2)
+    expected = np.arange(1, 3000, dtype=np.float32)[:, None].repeat(8, axis=1)
+
+    def work(number):
+        for trial in range(15):
+            barrier.wait(30)
+            texts = [f"{row}" for row in range(1, 3000)]
+            embed = lambda part: np.array([[float(text)] * 8 for text in part], dtype=np.float32)  # noqa: E731
+            vectors = StoredVectors(tmp_path, {"trial": trial}, texts, 8, embed)
+            np.testing.assert_array_equal(vectors.rows(), expected)
+
+    assert _in_processes(work) == [0, 0]
+    assert len(list(tmp_path.iterdir())) == 30  # vectors and identities, and nothing temporary
+
+
+def test_missing_data_shows_before_anything_is_computed(arguments, data_folder, monkeypatch, capsys):
+    (data_folder / "ner" / "fin" / "test.parquet").unlink()
+    monkeypatch.setattr(bench, "Bench", lambda settings: pytest.fail("a backbone was loaded"))
+    assert script.main([*arguments, "--tasks", "sst2,btc,fin", "--regime", "base"]) == 2
+    assert "fin has no file of the split test" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_unit_that_fails_takes_no_other_with_it(arguments, data_folder, tmp_path, capsys):
+    bad = [{"tokens": ["Ada"], "ner_tags": ["PER"]}] * 4
+    Dataset.from_list(bad).to_parquet(data_folder / "ner" / "fin" / "test.parquet")
+    command = [*arguments, "--tasks", "fin,sst2,btc", "--regime", "base", "--protocols", "mteb,ner"]
+    assert script.main([*command, "--workers", "2", "--seeds", "0"]) == 2
+    assert "'PER' is of no scheme" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "r.json").read_text())[0]["task"] in ("sst2", "btc")
+
+
+def test_a_smoke_run_draws_its_rows(arguments, data_folder):
+    """A set that is sorted by label: its first rows have one label alone."""
+    for split in ("train", "validation", "test"):
+        rows = [{"text": f"text {i}", "label": f"{i // 250}"} for i in range(500)]
+        Dataset.from_list(rows).to_parquet(data_folder / "tc" / "sst2" / f"{split}.parquet")
+    command = [*arguments, "--tasks", "sst2", "--regime", "base", "--protocols", "mteb,full"]
+    assert script.main([*command, "--seeds", "0"]) == 0
+
+
+def test_what_decides_a_value_is_in_its_hash(load, encoders, tmp_path):
+    folder = load("bert", {"ner": None}).save_adapter(tmp_path / "ner", "ner")
+    before = bench.adapter_sha256(str(folder))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 1}))
+    assert bench.adapter_sha256(str(folder)) != before and bench.adapter_sha256(None) is None
+    tokenizer = load_word_tokenizer(str(encoders["bert"]))
+    digest = bench.tokenizer_sha256(tokenizer)
+    tokenizer(["Ada"], truncation=True, max_length=4, padding=True)
+    assert bench.tokenizer_sha256(tokenizer) == digest
+    tokenizer.add_tokens(["zebra"])
+    assert bench.tokenizer_sha256(tokenizer) != digest
 
 
 @pytest.mark.parametrize(
@@ -286,6 +423,9 @@ def test_records_of_another_backbone_or_kind_are_not_mixed(arguments, encoders, 
         (["--protocols", "mtbe"], "did you mean 'mteb'"),
         (["--tasks", "nothing"], "Unknown task 'nothing'"),
         (["--seeds", "a"], "numbers separated by commas"),
+        (["--seeds", "-1"], "a seed is at least 0"),
+        (["--workers", "-1"], "workers must be at least 0"),
+        (["--mixed_precision", "fp8"], "choose one of: auto, bf16, float32"),
         (["--adapter", "x"], "did you mean 'adapter_"),
     ],
 )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
-from modeling_mtpf.errors import MtpfError, exit_without_extra
+from modeling_mtpf.errors import MtpfError, RecipeError, exit_without_extra
 
 exit_without_extra("train", "datasets", "sklearn", "yaml", "tqdm")
 exit_without_extra("eval", "evaluate", "seqeval")
@@ -78,6 +78,11 @@ class Arguments(FitSettings):
     seeds: int = 1
     threads: int = 0
     progress: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.threads < 0:
+            raise RecipeError(f"threads is {self.threads}; it must be at least 0.")
 
 
 def run(arguments: Arguments) -> None:

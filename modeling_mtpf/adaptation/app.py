@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from hub_cards import adapter_card
 from ..adapter_files_mtpf import ADAPTER_CONFIG_FILE, backbone_sha256, read_task
 from ..adapters_mtpf import AdapterError, count_parameters, validate_adapter_name
 from ..configuration_mtpf import encoder_layout, max_tokens
-from ..data.app_data import FAMILIES, AppData, Examples, load_app_data
+from ..data.app_data import FAMILIES, AppData, Examples, check_app_data, load_app_data
 from ..data.packaged_encoder import resolve_encoder
 from ..data.words import load_word_tokenizer
 from ..errors import MtpfError, RecipeError
@@ -107,7 +108,7 @@ def fit_app(
         settings: See `FitSettings`.
         backbone_revision: Commit of the backbone's repo.
         adapter_revision: Commit of the adapter's repo.
-        **data_options: ``validation``, ``test``, ``labels``, ``scheme``, ``train_fraction``,
+        **data_options: Only with a source: ``validation``, ``test``, ``labels``, ``scheme``, ``train_fraction``,
             ``validation_fraction``: see `load_app_data`.
 
     Raises:
@@ -123,14 +124,12 @@ def fit_app(
     if family not in FAMILIES:
         raise RecipeError(f"Unknown family {family!r}; {nearest(family, list(FAMILIES))}choose ner or tc.")
     method, fit = method_named(family, method)
+    _check_seeds(seeds, settings, method)
     folder = _new_folder(output_dir)
-    if seeds < 1 or settings.batch_size < 1 or settings.evaluations < 1 or settings.patience < 1:
-        raise RecipeError("seeds, batch_size, evaluations and patience must be at least 1.")
-    if not isinstance(data, AppData):
-        data = load_app_data(data, family, seed=settings.seed, **data_options)
+    data = _data_of(data, family, settings.seed, data_options)
     model, tokenizer = open_backbone(backbone, backbone_revision) if isinstance(backbone, str) else backbone
     limit = max_tokens(model.config.encoder_config)
-    if not 4 <= settings.max_length <= limit:
+    if settings.max_length > limit:
         raise RecipeError(f"max_length is {settings.max_length}; this encoder reads 4 to {limit} tokens.")
     name = name or (folder.name if folder else "app")
     validate_adapter_name(model.backbone, name)
@@ -143,18 +142,32 @@ def fit_app(
             model.delete_adapter(START)
     if backbone_sha256(model.backbone) != digest:
         raise RuntimeError("The frozen backbone has changed while an app was fitted: this is a bug.")
-    best = max(results, key=lambda seed: results[seed].score)
     test = score_app(model, tokenizer, name, data.test) if data.test else None
-    metrics = {
-        **_flat(test or {}),
-        **{f"validation_{k}": v for k, v in _flat(results[best].validation).items()},
-    }
-    record = _record(data, method, settings, results, best, _start_name(adapter))
-    record.update(metrics=metrics, types=_types(test or results[best].validation))
+    record = _record(data, method, settings, results, _start_name(adapter), test)
     record["seconds"] = round(time.time() - started, 1)
     if folder is not None:
         _save(folder, model, name, record, _hub_id(backbone), backbone_revision)
-    return FittedApp(name, model, metrics, record, folder)
+    return FittedApp(name, model, record["metrics"], record, folder)
+
+
+def _check_seeds(seeds: int, settings: FitSettings, method: str) -> None:
+    if seeds < 1 or settings.seed + seeds > 2**31:
+        raise RecipeError(f"seeds is {seeds}; it must be at least 1, and all seeds below 2^31.")
+    if seeds > 1 and method == "probe":
+        raise RecipeError("A probe is the same for every seed; leave seeds at 1, or choose the method lora.")
+
+
+def _data_of(data: str | Path | AppData, family: str, seed: int, options: dict[str, Any]) -> AppData:
+    """Read a source with its options, or check data that is read already."""
+    if not isinstance(data, AppData):
+        return load_app_data(data, family, seed=seed, **options)
+    given = [key for key, value in options.items() if value is not None]
+    if given:
+        raise RecipeError(f"{given[0]} is an option of reading data, but the data is read already.")
+    if data.family != family:
+        raise RecipeError(f"The data is of the family {data.family!r}, not {family!r}.")
+    check_app_data(data)
+    return data
 
 
 def score_app(
@@ -208,8 +221,12 @@ def _types(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def _record(data: AppData, method, settings, results, best: int, start: str) -> dict[str, Any]:
+def _record(
+    data: AppData, method: str, settings: FitSettings, results: dict[int, FitResult], start: str, test: Any
+) -> dict[str, Any]:
     source = data.notes.get("source", "data in memory")
+    best = max(results, key=lambda seed: results[seed].score)
+    validation = results[best].validation
     return {
         "family": data.family,
         "method": method,
@@ -223,6 +240,11 @@ def _record(data: AppData, method, settings, results, best: int, start: str) -> 
             for seed, result in results.items()
         },
         "seed": best,
+        "metrics": {
+            **_flat(test or {}),
+            **{f"validation_{key}": value for key, value in _flat(validation).items()},
+        },
+        "types": _types(test or validation),
     }
 
 
@@ -247,9 +269,14 @@ def _hub_id(backbone: Any) -> str | None:
 def _new_folder(output_dir: str | Path | None) -> Path | None:
     if output_dir is None:
         return None
-    folder = Path(output_dir)
+    folder = Path(output_dir).resolve()  # of "." there is no name, and nothing beside it
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise MtpfError(f"{folder} exists already; choose another --output_dir or remove it.")
+        raise MtpfError(f"{output_dir} exists already; choose another --output_dir or remove it.")
+    if folder == Path.cwd():
+        raise MtpfError(f"{output_dir} is the current folder, which cannot be replaced; name a new one.")
+    parent = next(own for own in folder.parents if own.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise MtpfError(f"Nothing can be written to {parent}; choose another --output_dir.")
     return folder
 
 
@@ -283,7 +310,7 @@ def summary(app: FittedApp) -> str:
     scores = [f"{seed}: {own['validation_score']:.4f}" for seed, own in app.record["seeds"].items()]
     if len(scores) > 1:
         lines.append(f"  validation by seed: {', '.join(scores)}; kept: {app.record['seed']}")
-    for note in ("empty_rows_skipped", "labels_not_in_train"):
+    for note in ("empty_rows_skipped", "comment_lines_skipped", "labels_not_in_train", "labels_without_example"):
         if note in app.record["data"]:
             lines.append(f"  {note.replace('_', ' ')}: {app.record['data'][note]}")
     if app.folder is not None:

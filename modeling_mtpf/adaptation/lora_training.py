@@ -91,10 +91,7 @@ def train_lora(
     Raises:
         DataError: The loss is not finite.
     """
-    parameters = [p for key, p in model.backbone.named_parameters() if f".{name}." in key]
-    parameters += model.heads[name].parameters()
-    for parameter in parameters:
-        parameter.requires_grad_(True)
+    parameters = _trained(model, name)
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.01, fused=True)
     lengths = train.encoded.lengths
     steps = settings.steps_for(len(lengths))
@@ -114,11 +111,7 @@ def train_lora(
             loss = loss_of(hidden.float(), rows, length)
             if not torch.isfinite(loss):
                 raise DataError(f"The loss at step {step} is not finite; lower the learning rate.")
-            # Not backward(): it would fill the gradients of the frozen layers of the tail, too.
-            gradients = torch.autograd.grad(loss, parameters)
-            scale = torch.nn.utils.get_total_norm(gradients).clamp(min=1.0)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = gradient / scale
+            _set_gradients(parameters, loss)
             optimizer.step()
             schedule.step()
             progress.update()
@@ -136,6 +129,24 @@ def train_lora(
         parameter.grad = None
     model.heads[name].eval()
     return {"steps": step, "best_step": best["step"], "validation_scores": [round(s, 4) for s in looks]}
+
+
+def _trained(model: MtpfModel, name: str) -> list[nn.Parameter]:
+    """The parameters of an app, LoRA and head, ready for training."""
+    parameters = [p for key, p in model.backbone.named_parameters() if f".{name}." in key]
+    parameters += model.heads[name].parameters()
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return parameters
+
+
+def _set_gradients(parameters: list[nn.Parameter], loss: torch.Tensor) -> None:
+    """Set the gradients, scaled to a norm of at most 1."""
+    # Not backward(): it would fill the gradients of the frozen layers of the tail, too.
+    gradients = torch.autograd.grad(loss, parameters)
+    scale = torch.nn.utils.get_total_norm(gradients).clamp(min=1.0)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient / scale
 
 
 @torch.no_grad()
@@ -159,8 +170,6 @@ def label_weights(counts: np.ndarray, kind: str) -> torch.Tensor | None:
     """
     if kind == "none":
         return None
-    if kind != "balanced":
-        raise DataError(f"class_weights is {kind!r}; choose none or balanced.")
     present = counts > 0
     weights = np.where(present, counts.sum() / (present.sum() * np.maximum(counts, 1)), 0.0)
     return torch.tensor(weights, dtype=torch.float32)

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.app_data import AppData, Examples
+from ..data.app_data import AppData
 from ..errors import RecipeError
 from ..modeling_mtpf import MtpfModel
 from ..settings import nearest
@@ -27,9 +27,6 @@ class FitMethod(Protocol):
         """Fit on ``data.train``, watch ``data.validation``; start from a loaded adapter if one is named."""
         ...
 
-
-Predict = Callable[[MtpfModel, PreTrainedTokenizerBase, str, Examples], dict]
-"""Scores an app of the model on some examples."""
 
 METHODS: dict[tuple[str, str], FitMethod] = {}
 DEFAULTS = {"ner": "lora", "tc": "probe"}

@@ -1,12 +1,18 @@
 """How an app is fitted: settings shared by all ways of fitting, and the result they give."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
+
+from ..devices import PRECISIONS
+from ..errors import RecipeError
+
+CLASS_WEIGHTS = ("none", "balanced")
 
 
 @dataclass
 class FitSettings:
-    """Settings of one fit. The defaults are meant to need no tuning.
+    """Settings of one fit, checked. The defaults are meant to need no tuning.
 
     Attributes:
         seed: Of everything random in one fit.
@@ -33,6 +39,26 @@ class FitSettings:
     mixed_precision: str = "auto"
     cache_gb: float = 2.0
     progress: bool = False
+
+    def __post_init__(self):
+        for name, least in (
+            ("seed", 0),
+            ("max_length", 4),
+            ("learning_rate", 0),
+            ("batch_size", 1),
+            ("steps", 0),
+            ("evaluations", 1),
+            ("patience", 1),
+            ("cache_gb", 0),
+        ):
+            value = getattr(self, name)
+            if not (value >= least and math.isfinite(value)):
+                raise RecipeError(f"{name} is {value}; it must be a number of at least {least}.")
+        if self.seed >= 2**31:
+            raise RecipeError(f"seed is {self.seed}; it must be below 2^31.")
+        for name, known in (("class_weights", CLASS_WEIGHTS), ("mixed_precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise RecipeError(f"{name} is {getattr(self, name)!r}; choose one of: {', '.join(known)}.")
 
     def steps_for(self, rows: int) -> int:
         """Number of optimiser steps for a training set of so many rows."""

@@ -1,11 +1,14 @@
 """TC by linear probe: logistic regression on the mean-pooled vectors of the frozen backbone with a LoRA."""
 
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
 from transformers import PreTrainedTokenizerBase
 
 from ..adapters_mtpf import AdapterHead, LoraSettings
@@ -18,7 +21,10 @@ from .settings import FitResult, FitSettings
 from .text_vectors import embed_texts
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
-"""Inverse strengths of regularisation (scikit-learn's C), tried from the strongest on."""
+"""Inverse strengths of regularisation (scikit-learn's C); all are tried."""
+
+FEW, FOLDS = 50, 5
+"""Fewer held-out texts than this say too little about a strength; then so many folds of all texts do."""
 
 
 @register_method("tc", "probe")
@@ -34,7 +40,8 @@ def fit_text_probe(
 
     The LoRA is the one of ``start_from``, unchanged; without one, a LoRA of rank 1 that changes nothing, for
     an app's folder always holds one. The strength of regularisation is chosen on validation; when validation
-    was held out from the training data, the final probe is fitted on both.
+    was held out from the training data, the final probe is fitted on both, and when it has fewer than `FEW`
+    rows, the strength is chosen by folds of both.
     """
     head = AdapterHead("text-classification", data.labels, model.config.hidden_size, settings.max_length)
     torch.manual_seed(settings.seed)
@@ -51,16 +58,23 @@ def fit_text_probe(
         )
         for split in (data.train, data.validation)
     )
-    probe, best = choose_probe(
-        train, data.train.labels, validation, data.validation.labels, settings.class_weights, settings.seed
-    )
+    options = settings.class_weights, settings.seed
+    both = np.concatenate([train, validation]), [*data.train.labels, *data.validation.labels]
+    folded = data.held_out and len(validation) < FEW
+    if folded:
+        strength, best = choose_by_folds(*both, *options)
+        probe = _probe(strength, *options)
+    else:
+        probe, best = choose_probe(
+            train, data.train.labels, validation, data.validation.labels, *options
+        )
     if data.held_out:
-        probe = LogisticRegression(**probe.get_params())
-        probe.fit(np.concatenate([train, validation]), [*data.train.labels, *data.validation.labels])
+        probe = _probe(probe.C, *options).fit(*both)
     _fill_head(model.heads[name], probe)
     details = {
         "C": probe.C,
         "validation_accuracy_by_C": best.details,
+        "chosen_by": f"{FOLDS} stratified folds" if folded else "validation",
         "refitted_with_validation": data.held_out,
     }
     return FitResult(best.score, best.validation, details)
@@ -76,6 +90,8 @@ def choose_probe(
 ) -> tuple[LogisticRegression, FitResult]:
     """Fit logistic regression with the strength of regularisation that is best on validation.
 
+    That is the one of the highest accuracy, and of equal ones that of the lower log-loss.
+
     Args:
         train: Vectors ``(texts, width)``.
         train_labels: Their labels.
@@ -87,24 +103,77 @@ def choose_probe(
     Returns:
         The probe, and its validation scores with the accuracy of every strength tried.
     """
-    best: tuple[LogisticRegression, FitResult] | None = None
-    tried: dict[str, float] = {}
+    found = []
     for strength in STRENGTHS:
-        weight = None if class_weights == "none" else class_weights
-        probe = LogisticRegression(C=strength, max_iter=1000, class_weight=weight, random_state=seed)
-        probe.fit(train, train_labels)
-        scores = text_scores(
-            validation_labels,
-            list(probe.predict(validation)),
-            probe.predict_proba(validation),
-            list(probe.classes_),
-        )
-        tried[str(strength)] = round(scores["accuracy"], 4)
-        if best is not None and scores["accuracy"] <= best[1].score:
-            break  # weaker regularisation helps no more
-        best = probe, FitResult(scores["accuracy"], scores, tried)
-    assert best is not None
-    return best
+        probe = _probe(strength, class_weights, seed).fit(train, train_labels)
+        found.append((probe, probe.predict_proba(validation)))
+    results = [
+        _result(validation_labels, probabilities, list(probe.classes_)) for probe, probabilities in found
+    ]
+    chosen, result = _best(results)
+    return found[chosen][0], result
+
+
+def choose_by_folds(
+    vectors: np.ndarray, labels: Sequence[str], class_weights: str = "none", seed: int = 0
+) -> tuple[float, FitResult]:
+    """Choose the strength of regularisation by stratified folds.
+
+    A label's only example is in no fold: it is always fitted.
+
+    Args:
+        vectors: Vectors ``(texts, width)``.
+        labels: Their labels; at least one label has two texts.
+        class_weights: ``none`` or ``balanced``.
+        seed: Of the folds and of the solver.
+
+    Returns:
+        The strength, and the scores of the predictions for the folds with the accuracy of every strength.
+    """
+    own, counts = np.asarray(labels, dtype=object), Counter(labels)
+    several = np.array([row for row, label in enumerate(labels) if counts[label] > 1])
+    folds = StratifiedKFold(min(FOLDS, max(counts.values())), shuffle=True, random_state=seed)
+    names = list(dict.fromkeys(labels))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        parts = [several[held] for _, held in folds.split(several, own[several].astype(str))]
+    results = []
+    for strength in STRENGTHS:
+        probabilities = np.zeros((len(own), len(names)))
+        for held in parts:
+            rest = np.setdiff1d(np.arange(len(own)), held)
+            probe = _probe(strength, class_weights, seed).fit(vectors[rest], own[rest])
+            columns = [names.index(label) for label in probe.classes_]
+            probabilities[np.ix_(held, columns)] = probe.predict_proba(vectors[held])
+        results.append(_result(list(own[several]), probabilities[several], names))
+    chosen, result = _best(results)
+    return STRENGTHS[chosen], result
+
+
+def _probe(strength: float, class_weights: str, seed: int) -> LogisticRegression:
+    weight = None if class_weights == "none" else class_weights
+    return LogisticRegression(C=strength, max_iter=1000, class_weight=weight, random_state=seed)
+
+
+def _result(labels: Sequence[str], probabilities: np.ndarray, names: list[str]) -> tuple[FitResult, float]:
+    """Scores, and the log-loss; a label that the probe does not know counts as all but impossible."""
+    predicted = [names[column] for column in probabilities.argmax(1)]
+    scores = text_scores(labels, predicted, probabilities, names)
+    columns = {name: column for column, name in enumerate(names)}
+    right = [
+        probabilities[row, columns[label]] if label in columns else 0.0 for row, label in enumerate(labels)
+    ]
+    return FitResult(scores["accuracy"], scores), -float(np.log(np.maximum(right, 1e-12)).mean())
+
+
+def _best(results: list[tuple[FitResult, float]]) -> tuple[int, FitResult]:
+    """The index and result of the highest accuracy; of equal ones that with the lower log-loss."""
+    chosen = max(range(len(results)), key=lambda i: (results[i][0].score, -results[i][1]))
+    result = results[chosen][0]
+    result.details = {
+        str(strength): round(own.score, 4) for strength, (own, _) in zip(STRENGTHS, results, strict=True)
+    }
+    return chosen, result
 
 
 @torch.no_grad()
@@ -121,4 +190,4 @@ def _fill_head(head: Any, probe: LogisticRegression) -> None:
     head.eval()
 
 
-__all__ = ["STRENGTHS", "choose_probe", "fit_text_probe"]
+__all__ = ["STRENGTHS", "choose_by_folds", "choose_probe", "fit_text_probe"]

@@ -1,9 +1,10 @@
 """The benchmark: tasks × protocols × seeds of one regime, resumable, on several processes."""
 
 import hashlib
+import json
 import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,27 @@ from ..adaptation import FitSettings, fit_app
 from ..adaptation.app import open_backbone
 from ..adaptation.text_probe import choose_probe
 from ..adaptation.text_vectors import embed_texts
-from ..adapter_files_mtpf import ADAPTER_WEIGHTS_FILE, backbone_sha256, find_adapter
+from ..adapter_files_mtpf import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    backbone_sha256,
+    find_adapter,
+)
 from ..data.app_data import AppData, Examples
-from ..devices import available_cores, fast_bf16
+from ..devices import PRECISIONS, available_cores, fast_bf16
 from ..errors import DataError, RecipeError
 from ..settings import nearest
 from .embeddings import StoredVectors
 from .metrics import text_scores
-from .records import Key, read_records, record_key, today, versions, write_records
-from .tasks import Task, load_task, select_tasks
+from .records import add_record, read_records, record_key, today, versions
+from .tasks import Task, all_tasks, check_task, load_task, select_tasks
 from .text_protocols import SEED, few_shot
 
 PROTOCOLS = {"ner": "ner", "ner10": "ner", "mteb": "tc", "full": "tc"}
 """Protocol → family."""
+
+Facts = dict[str, dict[str, Any]]
+"""Protocol → everything but task, data and seed that decides its values."""
 
 QUICK_ROWS = 200
 """Rows of each split in a smoke run."""
@@ -41,7 +50,9 @@ class BenchmarkSettings:
         backbone: ``packaged``, a folder or a Hub id, a stock encoder included.
         backbone_revision: Commit of its repo.
         adapter_ner: Folder or Hub id of the NER LoRA that NER apps start from; fresh ones by default.
+        adapter_ner_revision: Commit of its repo.
         adapter_tc: Folder or Hub id of the TC LoRA that text vectors are made with; none by default.
+        adapter_tc_revision: Commit of its repo.
         regime: Name under which the records stand side by side, e.g. base, naive, tpl.
         tasks: Names separated by commas, or ``all``.
         protocols: Of ``ner`` (all data), ``ner10`` (a tenth), ``mteb`` (few-shot), ``full`` (probe on all of
@@ -61,7 +72,9 @@ class BenchmarkSettings:
     backbone: str = "packaged"
     backbone_revision: str | None = None
     adapter_ner: str | None = None
+    adapter_ner_revision: str | None = None
     adapter_tc: str | None = None
+    adapter_tc_revision: str | None = None
     regime: str
     tasks: str = "all"
     protocols: str = "ner,ner10,mteb,full"
@@ -74,6 +87,14 @@ class BenchmarkSettings:
     mixed_precision: str = "auto"
     workers: int = 0
     quick: bool = False
+
+    def __post_init__(self):
+        if self.mixed_precision not in PRECISIONS:
+            raise RecipeError(
+                f"mixed_precision is {self.mixed_precision!r}; choose one of: {', '.join(PRECISIONS)}."
+            )
+        if self.workers < 0 or self.max_length < 4:
+            raise RecipeError("workers must be at least 0, and max_length at least 4.")
 
     def protocol_names(self) -> list[str]:
         """The chosen protocols."""
@@ -89,22 +110,35 @@ class BenchmarkSettings:
     def seed_numbers(self) -> list[int]:
         """The chosen seeds."""
         try:
-            return list(dict.fromkeys(int(part) for part in str(self.seeds).split(",")))
+            seeds = list(dict.fromkeys(int(part) for part in str(self.seeds).split(",")))
         except ValueError:
             raise RecipeError(f"seeds is {self.seeds!r}; give numbers separated by commas.") from None
+        if min(seeds) < 0:
+            raise RecipeError(f"seeds is {self.seeds!r}; a seed is at least 0.")
+        return seeds
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What one process does in one go: the seeds of a protocol, or all text protocols of a task at once."""
+    """What one process does in one go: the seeds of a protocol, or all text protocols of a task at once.
+
+    Attributes:
+        task: Of the task list.
+        jobs: Protocols and seeds.
+        fingerprint: Of the data behind the records that the file has of this task, if it has any.
+    """
 
     task: Task
-    jobs: tuple[tuple[str, int], ...]  # protocol and seed
+    jobs: tuple[tuple[str, int], ...]
+    fingerprint: str | None = None
 
 
-def plan(settings: BenchmarkSettings, done: set[Key]) -> list[Unit]:
+def plan(settings: BenchmarkSettings, records: list[dict[str, Any]]) -> list[Unit]:
     """Return what is left to do: text tasks whole (their protocols share vectors), NER fits one by one."""
     protocols, seeds = settings.protocol_names(), settings.seed_numbers()
+    done = {record_key(record) for record in records}
+    # All regimes are compared on the same data.
+    prints = {f"{record['family']}/{record['task']}": record["config"].get("data") for record in records}
     units = []
     for task in select_tasks(settings.tasks, {PROTOCOLS[name] for name in protocols}):
         jobs = [
@@ -115,7 +149,7 @@ def plan(settings: BenchmarkSettings, done: set[Key]) -> list[Unit]:
             if (settings.regime, seed, task.key, protocol) not in done
         ]
         groups = [tuple(jobs)] if task.family == "tc" else [(job,) for job in jobs]
-        units += [Unit(task, group) for group in groups if group]
+        units += [Unit(task, group, prints.get(task.key)) for group in groups if group]
     return units
 
 
@@ -128,18 +162,46 @@ class Bench:
         self.sha256 = backbone_sha256(self.model.backbone)
         bf16 = settings.mixed_precision == "auto" and fast_bf16(self.model.device)
         self.precision = "bf16" if bf16 or settings.mixed_precision == "bf16" else "float32"
+        self.tokenizer_sha256 = tokenizer_sha256(self.tokenizer)
         self.adapters = {"ner": settings.adapter_ner, "tc": settings.adapter_tc}
-        self.hashes = {family: adapter_sha256(adapter) for family, adapter in self.adapters.items()}
+        self.revisions = {"ner": settings.adapter_ner_revision, "tc": settings.adapter_tc_revision}
+        self.hashes = {
+            family: adapter_sha256(adapter, self.revisions[family])
+            for family, adapter in self.adapters.items()
+        }
         if settings.adapter_tc is not None:
-            self.model.load_adapter(settings.adapter_tc, "bench-tc")
+            self.model.load_adapter(settings.adapter_tc, "bench-tc", settings.adapter_tc_revision)
+
+    def facts(self, protocol: str) -> dict[str, Any]:
+        """Everything but task, data and seed that decides a protocol's values, by its place in ``config``."""
+        family = PROTOCOLS[protocol]
+        facts: dict[str, Any] = {
+            "backbone.sha256": self.sha256,
+            "tokenizer.sha256": self.tokenizer_sha256,
+            "adapter.sha256": self.hashes[family],
+            "precision": self.precision,
+            "quick": self.settings.quick,
+        }
+        if family == "tc":
+            facts["max_length"] = self.settings.max_length
+        else:
+            chosen = vars(self._fit_settings(0)).items()
+            facts |= {f"settings.{key}": value for key, value in chosen if key not in ("seed", "progress")}
+        if protocol == "mteb":
+            facts["normalize"] = self.settings.normalize
+        return facts
+
+    def _fit_settings(self, seed: int) -> FitSettings:
+        quick: dict[str, Any] = {"steps": 20, "evaluations": 1} if self.settings.quick else {}
+        return FitSettings(seed=seed, mixed_precision=self.settings.mixed_precision, **quick)
 
     def run(self, unit: Unit) -> Iterator[dict[str, Any]]:
         """Evaluate one unit, record by record."""
         if unit.task.family == "ner":
             for protocol, seed in unit.jobs:
-                yield self._ner(unit.task, protocol, seed)
+                yield self._ner(unit, protocol, seed)
             return
-        data = self._load(unit.task)
+        data = self._load(unit)
         test: Any = data.test
         texts = {"pool": data.train.inputs + data.validation.inputs, "test": test.inputs}
         vectors = {name: self._vectors(own) for name, own in texts.items()}
@@ -147,20 +209,28 @@ class Bench:
             run = self._mteb if protocol == "mteb" else self._full
             yield run(unit.task, data, vectors, seed)
 
-    def _load(self, task: Task, **options: Any) -> AppData:
-        data = load_task(task, self.settings.data, **options)
+    def _load(self, unit: Unit, **options: Any) -> AppData:
+        data = load_task(unit.task, self.settings.data, **options)
         if data.test is None:
-            raise DataError(f"Task {task.key} has no test split.")
+            raise DataError(f"Task {unit.task.key} has no test split.")
+        if unit.fingerprint not in (None, data.notes["fingerprint"]):
+            raise DataError(
+                f"{self.settings.output} has records of {unit.task.key} on other data (fingerprint "
+                f"{unit.fingerprint}, not {data.notes['fingerprint']}); choose another --output."
+            )
         if self.settings.quick:
             for name in ("train", "validation", "test"):
                 split: Examples = getattr(data, name)
-                setattr(data, name, split.take(range(min(QUICK_ROWS, len(split)))))
+                # Drawn, for some sets are sorted by label.
+                rows = np.random.default_rng(0).permutation(len(split))[:QUICK_ROWS]
+                setattr(data, name, split.take(np.sort(rows)))
         return data
 
     def _vectors(self, texts: list[str]) -> StoredVectors:
         adapter = "bench-tc" if self.adapters["tc"] else None
         identity = {
             "backbone": self.sha256,
+            "tokenizer": self.tokenizer_sha256,
             "adapter": self.hashes["tc"],
             "max_length": self.settings.max_length,
             "precision": self.precision,
@@ -214,23 +284,21 @@ class Bench:
         config = {"C": probe.C, "validation_accuracy_by_C": chosen.details}
         return self._record(task, "full", seed, "accuracy", scores, len(data.train), data, config)
 
-    def _ner(self, task: Task, protocol: str, seed: int) -> dict[str, Any]:
-        data = self._load(task, train_fraction=0.1 if protocol == "ner10" else 1.0, seed=seed)
-        settings = FitSettings(seed=seed, mixed_precision=self.settings.mixed_precision)
-        if self.settings.quick:
-            settings.steps, settings.evaluations = 20, 1
+    def _ner(self, unit: Unit, protocol: str, seed: int) -> dict[str, Any]:
+        data = self._load(unit, train_fraction=0.1 if protocol == "ner10" else 1.0, seed=seed)
         app = fit_app(
             data,
             "ner",
             backbone=(self.model, self.tokenizer),
             adapter=self.adapters["ner"],
+            adapter_revision=self.revisions["ner"],
             name="bench-ner",
-            settings=settings,
+            settings=self._fit_settings(seed),
         )
         self.model.delete_adapter("bench-ner")
         config = {"settings": app.record["settings"], "fit": app.record["seeds"][str(seed)]}
         config["types"] = app.record["types"]
-        return self._record(task, protocol, seed, "entity_f1", app.metrics, len(data.train), data, config)
+        return self._record(unit.task, protocol, seed, "entity_f1", app.metrics, len(data.train), data, config)
 
     def _record(self, task, protocol, seed, metric, scores, n_train, data, config) -> dict[str, Any]:
         return {
@@ -247,6 +315,7 @@ class Bench:
             "config": {
                 **config,
                 "backbone": {"name": public_name(self.settings.backbone), "sha256": self.sha256},
+                "tokenizer": {"sha256": self.tokenizer_sha256},
                 "adapter": {
                     "name": public_name(self.adapters[task.family]),
                     "sha256": self.hashes[task.family],
@@ -271,31 +340,51 @@ def public_name(identifier: str | None) -> str | None:
     return Path(identifier).name if identifier and Path(identifier).exists() else identifier
 
 
-def adapter_sha256(adapter: str | None) -> str | None:
-    """Return the sha256 of an adapter's weights file."""
+def adapter_sha256(adapter: str | None, revision: str | None = None) -> str | None:
+    """Return the sha256 of an adapter's weights and of its config, which says how they are applied."""
     if adapter is None:
         return None
-    return hashlib.sha256((find_adapter(adapter) / ADAPTER_WEIGHTS_FILE).read_bytes()).hexdigest()
+    folder, digest = find_adapter(adapter, revision), hashlib.sha256()
+    for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE):
+        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Return the sha256 of a fast tokenizer as it works, whatever files it came from."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state.update(padding=None, truncation=None)  # every call sets them anew
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------ running
 
 _BENCH: Bench | None = None
+_FACTS: Facts = {}
 
 
-def _start_worker(settings: BenchmarkSettings, threads: int) -> None:
-    global _BENCH
+def _start_worker(settings: BenchmarkSettings, threads: int, facts: Facts) -> None:
+    global _BENCH, _FACTS
     torch.set_num_threads(threads)
-    _BENCH = Bench(settings)
+    _BENCH, _FACTS = Bench(settings), facts
 
 
 def _run_unit(unit: Unit) -> list[dict[str, Any]]:
     assert _BENCH is not None
-    return list(_BENCH.run(unit))
+    return list(_run_and_keep(_BENCH, unit, _FACTS))
+
+
+def _run_and_keep(bench: Bench, unit: Unit, facts: Facts) -> Iterator[dict[str, Any]]:
+    """Evaluate a unit; every record is in the file before the next one is computed."""
+    for record in bench.run(unit):
+        add_record(bench.settings.output, record, lambda old: check_same(bench.settings, facts, old))
+        yield record
 
 
 def run_benchmark(settings: BenchmarkSettings, report=lambda record: None) -> list[dict[str, Any]]:
-    """Compute all records that are missing from the output file, writing it after each unit.
+    """Compute all records that are missing from the output file, writing each when it is done.
+
+    Where one unit fails no further one is begun; those that run are finished and kept.
 
     Args:
         settings: See `BenchmarkSettings`.
@@ -306,56 +395,75 @@ def run_benchmark(settings: BenchmarkSettings, report=lambda record: None) -> li
 
     Raises:
         MtpfError: A mistake in settings or data, before anything is computed where that can be told.
-        DataError: The file's records of this regime come from another backbone or adapter.
+        DataError: The file's records of this regime were made with something else.
     """
-    records = {record_key(record): record for record in read_records(settings.output)}
-    units = plan(settings, set(records))
-    if not units:
-        return list(records.values())
+    records = read_records(settings.output)
+    units = plan(settings, records)
+    for unit in units:
+        check_task(unit.task, settings.data)
+    bench = Bench(settings)  # here first: a mistake in an id shows before processes start
+    facts = {protocol: bench.facts(protocol) for protocol in settings.protocol_names()}
+    check_same(settings, facts, records)
     cores = available_cores()
     workers = min(settings.workers or cores, len(units))
-    bench = Bench(settings)  # here first: a mistake in an id shows before processes start
-    _check_same(settings, bench, list(records.values()))
-
-    def keep(found: list[dict[str, Any]]) -> None:
-        records.update({record_key(record): record for record in found})
-        write_records(settings.output, records.values())
-        for record in found:
-            report(record)
-
-    if workers == 1:
+    if workers <= 1:
         torch.set_num_threads(cores)
         for unit in units:
-            for record in bench.run(unit):
-                keep([record])
-        return list(records.values())
+            for record in _run_and_keep(bench, unit, facts):
+                report(record)
+        return read_records(settings.output)
     del bench
     context = multiprocessing.get_context("spawn")
-    arguments = (settings, max(cores // workers, 1))
+    arguments = (settings, max(cores // workers, 1), facts)
+    failed: Exception | None = None
     with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
-        futures: list[Future] = [pool.submit(_run_unit, unit) for unit in units]
         try:
+            futures = [pool.submit(_run_unit, unit) for unit in units]
             for future in as_completed(futures):
-                keep(future.result())
+                try:
+                    for record in future.result():
+                        report(record)
+                except CancelledError:
+                    continue
+                except Exception as error:  # raised again below, when the other units have finished
+                    failed = failed or error
+                    for other in futures:
+                        other.cancel()
         finally:
             pool.shutdown(cancel_futures=True)
-    return list(records.values())
+    if failed is not None:
+        raise failed
+    return read_records(settings.output)
 
 
-def _check_same(settings: BenchmarkSettings, bench: Bench, records: list[dict[str, Any]]) -> None:
-    for record in records:
-        if record["regime"] != settings.regime:
-            continue
-        config, family = record["config"], record["family"]
-        if (
-            config["backbone"]["sha256"] != bench.sha256
-            or config["adapter"]["sha256"] != bench.hashes[family]
-            or config.get("quick") != settings.quick
-        ):
-            raise DataError(
-                f"{settings.output} has records of regime {settings.regime!r} from another backbone, adapter "
-                "or kind of run; choose another --output or --regime."
-            )
+def check_same(settings: BenchmarkSettings, facts: Facts, records: list[dict[str, Any]]) -> None:
+    """Refuse to set records of one regime beside others that were made with something else.
+
+    Args:
+        settings: Of this run.
+        facts: See `Bench.facts`, of each protocol of this run.
+        records: Those of the output file.
+
+    Raises:
+        DataError: With the first difference.
+    """
+    samples = {task.name: task.samples_per_label for task in all_tasks() if task.family == "tc"}
+    for record in (own for own in records if own["regime"] == settings.regime):
+        wanted = facts.get(record["protocol"])
+        if wanted is None:  # of no protocol of this run, but of the same backbone
+            wanted = {"backbone.sha256": next(iter(facts.values()))["backbone.sha256"]}
+        elif record["protocol"] == "mteb":
+            wanted = {**wanted, "samples_per_label": samples[record["task"]]}
+        for place, value in wanted.items():
+            found = record["config"]
+            for key in place.split("."):
+                found = found.get(key) if isinstance(found, dict) else None
+            if found != value:
+                raise DataError(
+                    f"{settings.output} has records of regime {settings.regime!r} and protocol "
+                    f"{record['protocol']} with another {place}: {found}, not {value}; choose another "
+                    "--output or --regime."
+                )
 
 
-__all__ = ["PROTOCOLS", "Bench", "BenchmarkSettings", "Unit", "plan", "run_benchmark"]
+__all__ = ["PROTOCOLS", "Bench", "BenchmarkSettings", "Unit", "check_same", "plan", "run_benchmark"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ class StoredVectors:
     """The vectors of one split under one encoder: a memory-mapped file, filled row by row on demand.
 
     A row of NaN has not been computed yet; so a run that breaks off loses nothing, and a protocol that looks
-    at few rows pays for those alone.
+    at few rows pays for those alone. Several processes may fill one file: they write the same values.
 
     Args:
         folder: Cache folder; ``None`` keeps the vectors in memory.
@@ -45,12 +46,15 @@ class StoredVectors:
         path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npy"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp.npy")
+            temporary = path.with_suffix(f".{os.getpid()}.tmp.npy")
             empty = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
             empty[:] = np.nan
             empty.flush()
             path.with_suffix(".json").write_text(text + "\n", "utf-8")
-            temporary.replace(path)
+            if path.exists():  # another process was faster, and fills it by now
+                temporary.unlink()
+            else:
+                temporary.replace(path)
         self.vectors = np.load(path, mmap_mode="r+")
 
     def rows(self, wanted: np.ndarray | None = None) -> np.ndarray:
@@ -60,7 +64,7 @@ class StoredVectors:
             float32 ``(rows, width)``.
         """
         wanted = np.arange(len(self.texts)) if wanted is None else np.asarray(wanted)
-        missing = np.unique(wanted[np.isnan(self.vectors[wanted, 0])])
+        missing = np.unique(wanted[np.isnan(self.vectors[wanted]).any(axis=1)])
         # Long texts first and in one go, so that a part holds texts of about one length.
         missing = missing[np.argsort([-len(self.texts[i]) for i in missing], kind="stable")]
         for start in range(0, len(missing), self.PART):

@@ -4,12 +4,18 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no advisory locks: there, one run a file
+    fcntl = None  # type: ignore[assignment]
 
 PACKAGES = ("mtpf", "torch", "transformers", "peft", "scikit-learn", "seqeval", "numpy", "datasets")
 NEEDED = ("regime", "seed", "task", "family", "protocol", "metric", "value", "n_train", "n_test", "config")
@@ -52,6 +58,35 @@ def write_records(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
     temporary.replace(path)
 
 
+def add_record(
+    path: str | Path, record: dict[str, Any], check: Callable[[list[dict[str, Any]]], None] = lambda old: None
+) -> None:
+    """Add a record to a file that other processes may write to at the same time.
+
+    A record that is there already under the same key stays as it is.
+
+    Args:
+        path: JSON file of records; it is made where there is none.
+        record: The new one.
+        check: Called with the records that are there; raises if the new one must not stand beside them.
+    """
+    with _locked(Path(path)):
+        records = read_records(path)
+        check(records)
+        if record_key(record) not in {record_key(own) for own in records}:
+            write_records(path, [*records, record])
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Wait until no other process holds the lock of a file, and hold it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide the numbers."""
     found = {"python": platform.python_version()}
@@ -68,4 +103,4 @@ def today() -> str:
     return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
 
 
-__all__ = ["read_records", "record_key", "today", "versions", "write_records"]
+__all__ = ["Key", "add_record", "read_records", "record_key", "today", "versions", "write_records"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.app_data import AppData, load_app_data
+from ..data.app_sources import split_files
 from ..errors import DataError, RecipeError
 from ..settings import nearest
 
@@ -76,28 +77,48 @@ def select_tasks(names: str, families: set[str]) -> list[Task]:
     return chosen
 
 
-def load_task(task: Task, data: str | None = None, **options: Any) -> AppData:
-    """Read a task's data from the data folder, else from the Hub at the pinned revision.
+def check_task(task: Task, data: str | None = None) -> Path | None:
+    """Return the folder with a task's data, or ``None`` where it is to be read from the Hub; reads nothing.
 
     Args:
         task: Of the task list.
         data: Folder with ``<family>/<task>/<split>.parquet``; by default that of ``MTPF_DATA``.
-        **options: See `load_app_data`.
 
     Raises:
-        DataError: It is in neither place.
+        DataError: It is in neither place, or the folder lacks a split.
     """
     root = data or os.environ.get(DATA_VARIABLE)
     folder = Path(root or "") / task.family / task.name
     if root and folder.is_dir():
-        return load_app_data(folder, task.family, **options)
+        found = split_files(folder, task.family)
+        if missing := [split for split in ("train", "test") if split not in found]:
+            raise DataError(f"{folder} has no file of the split {missing[0]}.")
+        return folder
     if task.hub is None:
         raise DataError(
             f"There is no {folder} with train.parquet, validation.parquet and test.parquet. Task {task.key} "
             f"({task.source}) is in no Hub data set: set {DATA_VARIABLE} to the folder with your copy."
         )
-    config = f":{task.hub['config']}" if task.hub.get("config") else ""
-    return load_app_data(f"{task.hub['id']}{config}@{task.hub['revision']}", task.family, **options)
+    return None
 
 
-__all__ = ["DATA_VARIABLE", "Task", "all_tasks", "load_task", "select_tasks"]
+def load_task(task: Task, data: str | None = None, **options: Any) -> AppData:
+    """Read a task's data from the data folder, else from the Hub at the pinned revision.
+
+    Args:
+        task: Of the task list.
+        data: See `check_task`.
+        **options: See `load_app_data`.
+
+    Raises:
+        DataError: It is in neither place.
+    """
+    folder = check_task(task, data)
+    if folder is not None:
+        return load_app_data(folder, task.family, **options)
+    hub: Any = task.hub
+    config = f":{hub['config']}" if hub.get("config") else ""
+    return load_app_data(f"{hub['id']}{config}@{hub['revision']}", task.family, **options)
+
+
+__all__ = ["DATA_VARIABLE", "Task", "all_tasks", "check_task", "load_task", "select_tasks"]
