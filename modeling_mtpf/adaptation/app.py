@@ -310,7 +310,12 @@ def summary(app: FittedApp) -> str:
     scores = [f"{seed}: {own['validation_score']:.4f}" for seed, own in app.record["seeds"].items()]
     if len(scores) > 1:
         lines.append(f"  validation by seed: {', '.join(scores)}; kept: {app.record['seed']}")
-    for note in ("empty_rows_skipped", "comment_lines_skipped", "labels_not_in_train", "labels_without_example"):
+    for note in (
+        "empty_rows_skipped",
+        "comment_lines_skipped",
+        "labels_not_in_train",
+        "labels_without_example",
+    ):
         if note in app.record["data"]:
             lines.append(f"  {note.replace('_', ' ')}: {app.record['data'][note]}")
     if app.folder is not None:
