@@ -1,4 +1,4 @@
-"""Where the labelled data of an app comes from: files, folders of splits, Hub data sets; columns and label names.
+"""Where the labelled data of an app comes from: files, folders of splits, Hub data sets; their columns.
 
 Every row keeps its place, so that a message can name it.
 """
@@ -77,7 +77,7 @@ def read_one_split(source: str | Path, wanted: str, family: str, names: list[str
         return splits[wanted]
     if len(splits) > 1:
         raise DataError(
-            f"{source} is given for {wanted}, but has the splits {', '.join(sorted(splits))}; name one file of it."
+            f"{source} is given for {wanted}, but has the splits {', '.join(sorted(splits))}; name one file."
         )
     return next(iter(splits.values()))
 
@@ -201,6 +201,7 @@ def _named(label: Any, names: list[str] | None, where: str, column: str) -> Any:
 
 
 def check_sentence(words: Any, tags: Any, where: str) -> None:
+    """Raise `DataError` unless there is one tag for each word."""
     for name, value in (("tokens", words), ("tags", tags)):
         if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
             raise DataError(f"{where}: the {name} must be a list of words, not {str(value)[:60]!r}.")
@@ -209,6 +210,7 @@ def check_sentence(words: Any, tags: Any, where: str) -> None:
 
 
 def check_text(text: Any, label: Any, where: str) -> None:
+    """Raise `DataError` unless there are a text and a label."""
     if not isinstance(text, str) or not isinstance(label, str) or not label:
         raise DataError(
             f"{where}: a text and a label are needed, not {str(text)[:40]!r} and {str(label)[:40]!r}."
