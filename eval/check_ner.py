@@ -162,8 +162,8 @@ def with_package(folder: str, start: Path, data: AppData, arguments: Arguments, 
         for batch in fixed_batches(encoded.lengths, arguments.max_length):
             best = model(**encoded.inputs(batch.rows, batch.length)).logits.argmax(-1).numpy()
             for position, row in enumerate(batch.rows[: batch.real]):
-                words = len(test.inputs[row])
-                tags[row] = word_tags(best[position], encoded.word_ids[row], words, data.labels)
+                words, cut = len(test.inputs[row]), encoded.cut[row]
+                tags[row] = word_tags(best[position], encoded.word_ids[row], words, cut, data.labels)
     return entity_scores(test.labels, tags)["entity_f1"]
 
 

@@ -192,6 +192,41 @@ def test_every_scheme_keeps_its_entities(scheme, reader):
     assert converted == [encode(length, spans, "IOB2") for length, spans in drawn]
 
 
+@pytest.mark.parametrize(
+    "tags, scheme, message",
+    [
+        (["S-P"], "IOB2", "row 2: Tag 'S-P' is not of the scheme IOB2"),
+        (["B-P", "E-P"], "IOB1", "row 2: Tag 'E-P' is not of the scheme IOB1"),
+        (["B-P", "O"], "auto", "row 2: an entity of type P has no last word, E-P"),
+        (["B-P", "I-P"], "BIOES", "row 2: an entity of type P has no last word, E-P"),
+        (["I-P", "E-P"], "auto", "row 2: I-P goes on with an entity that has not begun"),
+        (["B-P", "E-Q"], "auto", "row 2: E-Q goes on with an entity that has not begun"),
+    ],
+)
+def test_tags_outside_a_scheme_are_refused(tags, scheme, message):
+    first = ["B-P", "I-P"] if scheme.startswith("IOB") else ["S-P"]
+    with pytest.raises(DataError, match=message):
+        to_iob2([first, tags], scheme)
+
+
+def test_every_line_of_a_conll_file_is_read_as_it_stands(tmp_path):
+    """Hash tags are words; only blanks, tabs and line ends separate; a mark of the editor is no text."""
+    text = "# a comment\n#\nin O\n#Rome B-LOC\n# O\n\n10\u00a0km O\na\u2028b O\n\x0c O\nc\u0085d\tO\r\n"
+    (tmp_path / "a.conll").write_bytes(b"\xef\xbb\xbf" + (text + "\n" + text).encode())
+    data = load_app_data(tmp_path / "a.conll", "ner")
+    rows = sorted(data.train.inputs + data.validation.inputs)
+    assert rows[0] == ["10\u00a0km", "a\u2028b", "\x0c", "c\u0085d"] and rows[-1] == ["in", "#Rome", "#"]
+    assert data.notes["comment_lines_skipped"] == {"train": 4}
+
+
+def test_labels_of_csv_files_are_text(tmp_path):
+    rows = [("a", "007"), ("b", "7"), ("c", "True"), ("d", "1.50"), ("NA", "NA")] * 4
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"{x},{y}\n" for x, y in rows))
+    data = load_app_data(tmp_path / "a.csv", "tc")
+    assert data.labels == ["007", "7", "True", "1.50", "NA"]
+    assert set(data.train.inputs) == {"a", "b", "c", "d", "NA"}
+
+
 def test_bilou_and_ambiguous_tags():
     assert to_iob2([["B-P", "L-P", "U-P", "U-P", "O"]]) == ([["B-P", "I-P", "B-P", "B-P", "O"]], "BIOES")
     assert detect_scheme([["O"], ["B-P", "I-P"]]) == "IOB2"

@@ -399,6 +399,18 @@ def test_words_that_are_cut_off_are_missed_and_counted(setting):
     assert entity_scores([["B-PER"] * 30], [["B-PER"] * seen])["recall"] == pytest.approx(seen / 30)
 
 
+def test_what_the_tokenizer_drops_is_not_cut_off(setting):
+    """The last word maps to no token, and a row may end exactly at the limit."""
+    model, tokenizer = setting
+    data = ner_data()
+    data.test = data.train = Examples([["Ada", "is", "\u200b"]], [["B-PER", "O", "O"]])
+    app = fit_app(data, "ner", backbone=setting, settings=FitSettings(steps=1, max_length=16, **FLOAT))
+    assert app.metrics["words_cut_off"] == 0 == app.record["seeds"]["0"]["words_cut_off_in_train"]
+    assert len(tag_words(model, tokenizer, "app", data.test.inputs)[0]) == 3
+    length = len(tokenizer("Ada")["input_ids"])
+    assert encode_rows(tokenizer, ["Ada", "Ada."], length).cut == [False, True]
+
+
 def test_a_missing_extra_names_the_installation():
     with pytest.raises(
         MissingExtraError, match=r"'no_such_module'; install it with: pip install 'mtpf\[train\]'"

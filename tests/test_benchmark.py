@@ -287,13 +287,11 @@ def test_a_finished_run_with_other_settings_is_refused(finished, encoders, capsy
     """Nothing is left to compute, and yet the old records must not pass as the new setting's."""
     arguments, path = finished
     before = path.read_bytes()
-    assert script.main(arguments) == 0
     other = [str(encoders.get(part, part)) for part in change]
     assert script.main([*arguments, *other]) == 2
     error = capsys.readouterr().err
     assert message in error and "choose another --output or --regime" in error
     assert path.read_bytes() == before
-    assert script.main([*arguments, *other, "--regime", "other"]) == 0
     assert script.main(["--report", str(path), "--output", "r.md"]) == 2
     assert "smoke run" in capsys.readouterr().err
 
@@ -489,3 +487,37 @@ def test_published_values_stand_beside_ours():
     text = published_table(records, "all-MiniLM-L6-v2")
     assert "| banking77 | 80.00 | 79.75 | +0.25 | 0.00 |" in text and "| emotion | – | 38.43 |" in text
     assert "mean absolute difference of 1 | | | 0.25" in text
+    with pytest.raises(RecipeError, match="Nothing is published for 'nonsense'.*known: all-MiniLM-L6-v2"):
+        published_table(records, "nonsense")
+    with pytest.raises(DataError, match="of one regime are needed; there are those of m, other"):
+        published_table([*records, {**records[0], "regime": "other"}], "all-MiniLM-L6-v2")
+    with pytest.raises(DataError, match="there are none"):
+        published_table([record("m", "fin", 0, 0.5)], "all-MiniLM-L6-v2")
+    with pytest.raises(DataError, match="smoke run"):
+        published_table([{**records[0], "config": {"quick": True}}], "all-MiniLM-L6-v2")
+
+
+def test_records_that_contradict_each_other_are_refused():
+    one = record("m", "fin", 0, 0.5)
+    assert "50.00" in report([one, dict(one)])  # the same record in two files
+    with pytest.raises(DataError, match="different records of regime 'm', ner/fin, ner, seed 0"):
+        report([one, record("m", "fin", 0, 0.6)])
+    other = {**record("n", "fin", 0, 0.6), "config": {"data": "b"}}
+    with pytest.raises(DataError, match="ner/fin were made on different data"):
+        report([{**one, "config": {"data": "a"}}, other])
+
+
+def test_a_report_of_few_or_partial_records():
+    """Two tasks give no interval; a regime of one family leaves the averages of the other alone."""
+    records = [record(r, t, 0, v) for r, v in (("base", 0.5), ("tpl", 0.6)) for t in ("fin", "btc")]
+    records += [{**record("base", t, 0, 0.8, "full"), "family": "tc"} for t in ("sst2", "snips")]
+    records += [{**record("tc", t, 0, 0.9, "full"), "family": "tc"} for t in ("sst2", "imdb")]
+    text = report(records)
+    assert "nan" not in text and "| ner against `base` | – | +10.00 [–] | – |" in text
+    assert "| ner (ner; 2 tasks) | **50.00** | **60.00** | – |" in text
+    assert "| tc (full; 1 tasks) | **80.00** | – | **90.00** |" in text
+    assert "| average of 1 | **80.00** | – | **90.00** |" in text  # sst2, which both have
+    many = [
+        record(r, f"task {i}", 0, v + i / 100) for r, v in (("base", 0.5), ("tpl", 0.6)) for i in range(6)
+    ]
+    assert "nan" not in report(many)  # all differences are equal

@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 START = "family-start"
 """Name in memory of the adapter that an app starts from."""
 
+NOTES = ("empty_rows_skipped", "comment_lines_skipped", "labels_not_in_train", "labels_without_example")
+"""What the summary says of the data, where there is any of it."""
+
 PROTOCOLS = {
     "ner": "strict F1 over whole entities (IOB2, seqeval) at word level; words that are cut off count as O",
     "tc": "accuracy, macro F1, and the mean of each label's average precision",
@@ -173,7 +176,7 @@ def _data_of(data: str | Path | AppData, family: str, seed: int, options: dict[s
 def score_app(
     model: MtpfModel, tokenizer: PreTrainedTokenizerBase, name: str, examples: Examples
 ) -> dict[str, Any]:
-    """Score an app of the model in float32, as it will predict."""
+    """Score an app of the model in float32, on inputs cut at its maximal length."""
     if model.heads[name].kind == "token-classification":
         return entity_scores(examples.labels, tag_words(model, tokenizer, name, examples.inputs))
     return score_texts(model, tokenizer, name, examples)
@@ -310,7 +313,12 @@ def summary(app: FittedApp) -> str:
     scores = [f"{seed}: {own['validation_score']:.4f}" for seed, own in app.record["seeds"].items()]
     if len(scores) > 1:
         lines.append(f"  validation by seed: {', '.join(scores)}; kept: {app.record['seed']}")
-    for note in ("empty_rows_skipped", "comment_lines_skipped", "labels_not_in_train", "labels_without_example"):
+    for note in (
+        "empty_rows_skipped",
+        "comment_lines_skipped",
+        "labels_not_in_train",
+        "labels_without_example",
+    ):
         if note in app.record["data"]:
             lines.append(f"  {note.replace('_', ' ')}: {app.record['data'][note]}")
     if app.folder is not None:

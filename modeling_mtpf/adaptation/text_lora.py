@@ -72,7 +72,7 @@ def fit_text_lora(
 
     details = train_lora(model, name, splits["train"], loss_of, lambda: scores()["accuracy"], settings)
     final = scores()
-    cut = int(sum(length == settings.max_length for length in splits["train"].encoded.lengths))
+    cut = sum(splits["train"].encoded.cut)
     return FitResult(final["accuracy"], final, {**details, "texts_cut_off_in_train": cut})
 
 

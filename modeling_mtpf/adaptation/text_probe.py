@@ -65,9 +65,7 @@ def fit_text_probe(
         strength, best = choose_by_folds(*both, *options)
         probe = _probe(strength, *options)
     else:
-        probe, best = choose_probe(
-            train, data.train.labels, validation, data.validation.labels, *options
-        )
+        probe, best = choose_probe(train, data.train.labels, validation, data.validation.labels, *options)
     if data.held_out:
         probe = _probe(probe.C, *options).fit(*both)
     _fill_head(model.heads[name], probe)

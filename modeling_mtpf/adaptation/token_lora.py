@@ -57,8 +57,8 @@ def fit_token_lora(
         for rows, hidden, _ in tail_outputs(model, name, validation, settings):
             best = model.heads[name](hidden).argmax(-1).cpu().numpy()
             for row, own in zip(rows, best, strict=True):
-                words = len(data.validation.inputs[row])
-                tags[row] = word_tags(own, validation.encoded.word_ids[row], words, data.labels)
+                encoded, words = validation.encoded, len(data.validation.inputs[row])
+                tags[row] = word_tags(own, encoded.word_ids[row], words, encoded.cut[row], data.labels)
         return entity_scores(data.validation.labels, tags)
 
     details = train_lora(model, name, train, loss_of, lambda: scores()["entity_f1"], settings)
@@ -81,24 +81,31 @@ def _rows(model, tokenizer, name, sentences: list[list[str]], settings: FitSetti
 
 
 def _targets(encoded: EncodedRows, labels: list[list[int]]) -> tuple[list[np.ndarray], int]:
-    """Put each word's label on its first sub-word; also count the words that have none."""
-    targets, cut = [], 0
-    for word_ids, own in zip(encoded.word_ids, labels, strict=True):
+    """Put each word's label on its first sub-word; also count the words beyond the cut."""
+    targets, beyond = [], 0
+    for word_ids, own, cut in zip(encoded.word_ids, labels, encoded.cut, strict=True):
         first = np.nonzero(first_subwords(word_ids[None])[0])[0]
         target = np.full(len(word_ids), IGNORE, dtype=np.int64)
         target[first] = np.asarray(own, dtype=np.int64)[word_ids[first]]
         targets.append(target)
-        cut += len(own) - len(first)
-    return targets, cut
+        beyond += len(own) - 1 - int(word_ids.max(initial=-1)) if cut else 0
+    return targets, beyond
 
 
-def word_tags(best: np.ndarray, word_ids: np.ndarray, words: int, labels: list[str]) -> list[str]:
+def word_tags(best: np.ndarray, word_ids: np.ndarray, words: int, cut: bool, labels: list[str]) -> list[str]:
     """Return the tag of each word from its first sub-word, ending where the sentence was cut off.
 
     A word that the tokenizer maps to nothing gets ``O``.
+
+    Args:
+        best: Index of the best label of each token ``(tokens,)``, perhaps padded.
+        word_ids: Word of each token ``(tokens,)``, -1 for special tokens.
+        words: Number of words of the sentence.
+        cut: Whether the sentence was cut off.
+        labels: In the order of the indices.
     """
     found = {int(word_ids[i]): labels[best[i]] for i in np.nonzero(first_subwords(word_ids[None])[0])[0]}
-    seen = words if int(word_ids.max(initial=-1)) == words - 1 else max(found, default=-1) + 1
+    seen = max(found, default=-1) + 1 if cut else words
     return [found.get(word, "O") for word in range(seen)]
 
 
@@ -106,7 +113,7 @@ def word_tags(best: np.ndarray, word_ids: np.ndarray, words: int, labels: list[s
 def tag_words(
     model: MtpfModel, tokenizer: PreTrainedTokenizerBase, name: str, sentences: list[list[str]]
 ) -> list[list[str]]:
-    """Tag split sentences with a NER app, in float32 as `MtpfModel.predict` does.
+    """Tag split sentences with a NER app, in float32.
 
     Returns:
         One tag per word; fewer where the sentence was cut off at the app's maximal length.
@@ -120,7 +127,8 @@ def tag_words(
         inputs = {key: value.to(model.device) for key, value in inputs.items()}
         best = head(model.encode_adapters([name], **inputs)[name]).argmax(-1).cpu().numpy()
         for position, row in enumerate(batch.rows[: batch.real]):
-            tags[row] = word_tags(best[position], encoded.word_ids[row], len(sentences[row]), head.labels)
+            words, cut = len(sentences[row]), encoded.cut[row]
+            tags[row] = word_tags(best[position], encoded.word_ids[row], words, cut, head.labels)
     return tags
 
 

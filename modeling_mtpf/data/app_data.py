@@ -147,6 +147,8 @@ def _clean(splits: dict[str, Rows], family: str, scheme: str, notes: dict) -> di
             start += len(own.labels)
     examples = {}
     for split, own in splits.items():
+        if own.comments:
+            notes.setdefault("comment_lines_skipped", {})[split] = own.comments
         kept = [row for row, value in enumerate(own.inputs) if (value if family == "ner" else value.strip())]
         if len(kept) < len(own.inputs):
             notes.setdefault("empty_rows_skipped", {})[split] = len(own.inputs) - len(kept)
@@ -261,7 +263,9 @@ def _check_rows(examples: Examples, family: str, split: str) -> None:
     check = check_sentence if family == "ner" else check_text
     for row, (value, label) in enumerate(zip(examples.inputs, examples.labels, strict=True), start=1):
         check(value, label, f"The {split} split, row {row}")
-        wrong = [tag for tag in label if tag != "O" and tag[:2] not in ("B-", "I-")] if family == "ner" else []
+        wrong = (
+            [tag for tag in label if tag != "O" and tag[:2] not in ("B-", "I-")] if family == "ner" else []
+        )
         if wrong:
             raise DataError(f"The {split} split, row {row}: {wrong[0]!r} is no IOB2 tag; see `to_iob2`.")
 

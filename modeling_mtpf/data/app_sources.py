@@ -1,4 +1,4 @@
-"""Where the labelled data of an app comes from: files, folders of splits, Hub data sets; columns and label names.
+"""Where the labelled data of an app comes from: files, folders of splits, Hub data sets; their columns.
 
 Every row keeps its place, so that a message can name it.
 """
@@ -31,11 +31,19 @@ SPLITS = {
 
 @dataclass
 class Rows:
-    """Rows of one file or Hub split, with what their place is called in messages."""
+    """Rows of one file or Hub split, with what their place is called in messages.
+
+    Attributes:
+        inputs: Texts, or the words of each sentence.
+        labels: One a text, or one a word, as they are written.
+        place: File and line, or row, of each.
+        comments: Lines of a CoNLL file that were left out.
+    """
 
     inputs: list
     labels: list
     place: list[str]
+    comments: int = 0
 
 
 def read_splits(source: str | Path, family: str, names: list[str] | None = None) -> dict[str, Rows]:
@@ -69,7 +77,7 @@ def read_one_split(source: str | Path, wanted: str, family: str, names: list[str
         return splits[wanted]
     if len(splits) > 1:
         raise DataError(
-            f"{source} is given for {wanted}, but has the splits {', '.join(sorted(splits))}; name one file of it."
+            f"{source} is given for {wanted}, but has the splits {', '.join(sorted(splits))}; name one file."
         )
     return next(iter(splits.values()))
 
@@ -115,25 +123,30 @@ def split_files(folder: Path, family: str) -> dict[str, list[Path]]:
 
 
 def _join(files: list[Path], family: str, names: list[str] | None) -> Rows:
-    parts = [_read_file(file, family, names) for file in files]
-    return Rows(*(sum((getattr(p, key) for p in parts), []) for key in ("inputs", "labels", "place")))
+    joined = Rows([], [], [])
+    for part in (_read_file(file, family, names) for file in files):
+        joined.inputs += part.inputs
+        joined.labels += part.labels
+        joined.place += part.place
+        joined.comments += part.comments
+    return joined
 
 
 def _read_file(file: Path, family: str, names: list[str] | None) -> Rows:
     if file.stat().st_size == 0:
         raise DataError(f"{file} is empty.")
     if family == "ner" and file.suffix in CONLL_ENDINGS:
-        tokens, tags, lines = read_conll(file)
+        tokens, tags, lines, comments = read_conll(file)
         if not tokens:
             raise DataError(f"{file} has no sentence.")
-        return Rows(tokens, tags, [f"{file}, line {line}" for line in lines])
+        return Rows(tokens, tags, [f"{file}, line {line}" for line in lines], comments)
     if file.suffix not in _endings(family):
         accepted = ", ".join(dict.fromkeys(_endings(family)))
         raise DataError(f"{file} has an unknown ending; accepted: {accepted}.")
     if file.suffix == ".csv" and family == "ner":
         raise DataError(f"{file}: a CSV file cannot hold lists of words; use CoNLL, JSON lines or Parquet.")
     try:
-        dataset = load_file(file)
+        dataset = load_file(file, text_columns=True)
         return _rows_of(dataset, str(file), family, names, _line_numbers(file, len(dataset)))
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not text in UTF-8: {error}.") from error
@@ -188,6 +201,7 @@ def _named(label: Any, names: list[str] | None, where: str, column: str) -> Any:
 
 
 def check_sentence(words: Any, tags: Any, where: str) -> None:
+    """Raise `DataError` unless there is one tag for each word."""
     for name, value in (("tokens", words), ("tags", tags)):
         if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
             raise DataError(f"{where}: the {name} must be a list of words, not {str(value)[:60]!r}.")
@@ -196,6 +210,7 @@ def check_sentence(words: Any, tags: Any, where: str) -> None:
 
 
 def check_text(text: Any, label: Any, where: str) -> None:
+    """Raise `DataError` unless there are a text and a label."""
     if not isinstance(text, str) or not isinstance(label, str) or not label:
         raise DataError(
             f"{where}: a text and a label are needed, not {str(text)[:40]!r} and {str(label)[:40]!r}."

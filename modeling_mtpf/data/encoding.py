@@ -25,11 +25,13 @@ class EncodedRows:
         columns: The encoder's inputs, one int32 array ``(tokens,)`` per row.
         word_ids: Of split sentences: the word of each token, -1 for special tokens.
         pad_token_id: Fills ``input_ids``; everything else is filled with 0.
+        cut: Whether each row was longer and has been cut off.
     """
 
     columns: dict[str, list[np.ndarray]]
     pad_token_id: int
     word_ids: list[np.ndarray] = field(default_factory=list)
+    cut: list[bool] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.columns["input_ids"])
@@ -78,6 +80,7 @@ def encode_rows(
     split = bool(rows) and not isinstance(rows[0], str)
     columns: dict[str, list[np.ndarray]] = {"input_ids": []}
     word_ids: list[np.ndarray] = []
+    cut: list[bool] = []
     for start in range(0, len(rows), CHUNK):
         part = list(rows[start : start + CHUNK])
         encoding = tokenizer(part, truncation=True, max_length=max_length, is_split_into_words=split)
@@ -85,10 +88,11 @@ def encode_rows(
             if key in encoding:
                 arrays = [np.asarray(ids, dtype=np.int32) for ids in encoding[key]]
                 columns.setdefault(key, []).extend(arrays)
+        cut += [bool(own.overflowing) for own in encoding.encodings]
         if split:
             owners = [encoding.word_ids(row) for row in range(len(part))]
             word_ids += [np.array([-1 if w is None else w for w in own], dtype=np.int32) for own in owners]
-    return EncodedRows(columns, int(tokenizer.pad_token_id), word_ids)  # type: ignore[arg-type]
+    return EncodedRows(columns, int(tokenizer.pad_token_id), word_ids, cut)  # type: ignore[arg-type]
 
 
 def padded_length(length: int, max_length: int) -> int:

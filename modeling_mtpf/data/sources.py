@@ -1,5 +1,6 @@
 """Open a data source that a user names: a file, a folder of files, or a Hub data set, memory-mapped."""
 
+import csv
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -154,8 +155,12 @@ def _read_file(file: Path, columns: dict[str, str], also: str | None, by_order: 
     return checked
 
 
-def load_file(file: Path) -> Dataset:
+def load_file(file: Path, text_columns: bool = False) -> Dataset:
     """Open one file with all its columns, memory-mapped.
+
+    Args:
+        file: Its ending decides the reader.
+        text_columns: Read every column of a CSV file as text as it stands there, ``007`` and ``True`` too.
 
     Raises:
         DataError: It is empty or cannot be read, with the line where that can be told.
@@ -167,10 +172,14 @@ def load_file(file: Path) -> Dataset:
         if file.suffix == ".parquet" and pq.ParquetFile(file).metadata.num_rows == 0:
             raise DataError(f"{file} has no rows.")
         reader = READERS[file.suffix]
-        return load_dataset(reader, data_files=str(file), split="train", **_options(reader))
+        options = _options(reader)
+        if text_columns and reader == "csv":
+            with file.open(encoding="utf-8-sig", newline="") as lines:
+                options["features"] = Features({name: Value("string") for name in next(csv.reader(lines))})
+        return load_dataset(reader, data_files=str(file), split="train", **options)
     except DataError:
         raise
-    except (DatasetGenerationError, pa.ArrowException, ValueError) as error:
+    except (DatasetGenerationError, pa.ArrowException, ValueError, csv.Error) as error:
         raise DataError(_where_malformed(file, error)) from error
 
 

@@ -85,7 +85,8 @@ def to_iob2(
         The IOB2 tags, and the scheme they came in.
 
     Raises:
-        DataError: See `detect_scheme`.
+        DataError: See `detect_scheme`; a tag outside the scheme; an entity of BIOES that does not begin with
+            B or S, or does not end with E or S.
 
     Example:
         >>> to_iob2([["I-PER", "I-PER", "B-PER", "O"]])
@@ -97,7 +98,13 @@ def to_iob2(
         raise DataError(f"Unknown tag scheme {scheme!r}; choose one of: {', '.join(SCHEMES)}.")
     found = detect_scheme(tags, places) if scheme == "auto" else scheme
     converted = []
-    for _, own in _parsed(tags, places):
+    for place, own in _parsed(tags, places):
+        if found == "BIOES":
+            _check_bioes(own, place)
+        else:
+            wrong = [f"{prefix}-{kind}" for prefix, kind in own if prefix in (*SINGLE, *END)]
+            if wrong:
+                raise DataError(f"{place}: Tag {wrong[0]!r} is not of the scheme {found}; BIOES has it.")
         row, before = [], ""
         for prefix, kind in own:
             start = prefix in ("B", *SINGLE) or kind != before
@@ -105,6 +112,18 @@ def to_iob2(
             before = "" if prefix in (*SINGLE, *END) else kind
         converted.append(row)
     return converted, found
+
+
+def _check_bioes(tags: list[tuple[str, str]], place: str) -> None:
+    """Raise unless every entity is S, or B, any number of I and E, all of one type."""
+    inside = ""  # type of the entity that has begun and not ended
+    for prefix, kind in [*tags, ("O", "")]:
+        goes_on = prefix in ("I", *END)
+        if goes_on and kind != inside:
+            raise DataError(f"{place}: {prefix}-{kind} goes on with an entity that has not begun (BIOES).")
+        if inside and not goes_on:
+            raise DataError(f"{place}: an entity of type {inside} has no last word, E-{inside} (BIOES).")
+        inside = kind if prefix in ("B", "I") else ""
 
 
 __all__ = ["SCHEMES", "detect_scheme", "split_tag", "to_iob2"]

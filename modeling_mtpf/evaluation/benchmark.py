@@ -298,7 +298,9 @@ class Bench:
         self.model.delete_adapter("bench-ner")
         config = {"settings": app.record["settings"], "fit": app.record["seeds"][str(seed)]}
         config["types"] = app.record["types"]
-        return self._record(unit.task, protocol, seed, "entity_f1", app.metrics, len(data.train), data, config)
+        return self._record(
+            unit.task, protocol, seed, "entity_f1", app.metrics, len(data.train), data, config
+        )
 
     def _record(self, task, protocol, seed, metric, scores, n_train, data, config) -> dict[str, Any]:
         return {

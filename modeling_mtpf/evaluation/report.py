@@ -10,20 +10,25 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from ..errors import DataError
+from ..errors import DataError, RecipeError
+from ..settings import nearest
+from .records import Key, record_key
 from .tasks import all_tasks
 
 BASELINES = ("base", "naive")
 """Regimes that the others are compared with."""
 
 RESAMPLES = 10_000
+FEW = 5
+"""Fewer tasks than this give no interval over tasks."""
+
 Cells = dict[tuple[str, str, str], dict[int, float]]
 """(protocol, task, regime) → seed → value in percent."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval; the interval of a single value is unknown (NaN)."""
+    """A mean with its 95 % interval; an interval that too few values do not give is NaN."""
 
     mean: float
     low: float
@@ -33,6 +38,11 @@ class Interval:
         if math.isnan(self.low):
             return f"{self.mean:.2f}"
         return f"{self.mean:.2f} ± {(self.high - self.low) / 2:.2f}"
+
+    def as_difference(self) -> str:
+        """With a sign and both bounds: ``+1.00 [+0.50, +1.60]``, or ``+1.00 [–]`` without an interval."""
+        bounds = "–" if math.isnan(self.low) else f"{self.low:+.2f}, {self.high:+.2f}"
+        return f"{self.mean:+.2f} [{bounds}]"
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -53,11 +63,12 @@ def paired_bootstrap(differences: Sequence[float] | np.ndarray, seed: int = 0) -
     """Mean difference with its 95 % bootstrap interval over tasks (BCa, 10,000 resamples).
 
     Args:
-        differences: One value a task: a regime minus the baseline, each the mean over the same seeds.
+        differences: One value a task: a regime minus the baseline, each the mean over the same seeds. Fewer
+            than `FEW`, or all equal ones, give no interval.
         seed: Of the resampling.
     """
     values = np.asarray(differences, dtype=float)
-    if len(values) < 2 or np.ptp(values) == 0:
+    if len(values) < FEW or np.ptp(values) < 1e-9:
         return Interval(float(values.mean()), math.nan, math.nan)
     found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, rng=np.random.default_rng(seed))
     low, high = found.confidence_interval
@@ -68,17 +79,39 @@ def gather(records: Sequence[dict[str, Any]]) -> Cells:
     """Sort the values of records, in percent, by protocol, task and regime.
 
     Raises:
-        DataError: No records, or those of a smoke run.
+        DataError: As `check_records`.
     """
-    if not records:
-        raise DataError("There are no records to report; run eval/benchmark.py first.")
-    if any(record["config"].get("quick") for record in records):
-        raise DataError("These are records of a smoke run (--quick); their numbers mean nothing.")
+    check_records(records)
     cells: Cells = defaultdict(dict)
     for record in records:
         key = record["protocol"], record["task"], record["regime"]
         cells[key][int(record["seed"])] = 100 * record["value"]
     return cells
+
+
+def check_records(records: Sequence[dict[str, Any]]) -> None:
+    """Check that records may stand in one table.
+
+    Raises:
+        DataError: No records, those of a smoke run, two for one cell, or a task on different data.
+    """
+    if not records:
+        raise DataError("There are no records to report; run eval/benchmark.py first.")
+    seen: dict[Key, dict[str, Any]] = {}
+    data: dict[str, str] = {}
+    for record in records:
+        if record["config"].get("quick"):
+            raise DataError("These are records of a smoke run (--quick); their numbers mean nothing.")
+        key = record_key(record)
+        if seen.setdefault(key, record) != record:
+            regime, seed, task, protocol = key
+            raise DataError(
+                f"Two files have different records of regime {regime!r}, {task}, {protocol}, seed {seed}; "
+                "give one of them, or rename a regime."
+            )
+        fingerprint = record["config"].get("data")
+        if fingerprint and data.setdefault(key[2], fingerprint) != fingerprint:
+            raise DataError(f"The records of {key[2]} were made on different data; compare equal ones.")
 
 
 def regimes_of(cells: Cells) -> list[str]:
@@ -104,7 +137,10 @@ def common_differences(cells: Cells, protocol: str, regime: str, baseline: str) 
 
 
 def table(cells: Cells, protocol: str) -> str:
-    """One protocol as a Markdown table: a row a task, a column a regime, then the averages."""
+    """One protocol as a Markdown table: a row a task, a column a regime, then the averages.
+
+    An average is over the tasks that every regime has which has the protocol at all.
+    """
     regimes, tasks = regimes_of(cells), tasks_of(cells, protocol)
     rows = [f"| {protocol} | " + " | ".join(f"`{name}`" for name in regimes) + " |"]
     rows.append("|---" * (len(regimes) + 1) + "|")
@@ -112,16 +148,13 @@ def table(cells: Cells, protocol: str) -> str:
         own = [cells.get((protocol, task, regime)) for regime in regimes]
         shown = [str(mean_interval(list(seeds.values()))) if seeds else "–" for seeds in own]
         rows.append(f"| {task} | " + " | ".join(shown) + " |")
-    averages = []
-    for regime in regimes:
-        means = [
-            np.mean(list(cells[protocol, t, regime].values()))
-            for t in tasks
-            if (protocol, t, regime) in cells
-        ]
-        part = "" if len(means) == len(tasks) else f" ({len(means)} of {len(tasks)})"
-        averages.append(f"**{np.mean(means):.2f}**{part}" if means else "–")
-    rows.append(f"| average of {len(tasks)} | " + " | ".join(averages) + " |")
+    having = [regime for regime in regimes if any((protocol, task, regime) in cells for task in tasks)]
+    common = [task for task in tasks if all((protocol, task, regime) in cells for regime in having)]
+    averages = ["–"] * len(regimes)
+    for regime in having if common else ():
+        mean = np.mean([np.mean(list(cells[protocol, task, regime].values())) for task in common])
+        averages[regimes.index(regime)] = f"**{mean:.2f}**"
+    rows.append(f"| average of {len(common)} | " + " | ".join(averages) + " |")
     for baseline in (name for name in BASELINES if name in regimes):
         shown = []
         for regime in regimes:
@@ -129,14 +162,15 @@ def table(cells: Cells, protocol: str) -> str:
             if regime == baseline or not differences:
                 shown.append("–")
                 continue
-            bound = paired_bootstrap(differences)
-            shown.append(f"{bound.mean:+.2f} [{bound.low:+.2f}, {bound.high:+.2f}]")
+            shown.append(paired_bootstrap(differences).as_difference())
         rows.append(f"| against `{baseline}` | " + " | ".join(shown) + " |")
     return "\n".join(rows)
 
 
 def family_table(cells: Cells, families: dict[str, str]) -> str:
-    """Averages of each family: over its tasks, each the mean over the protocols that every regime has of it.
+    """Averages of each family: over its tasks, each the mean over the protocols and seeds of it.
+
+    What counts is what every regime has which has anything of the family.
 
     Args:
         cells: All values.
@@ -147,35 +181,55 @@ def family_table(cells: Cells, families: dict[str, str]) -> str:
     rows.append("|---" * (len(regimes) + 1) + "|")
     for family in dict.fromkeys(families.values()):
         protocols = [name for name, own in families.items() if own == family]
-        by_task: dict[str, dict[str, list[float]]] = {}
-        for protocol in protocols:
-            for task in tasks_of(cells, protocol):
-                own = {regime: cells.get((protocol, task, regime), {}) for regime in regimes}
-                seeds = set.intersection(*(set(values) for values in own.values()))
-                for regime in regimes if seeds else ():
-                    mean = float(np.mean([own[regime][seed] for seed in seeds]))
-                    by_task.setdefault(task, {}).setdefault(regime, []).append(mean)
-        means = {r: [float(np.mean(values[r])) for values in by_task.values()] for r in regimes}
-        shown = [f"**{np.mean(means[regime]):.2f}**" if by_task else "–" for regime in regimes]
-        rows.append(
-            f"| {family} ({', '.join(protocols)}; {len(by_task)} tasks) | " + " | ".join(shown) + " |"
-        )
-        for baseline in (name for name in BASELINES if name in regimes and by_task):
-            bounds = [paired_bootstrap(np.subtract(means[regime], means[baseline])) for regime in regimes]
+        having = [name for name in regimes if any(own in protocols and r == name for own, _, r in cells)]
+        means = _family_means(cells, protocols, having)
+        count = len(next(iter(means.values())))
+        shown = [f"**{np.mean(means[name]):.2f}**" if name in having and count else "–" for name in regimes]
+        rows.append(f"| {family} ({', '.join(protocols)}; {count} tasks) | " + " | ".join(shown) + " |")
+        for baseline in (name for name in BASELINES if name in having and count):
             shown = [
-                "–" if regime == baseline else f"{b.mean:+.2f} [{b.low:+.2f}, {b.high:+.2f}]"
-                for regime, b in zip(regimes, bounds, strict=True)
+                paired_bootstrap(np.subtract(means[name], means[baseline])).as_difference()
+                if name in having and name != baseline
+                else "–"
+                for name in regimes
             ]
             rows.append(f"| {family} against `{baseline}` | " + " | ".join(shown) + " |")
     return "\n".join(rows)
 
 
+def _family_means(cells: Cells, protocols: list[str], regimes: list[str]) -> dict[str, list[float]]:
+    """Means by regime, one a task, over the protocols and seeds that all these regimes have of the task."""
+    by_task: dict[str, dict[str, list[float]]] = {}
+    for protocol in protocols:
+        for task in tasks_of(cells, protocol):
+            own = {regime: cells.get((protocol, task, regime), {}) for regime in regimes}
+            seeds = set.intersection(*(set(values) for values in own.values()))
+            for regime in regimes if seeds else ():
+                mean = float(np.mean([own[regime][seed] for seed in seeds]))
+                by_task.setdefault(task, {}).setdefault(regime, []).append(mean)
+    return {regime: [float(np.mean(own[regime])) for own in by_task.values()] for regime in regimes}
+
+
 def published_table(records: Sequence[dict[str, Any]], encoder: str) -> str:
-    """Few-shot accuracies beside those that are published for an encoder, with the mean difference."""
+    """Few-shot accuracies beside those that are published for an encoder, with the mean difference.
+
+    Raises:
+        DataError: As `check_records`; records of several regimes, or none of the protocol ``mteb``, seed 0.
+        RecipeError: Nothing is published for this encoder.
+    """
+    known = sorted({name for task in all_tasks() for name in task.published})
+    if encoder not in known:
+        raise RecipeError(
+            f"Nothing is published for {encoder!r}; {nearest(encoder, known)}known: {', '.join(known)}."
+        )
+    check_records(records)
     published = {task.name: task.published[encoder] for task in all_tasks() if encoder in task.published}
-    found = {
-        record["task"]: record for record in records if record["protocol"] == "mteb" and record["seed"] == 0
-    }
+    chosen = [record for record in records if record["protocol"] == "mteb" and record["seed"] == 0]
+    regimes = sorted({record["regime"] for record in chosen})
+    if len(regimes) != 1:
+        there = f"those of {', '.join(regimes)}" if regimes else "none"
+        raise DataError(f"Records of mteb with seed 0 of one regime are needed; there are {there}.")
+    found = {record["task"]: record for record in chosen}
     rows = ["| task | here | published | difference | sd over draws |", "|---|---|---|---|---|"]
     differences = []
     for name, value in published.items():
@@ -206,7 +260,8 @@ def report(records: Sequence[dict[str, Any]], picture: str | None = None) -> str
         "Values in percent: strict entity F1 for `ner` and `ner10`, accuracy for `mteb` and `full`; mean ± "
         f"half the 95 % interval over the seeds {', '.join(map(str, seeds))} (t distribution). *Against*: "
         "mean difference over the tasks that both have, paired by task and seed, with its 95 % bootstrap "
-        "interval over tasks. Averages of a family are over what every regime has.",
+        f"interval over tasks (none below {FEW} tasks). Averages are over what "
+        "every regime has that has any of it.",
         family_table(cells, {record["protocol"]: record["family"] for record in records}),
         *(table(cells, protocol) for protocol in protocols),
     ]
@@ -259,4 +314,13 @@ def draw(records: Sequence[dict[str, Any]], output: Path) -> None:
     plt.close(figure)
 
 
-__all__ = ["Interval", "draw", "gather", "mean_interval", "paired_bootstrap", "published_table", "report"]
+__all__ = [
+    "Interval",
+    "check_records",
+    "draw",
+    "gather",
+    "mean_interval",
+    "paired_bootstrap",
+    "published_table",
+    "report",
+]
