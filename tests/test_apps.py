@@ -305,6 +305,45 @@ print(json.dumps(model.predict({TEXTS!r}, adapters=["people"])["people"]))
     assert fresh_process(code) == json.loads(json.dumps(found))
 
 
+def test_text_apps_of_shuffled_data_predict_alike_in_a_fresh_process(
+    setting, encoders, tmp_path, fresh_process
+):
+    """Labels in the order of each file; their logits must go with them through saving and loading."""
+    rows = [json.dumps({"text": text, "label": f"label {i % 3}"}) for i, text in enumerate(TEXTS * 10)]
+    for name, own in (("plain", rows), ("shuffled", rows[1:] + rows[:1])):
+        (tmp_path / name).mkdir()
+        for split in ("train", "validation"):
+            (tmp_path / name / f"{split}.jsonl").write_text("\n".join(own))
+        fit_app(tmp_path / name, "tc", backbone=setting, output_dir=tmp_path / f"app-{name}", name=name)
+    model, tokenizer = setting
+    assert model.heads["plain"].labels == ["label 0", "label 1", "label 2"]
+    assert model.heads["shuffled"].labels == ["label 1", "label 2", "label 0"]
+    found = model.predict(TEXTS, adapters=["plain", "shuffled"], tokenizer=tokenizer)
+    labels = {name: [row["label"] for row in own] for name, own in found.items()}
+    assert labels["plain"] == labels["shuffled"] and len(set(labels["plain"])) == 3
+    code = f"""
+import json
+from modeling_mtpf import MtpfModel
+model = MtpfModel.from_pretrained({str(encoders["bert"])!r})
+for name in ("plain", "shuffled"):
+    model.load_adapter({str(tmp_path)!r} + "/app-" + name, name)
+print(json.dumps(model.predict({TEXTS!r}, adapters=["plain", "shuffled"])))
+"""
+    fresh = fresh_process(code)
+    assert {name: [row["label"] for row in own] for name, own in fresh.items()} == labels
+    for name, own in found.items():
+        np.testing.assert_allclose([r["score"] for r in own], [r["score"] for r in fresh[name]], rtol=1e-5)
+
+
+def test_a_label_only_in_test_counts_as_missed(setting):
+    data = tc_data()
+    known = fit_app(data, "tc", backbone=setting, name="known").metrics["accuracy"]
+    data.test = Examples([*TEXTS, "x"], [*data.test.labels, "new"])
+    app = fit_app(data, "tc", backbone=setting)
+    assert app.metrics["accuracy"] == pytest.approx(known * 12 / 13, abs=1e-4)
+    assert app.record["data"]["labels_not_in_train"] == {"test": {"labels": ["new"], "count": 1}}
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -112,8 +112,7 @@ def fit_app(
         backbone_revision: Commit of the backbone's repo.
         adapter_revision: Commit of the adapter's repo.
         **data_options: Only with a source: ``validation``, ``test``, ``labels``, ``scheme``,
-        ``train_fraction``,
-            ``validation_fraction``: see `load_app_data`.
+            ``train_fraction``, ``validation_fraction``: see `load_app_data`.
 
     Raises:
         MtpfError: A mistake in the data or the settings.
