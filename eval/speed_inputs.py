@@ -162,7 +162,11 @@ def _write_inputs(
     if regime in ("tc", "tpl"):
         folder = work / "pairs"
         folder.mkdir()
-        for name, rows in list(read_pairs(options["pairs"], pairs).items())[:sources]:
+        found = read_pairs(options["pairs"], pairs)
+        by_length = sorted(found, key=lambda name: sum(len(a) + len(p) for a, p in found[name]))
+        first = (len(by_length) - sources) // 2  # those of middle length, where not all are wanted
+        for name in by_length[first : first + sources]:
+            rows = found[name]
             lines = [json.dumps({"anchor": a, "positive": p}) for a, p in rows]
             (folder / f"{name}.jsonl").write_text("\n".join(lines))
         inputs["tc"] = [str(folder)]
