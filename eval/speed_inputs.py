@@ -67,6 +67,7 @@ def our_run(
     pairs: int = PAIRS_PER_BATCH,
     batches_per_source: int = 1,
     cache: bool = False,
+    chunk_tokens: int = 0,
 ) -> dict[str, float]:
     """Train with this package and time the last pass, tokenizing included.
 
@@ -77,6 +78,7 @@ def our_run(
         pairs: Pairs per batch.
         batches_per_source: Batches that a source has in a pass.
         cache: Whether gradients are cached.
+        chunk_tokens: Size of a chunk; by default that of the device.
     """
     import datasets
     import psutil
@@ -113,6 +115,7 @@ def our_run(
             diagnostics_every=0,
             log_every=10**6,
             gradient_cache=cache,
+            chunk_tokens=chunk_tokens,
             output_dir=work,
         )
         accelerator = make_accelerator(recipe)

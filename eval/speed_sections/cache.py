@@ -9,7 +9,8 @@ def measure(contestant: str, options: dict) -> dict[str, float]:
     from eval.speed_inputs import our_run
 
     if contestant == "cached_1024":
-        return our_run(options, regime="tc", steps=SOURCES, pairs=1024, cache=True)
+        # About the tokens of 64 of these pairs, so that a chunk holds no more than the small batch does.
+        return our_run(options, regime="tc", steps=SOURCES, pairs=1024, cache=True, chunk_tokens=2048)
     return our_run(options, regime="tc", steps=16 * SOURCES, pairs=64, batches_per_source=16)
 
 
