@@ -100,13 +100,13 @@ class JointModel(nn.Module):
         loss = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
         return JointOutput(loss, losses, metrics, seen)
 
-    def compile_trunk(self) -> None:
+    def compile_trunk(self, backend: str = "inductor") -> None:
         """Compile the layers below the tails, for any batch size and length.
 
         The tails run as views that are made anew for each call, which a compiler would take for new modules.
         """
         for layer in encoder_layers(self.model.backbone)[: -self.depth]:
-            layer.compile(dynamic=True)
+            layer.compile(dynamic=True, backend=backend)
 
     def _look_up(self, batch: JointBatch) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Embed each different token of the batch once.
