@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.encoding import encode_rows, padded
 from ..data.packaged_encoder import resolve_encoder
 from ..data.words import load_word_tokenizer
 from ..devices import fast_bf16
 from ..errors import DataError
-from .batches import length_sorted_batches
+from .batches import LENGTH_MULTIPLE, length_sorted_batches
 from .settings import PseudoLabelSettings
 
 
@@ -104,6 +105,7 @@ class WordEncoder:
         self.pooling, self.normalize = settings.pooling, settings.normalize
         self.batch_tokens, self.max_length, self.bf16 = settings.batch_tokens, max_length, bf16
         self.device = reader.model.device
+        self.few_shapes = bf16 and self.device.type == "cpu"
 
     def __call__(self, sentences: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
         """Return float32 ``(words with a vector, hidden)`` and a mask ``(all words,)`` of which those are.
@@ -127,27 +129,25 @@ class WordEncoder:
         """
         if not sentences:
             return
-        encoding = self.tokenizer(
-            sentences, is_split_into_words=True, truncation=True, max_length=self.max_length
-        )
+        encoded = encode_rows(self.tokenizer, sentences, self.max_length)
+        lengths = encoded.lengths
         word_starts = np.cumsum([0, *map(len, sentences)])
-        lengths = [len(ids) for ids in encoding["input_ids"]]
-        for rows, (batch_rows, length) in length_sorted_batches(lengths, self.batch_tokens, self.max_length):
-            slots = np.full((batch_rows, length), -1, dtype=np.int64)
-            for i, row in enumerate(rows):
-                own = encoding.word_ids(int(row))
-                slots[i, : len(own)] = [-1 if word is None else word_starts[row] + word for word in own]
-            filled = np.concatenate([rows, np.repeat(rows[-1:], batch_rows - len(rows))])
-            yield self._word_vectors(self._hidden_states(encoding, filled, length), slots)
+        multiple = LENGTH_MULTIPLE if self.few_shapes else 1
+        batches = length_sorted_batches(lengths, self.batch_tokens, self.max_length, multiple)
+        for rows, (batch_rows, length) in batches:
+            words = padded([encoded.word_ids[row] for row in rows], length, fill=-1)
+            slots = np.where(words >= 0, words + word_starts[rows, None], -1)
+            if self.few_shapes and len(rows) < batch_rows:
+                missing = batch_rows - len(rows)
+                rows = np.concatenate([rows, np.repeat(rows[-1:], missing)])
+                slots = np.concatenate([slots, np.full((missing, length), -1)])
+            inputs = encoded.inputs(rows, length)
+            if lengths[rows].min() == length:
+                inputs.pop("attention_mask", None)  # nothing is padded: attention is faster without a mask
+            yield self._word_vectors(self._hidden_states(inputs), slots)
 
-    def _hidden_states(self, encoding, rows: np.ndarray, length: int) -> torch.Tensor:
-        keys = [key for key in self.tokenizer.model_input_names if key in encoding]
-        inputs = self.tokenizer.pad(
-            {key: [encoding[key][row] for row in rows] for key in keys},
-            padding="max_length",
-            max_length=length,
-            return_tensors="pt",
-        ).to(self.device)
+    def _hidden_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        inputs = {key: value.to(self.device) for key, value in inputs.items()}
         autocast = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
         with autocast:
             return self.reader(**inputs)
