@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from eval import ner_teacher, speed
+from eval import ner_overlap, ner_teacher, speed
 
 
 def test_sections_are_found_and_judged():
@@ -77,3 +77,14 @@ def test_a_teacher_is_trained_in_pieces_and_learns(encoders, tagged, tmp_path, c
     trained = AutoModel.from_pretrained(output).state_dict()
     start = AutoModel.from_pretrained(encoders["bert"]).state_dict()
     assert any(not torch.equal(value, start[key]) for key, value in trained.items())
+
+
+def test_overlap_finds_whole_sentences_and_long_runs():
+    train = [tuple("a b c d e f g h i j".split()), ("see", "also"), tuple("the cat sat down".split())]
+    test = [
+        ("the", "cat", "sat", "down"),  # whole
+        ("see", "also"),  # whole, but says nothing
+        tuple("x c d e f g h i j y".split()),  # eight words in a row
+        tuple("x d e f g h i j y".split()),  # seven
+    ]
+    assert ner_overlap.overlap(train, test) == (1, 1)
