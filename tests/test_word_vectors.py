@@ -11,7 +11,7 @@ from transformers import AutoModel, RobertaTokenizer, T5Config, T5Model
 
 from modeling_mtpf.data.words import load_word_tokenizer, split_words
 from modeling_mtpf.errors import DataError
-from modeling_mtpf.labelling.batches import length_sorted_batches
+from modeling_mtpf.labelling.batches import close_batches, length_sorted_batches
 from modeling_mtpf.labelling.segmentation import split_sentences
 from modeling_mtpf.labelling.settings import PseudoLabelSettings
 from modeling_mtpf.labelling.teacher import LayerReader, load_teacher
@@ -121,17 +121,22 @@ def test_batches_hold_every_row_once_in_few_shapes():
     assert filled > 0.88
 
 
-def test_batches_without_a_multiple_hardly_pad():
+def test_close_batches_hardly_pad():
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.normal(27, 10, 8000), 5, 128).astype(int)  # a shard of Wikipedia has such ones
-    batches = list(length_sorted_batches(lengths, 4096, limit=128, multiple=1))
+    batches = list(close_batches(lengths, 4096, padding=48))
     assert sorted(row for rows, _ in batches for row in rows) == list(range(8000))
-    heights: dict[int, set[int]] = {}
+    longest = [width for _, (_, width) in batches]
+    assert longest == sorted(longest, reverse=True)
     for rows, (height, width) in batches:
-        assert max(lengths[row] for row in rows) == width and len(rows) <= height
-        heights.setdefault(width, set()).add(height)
-    assert all(len(found) == 1 for found in heights.values())  # a shape is a function of the length
-    assert sum(lengths) / sum(len(rows) * width for rows, (_, width) in batches) > 0.97
+        assert len(rows) == height and max(lengths[row] for row in rows) == width
+        assert height * width <= 4096 and height * width - sum(lengths[row] for row in rows) <= 48
+    assert sum(lengths) / sum(height * width for _, (height, width) in batches) > 0.98
+    assert len(batches) < 1.5 * sum(lengths) / 4096 + 60
+    assert [rows.tolist() for rows, _ in close_batches([200, 3], 100, 48)] == [
+        [0],
+        [1],
+    ]  # longer than a batch
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

@@ -13,8 +13,11 @@ from ..data.packaged_encoder import resolve_encoder
 from ..data.words import load_word_tokenizer
 from ..devices import fast_bf16
 from ..errors import DataError
-from .batches import LENGTH_MULTIPLE, length_sorted_batches
+from .batches import close_batches, length_sorted_batches
 from .settings import PseudoLabelSettings
+
+CPU_PADDING = 48
+"""Tokens of padding that take a CPU as long as beginning a batch (docs/log.md, 2026-11-26)."""
 
 
 class _DeepEnough(Exception):
@@ -105,7 +108,6 @@ class WordEncoder:
         self.pooling, self.normalize = settings.pooling, settings.normalize
         self.batch_tokens, self.max_length, self.bf16 = settings.batch_tokens, max_length, bf16
         self.device = reader.model.device
-        self.few_shapes = bf16 and self.device.type == "cpu"
 
     def __call__(self, sentences: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
         """Return float32 ``(words with a vector, hidden)`` and a mask ``(all words,)`` of which those are.
@@ -132,19 +134,23 @@ class WordEncoder:
         encoded = encode_rows(self.tokenizer, sentences, self.max_length)
         lengths = encoded.lengths
         word_starts = np.cumsum([0, *map(len, sentences)])
-        multiple = LENGTH_MULTIPLE if self.few_shapes else 1
-        batches = length_sorted_batches(lengths, self.batch_tokens, self.max_length, multiple)
-        for rows, (batch_rows, length) in batches:
+        for rows, (batch_rows, length) in self._cut(lengths):
             words = padded([encoded.word_ids[row] for row in rows], length, fill=-1)
             slots = np.where(words >= 0, words + word_starts[rows, None], -1)
-            if self.few_shapes and len(rows) < batch_rows:
-                missing = batch_rows - len(rows)
+            missing = batch_rows - len(rows)
+            if missing:
                 rows = np.concatenate([rows, np.repeat(rows[-1:], missing)])
                 slots = np.concatenate([slots, np.full((missing, length), -1)])
             inputs = encoded.inputs(rows, length)
             if lengths[rows].min() == length:
                 inputs.pop("attention_mask", None)  # nothing is padded: attention is faster without a mask
             yield self._word_vectors(self._hidden_states(inputs), slots)
+
+    def _cut(self, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+        if self.bf16 and self.device.type == "cpu":  # each new shape costs a compiled kernel
+            return length_sorted_batches(lengths, self.batch_tokens, self.max_length)
+        padding = CPU_PADDING if self.device.type == "cpu" else self.batch_tokens // 16
+        return close_batches(lengths, self.batch_tokens, padding)
 
     def _hidden_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         inputs = {key: value.to(self.device) for key, value in inputs.items()}
