@@ -38,10 +38,17 @@ class TaggedSet:
 
     Args:
         folder: Holds ``train.parquet`` with ``tokens`` and IOB2 ``ner_tags``.
+        most: Use only so many sentences, drawn at random (0: all).
+        seed: Seed of that draw.
     """
 
-    def __init__(self, folder: Path):
-        rows = open_source(folder / "train.parquet", {"tokens": "words", "ner_tags": "words"})[:]
+    def __init__(self, folder: Path, most: int = 0, seed: int = 0):
+        source = open_source(folder / "train.parquet", {"tokens": "words", "ner_tags": "words"})
+        if 0 < most < len(source):
+            drawn = np.random.Generator(np.random.PCG64(seed)).choice(len(source), most, replace=False)
+            rows = source[np.sort(drawn)]
+        else:
+            rows = source[:]
         self.name, self.words = folder.name, rows["tokens"]
         found = {tag[2:] for tags in rows["ner_tags"] for tag in tags if tag != "O"}
         self.types = ["O", *sorted(found)]
@@ -60,10 +67,13 @@ def epoch_batches(sets: list[TaggedSet], tokens: int, seed: int) -> list[tuple[i
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def full_batch(tokenizer, tagged: TaggedSet, rows: np.ndarray, tokens: int):
-    """Tokenize rows and fill the batch up with empty rows, so that few shapes occur."""
+def full_batch(tokenizer, tagged: TaggedSet, rows: np.ndarray, tokens: int, few_shapes: bool):
+    """Tokenize rows; for few shapes, keep the padding to a multiple and fill up with empty rows."""
     inputs, word_ids = encode_words(tokenizer, [tagged.words[row] for row in rows], MAX_LENGTH)
     labels, _ = align_labels(word_ids, [tagged.labels[row] for row in rows])
+    if not few_shapes:
+        longest = int(inputs["attention_mask"].sum(1).max())
+        return {key: value[:, :longest] for key, value in inputs.items()}, labels[:, :longest]
     missing = max(0, rows_of_length(labels.shape[1], tokens) - len(labels))
     inputs = {key: nn.functional.pad(value, (0, 0, 0, missing)) for key, value in inputs.items()}
     inputs["attention_mask"][len(labels) :, 0] = 1  # attention over nothing is NaN
@@ -73,10 +83,11 @@ def full_batch(tokenizer, tagged: TaggedSet, rows: np.ndarray, tokens: int):
 def train(arguments: argparse.Namespace) -> bool:
     """Train for the epochs or the minutes that are left; return whether all epochs are done."""
     torch.manual_seed(arguments.seed)
-    sets = [TaggedSet(Path(folder)) for folder in arguments.data]
+    sets = [TaggedSet(Path(folder), arguments.sentences, arguments.seed) for folder in arguments.data]
     encoder = resolve_encoder(arguments.encoder)
     tokenizer = load_word_tokenizer(encoder)
-    backbone = AutoModel.from_pretrained(encoder, dtype=torch.float32)
+    depth = {"num_hidden_layers": arguments.layers} if arguments.layers else {}
+    backbone = AutoModel.from_pretrained(encoder, dtype=torch.float32, **depth)
     heads = nn.ModuleList(nn.Linear(backbone.config.hidden_size, len(tagged.types)) for tagged in sets)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = nn.ModuleDict({"encoder": backbone, "heads": heads}).to(device)
@@ -96,7 +107,7 @@ def train(arguments: argparse.Namespace) -> bool:
     started, seen, losses = time.time(), 0, []
     while step < len(plan) and time.time() - started < 60 * arguments.minutes:
         number, rows = plan[step]
-        inputs, labels = full_batch(tokenizer, sets[number], rows, arguments.tokens)
+        inputs, labels = full_batch(tokenizer, sets[number], rows, arguments.tokens, arguments.bf16)
         inputs, labels = {key: value.to(device) for key, value in inputs.items()}, labels.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
             logits = heads[number](backbone(**inputs).last_hidden_state)
@@ -120,6 +131,7 @@ def train(arguments: argparse.Namespace) -> bool:
     tokenizer.save_pretrained(arguments.output_dir)
     record = {
         "encoder": arguments.encoder,
+        "layers": backbone.config.num_hidden_layers,
         "sets": {tagged.name: {"sentences": len(tagged.words), "types": tagged.types[1:]} for tagged in sets},
         "epochs": arguments.epochs,
         "learning_rate": arguments.learning_rate,
@@ -139,9 +151,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", nargs="+", required=True, help="folders of NER sets with train.parquet")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--encoder", default="packaged", help="packaged, a folder or a Hub id")
+    parser.add_argument("--layers", type=int, default=0, help="keep only its so many lowest (0: all)")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens per batch, padding included")
+    parser.add_argument("--sentences", type=int, default=0, help="of each set at most so many (0: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop and save after so many")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast, where the device is fast at it")

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from eval import ner_teacher, speed
+from eval import ner_overlap, ner_teacher, speed
 
 
 def test_sections_are_found_and_judged():
     rate = {"words_per_second": 20.0, "words_per_cpu_second": 15.0, "clustering_and_writing_share": 0.05}
-    plain = {"words_per_second": 10.0, "words_per_cpu_second": 10.0}
+    plain = {"words_per_second": 10.0, "words_per_second_loop_alone": 12.0, "words_per_cpu_second": 10.0}
     memory = {"mtpf_1x": {"peak_mb": 1000.0}, "mtpf_4x": {"peak_mb": 1200.0}}
-    expected = {"labels": [False, True, True], "labels_memory": [False, True]}
+    expected = {"labels": [False, True, False, True], "labels_memory": [False, True]}
     for name, medians in (("labels", {"mtpf": rate, "plain": plain}), ("labels_memory", memory)):
         section = speed.load_section(name)
         assert set(medians) == set(section.CONTESTANTS)
@@ -77,3 +77,14 @@ def test_a_teacher_is_trained_in_pieces_and_learns(encoders, tagged, tmp_path, c
     trained = AutoModel.from_pretrained(output).state_dict()
     start = AutoModel.from_pretrained(encoders["bert"]).state_dict()
     assert any(not torch.equal(value, start[key]) for key, value in trained.items())
+
+
+def test_overlap_finds_whole_sentences_and_long_runs():
+    train = [tuple("a b c d e f g h i j".split()), ("see", "also"), tuple("the cat sat down".split())]
+    test = [
+        ("the", "cat", "sat", "down"),  # whole
+        ("see", "also"),  # whole, but says nothing
+        tuple("x c d e f g h i j y".split()),  # eight words in a row
+        tuple("x d e f g h i j y".split()),  # seven
+    ]
+    assert ner_overlap.overlap(train, test) == (1, 1)

@@ -1,14 +1,17 @@
 """Word vectors against a plain reference: one forward per sentence, without padding, pooled in Python."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, BYTE_LEVEL, SENTENCES
-from transformers import AutoModel, T5Config, T5Model
+from conftest import ARCHITECTURES, BYTE_LEVEL, SENTENCES, make_tokenizer
+from tokenizers import pre_tokenizers
+from transformers import AutoModel, RobertaTokenizer, T5Config, T5Model
 
 from modeling_mtpf.data.words import load_word_tokenizer, split_words
 from modeling_mtpf.errors import DataError
-from modeling_mtpf.labelling.batches import length_sorted_batches
+from modeling_mtpf.labelling.batches import close_batches, length_sorted_batches
 from modeling_mtpf.labelling.segmentation import split_sentences
 from modeling_mtpf.labelling.settings import PseudoLabelSettings
 from modeling_mtpf.labelling.teacher import LayerReader, load_teacher
@@ -116,6 +119,59 @@ def test_batches_hold_every_row_once_in_few_shapes():
     assert all(len(rows) == height for rows, (height, _) in batches[:-1])
     filled = sum(lengths) / sum(height * width for _, (height, width) in batches)
     assert filled > 0.88
+
+
+def test_close_batches_hardly_pad():
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.normal(27, 10, 8000), 5, 128).astype(int)  # a shard of Wikipedia has such ones
+    batches = list(close_batches(lengths, 4096, padding=48))
+    assert sorted(row for rows, _ in batches for row in rows) == list(range(8000))
+    longest = [width for _, (_, width) in batches]
+    assert longest == sorted(longest, reverse=True)
+    for rows, (height, width) in batches:
+        assert len(rows) == height and max(lengths[row] for row in rows) == width
+        assert height * width <= 4096 and height * width - sum(lengths[row] for row in rows) <= 48
+    assert sum(lengths) / sum(height * width for _, (height, width) in batches) > 0.98
+    assert len(batches) < 1.5 * sum(lengths) / 4096 + 60
+    assert [rows.tolist() for rows, _ in close_batches([200, 3], 100, 48)] == [
+        [0],
+        [1],
+    ]  # longer than a batch
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_padding_and_masks_are_used_only_where_needed(encoders, precision):
+    sentences = [split_words(text) for text in TEXTS * 3]
+    encoder = load_teacher(settings_for(encoders["bert"], precision=precision, batch_tokens=96))
+    seen, reader = [], encoder.reader
+    encoder.reader = lambda **inputs: seen.append(inputs) or reader(**inputs)
+    slots = np.concatenate([slots for slots, _ in encoder.batches(sentences)])
+    assert len(set(slots.tolist())) == len(slots)  # rows that fill up a batch give no words
+    shapes = [tuple(inputs["input_ids"].shape) for inputs in seen]
+    padded = [bool((inputs["input_ids"] == encoder.tokenizer.pad_token_id).any()) for inputs in seen]
+    assert [("attention_mask" in inputs) for inputs in seen] == padded and True in padded
+    if precision == "bf16":
+        assert all(length % 16 == 0 for _, length in shapes) and len(set(shapes)) <= 4
+    else:
+        assert False in padded
+        assert all(not (i["input_ids"] == encoder.tokenizer.pad_token_id).all(0).any() for i in seen)
+
+
+@pytest.mark.parametrize("own_class", [True, False])
+def test_byte_level_words_are_read_with_a_space_before_them(tmp_path, own_class):
+    """Wherever a word stands, also at the beginning; by a tokenizer as published, on single words."""
+    published = make_tokenizer(byte_level=True)  # transformers' generic class, as ModernBERT's is
+    published.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if own_class:
+        model = json.loads(published.backend_tokenizer.to_str())["model"]
+        published = RobertaTokenizer(model["vocab"], [tuple(pair) for pair in model["merges"]])
+    published.save_pretrained(tmp_path)
+    words = ["Monday", *(word for text in TEXTS for word in split_words(text))]
+    row = load_word_tokenizer(str(tmp_path))(words, is_split_into_words=True)
+    for number, word in enumerate(words):
+        own = [i for i, owner in zip(row["input_ids"], row.word_ids(), strict=True) if owner == number]
+        assert own == published(" " + word, add_special_tokens=False)["input_ids"]
+        assert number or own != published(word, add_special_tokens=False)["input_ids"]
 
 
 def test_sentences_keep_every_word_and_its_place():

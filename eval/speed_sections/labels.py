@@ -2,13 +2,16 @@
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 TEXTS = 4_000
 """Texts of the contest of speed; about 230,000 words of Wikipedia."""
-PLAIN_ROWS = 64
-"""Rows of the plain loop's batches: with padding, about as many tokens as a batch of ours."""
+PLAIN_ROWS = 80
+"""Rows of the plain loop's batches: with padding, about 4,000 tokens, as in a batch of ours."""
 K = 200
+SAMPLE_WORDS = 10_000
+"""Words that the centroids are fitted to, in both."""
 
 CONTESTANTS = {"mtpf": 99, "plain": 99}
 
@@ -28,7 +31,7 @@ def _mtpf(source: str) -> dict[str, float]:
     from modeling_mtpf.labelling.settings import PseudoLabelSettings
     from modeling_mtpf.labelling.stopwatch import Stopwatch
 
-    settings = PseudoLabelSettings(max_texts=TEXTS, sample_words=10_000, clusters=str(K))
+    settings = PseudoLabelSettings(max_texts=TEXTS, sample_words=SAMPLE_WORDS, clusters=str(K))
     watch, started, cpu = Stopwatch(), time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         result = label_corpus(source, settings, Path(folder) / "labels", watch=watch)
@@ -48,33 +51,64 @@ def _mtpf(source: str) -> dict[str, float]:
 
 
 def _plain(source: str) -> dict[str, float]:
-    """A forward pass per batch of sentences as they come, word means, KMeans.predict, one Parquet file.
+    """Label by a loop over transformers as a user writes it who has this very job.
 
-    Sentences and centroids are given: neither splitting nor fitting is in the time.
+    From the same file to a labelled one, as ours does: texts, sentences (by the same splitter), k-means
+    fitted to the vectors of a random sample of as many words, then for one batch of sentences after another,
+    padded to its longest: forward pass, word means, ``predict``; one Parquet file at the end. It writes no
+    report and cannot be stopped. What precedes the loop is timed by itself.
     """
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from sklearn.cluster import MiniBatchKMeans
+
+    from modeling_mtpf.data.streams import TextStream
+    from modeling_mtpf.labelling.segmentation import split_sentences
+
+    word_vectors = _plain_teacher()
+    started, cpu = time.perf_counter(), time.process_time()
+    texts = [row.text or "" for row, _ in zip(TextStream(source), range(TEXTS), strict=False)]
+    sentences = [sentence.words for text in texts for sentence in split_sentences(text, 40)]
+    total = sum(map(len, sentences))
+    mean_words = total / len(sentences)
+    drawn = np.random.default_rng(0).choice(len(sentences), int(SAMPLE_WORDS / mean_words), replace=False)
+    sample = [sentences[row] for row in drawn]
+    vectors = [word_vectors(sample[i : i + PLAIN_ROWS]) for i in range(0, len(sample), PLAIN_ROWS)]
+    kmeans = MiniBatchKMeans(K, random_state=0).fit(np.concatenate(vectors))
+    looped = time.perf_counter()
+    labels: list = []
+    for start in range(0, len(sentences), PLAIN_ROWS):
+        batch = sentences[start : start + PLAIN_ROWS]
+        found = kmeans.predict(word_vectors(batch))
+        labels += np.split(found, np.cumsum([len(words) for words in batch])[:-1])
+    with tempfile.TemporaryDirectory() as folder:
+        pq.write_table(pa.table({"words": sentences, "clusters": labels}), Path(folder) / "labels.parquet")
+    ended, cpu = time.perf_counter(), time.process_time() - cpu
+    return {
+        "words": total,
+        "seconds": round(ended - started, 3),
+        "seconds_before_the_loop": round(looped - started, 3),
+        "words_per_second": round(total / (ended - started), 1),
+        "words_per_second_loop_alone": round(total / (ended - looped), 1),
+        "words_per_cpu_second": round(total / cpu, 1),
+    }
+
+
+def _plain_teacher() -> Callable:
+    """Return what turns a batch of split sentences into the vectors of all their words, row by row."""
+    import numpy as np
     import torch
-    from sklearn.cluster import KMeans
     from transformers import AutoModel, AutoTokenizer
 
     from modeling_mtpf.data.packaged_encoder import packaged_encoder
-    from modeling_mtpf.data.streams import TextStream
     from modeling_mtpf.devices import fast_bf16
-    from modeling_mtpf.labelling.segmentation import split_sentences
 
-    texts = [row.text or "" for row, _ in zip(TextStream(source), range(TEXTS), strict=False)]
-    sentences = [sentence.words for text in texts for sentence in split_sentences(text, 40)]
     tokenizer = AutoTokenizer.from_pretrained(packaged_encoder())
     model = AutoModel.from_pretrained(packaged_encoder()).eval()
     bf16 = fast_bf16(torch.device("cpu"))
-    centroids = np.random.default_rng(0).normal(size=(K, model.config.hidden_size)).astype(np.float32)
-    kmeans = KMeans(K, init=centroids, n_init=1, max_iter=1).fit(centroids)
-    labels: list = []
-    started, cpu = time.perf_counter(), time.process_time()
-    for start in range(0, len(sentences), PLAIN_ROWS):
-        batch = sentences[start : start + PLAIN_ROWS]
+
+    def word_vectors(batch: list[list[str]]) -> np.ndarray:
         inputs = tokenizer(
             batch,
             is_split_into_words=True,
@@ -92,22 +126,16 @@ def _plain(source: str) -> dict[str, float]:
             owners = torch.tensor([word_ids[token] for token in tokens])
             means = torch.zeros(len(words), hidden.shape[-1]).index_add_(0, owners, hidden[row, tokens])
             vectors.append(torch.nn.functional.normalize(means, dim=-1).numpy())
-        found = kmeans.predict(np.concatenate(vectors))
-        labels += np.split(found, np.cumsum([len(words) for words in batch])[:-1])
-    with tempfile.TemporaryDirectory() as folder:
-        pq.write_table(pa.table({"words": sentences, "clusters": labels}), Path(folder) / "labels.parquet")
-    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    total = sum(map(len, sentences))
-    return {
-        "words": total,
-        "seconds": round(seconds, 3),
-        "words_per_second": round(total / seconds, 1),
-        "words_per_cpu_second": round(total / cpu, 1),
-    }
+        return np.concatenate(vectors)
+
+    return word_vectors
 
 
 def compare(medians: dict[str, dict[str, float]]) -> dict[str, tuple[float, str, float]]:
-    """Return the ratios that count, each with its limit."""
+    """Return the ratios that count, each with its limit.
+
+    The last compares our whole job with the plain loop that is given sentences and centroids.
+    """
     ours, plain = medians["mtpf"], medians["plain"]
     return {
         "words per CPU second, mtpf / plain": (
@@ -116,5 +144,10 @@ def compare(medians: dict[str, dict[str, float]]) -> dict[str, tuple[float, str,
             1.8,
         ),
         "words per second, mtpf / plain": (ours["words_per_second"] / plain["words_per_second"], ">=", 1.8),
+        "words per second, mtpf / plain given sentences and centroids": (
+            ours["words_per_second"] / plain["words_per_second_loop_alone"],
+            ">=",
+            1.8,
+        ),
         "clustering and writing, share of the time": (ours["clustering_and_writing_share"], "<=", 0.10),
     }

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -30,6 +31,11 @@ def load_word_tokenizer(encoder_id: str, revision: str | None = None) -> PreTrai
         tokenizer = AutoTokenizer.from_pretrained(
             encoder_id, trust_remote_code=False, add_prefix_space=True, **kwargs
         )
+    if isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
+        # The generic class that ModernBERT's tokenizer has takes the option and ignores it.
+        splitter = tokenizer.backend_tokenizer.pre_tokenizer
+        if isinstance(splitter, ByteLevel) and not splitter.add_prefix_space:
+            splitter.add_prefix_space = True
     if not tokenizer.is_fast:
         raise DataError(f"The tokenizer of {encoder_id} is not a fast one; words cannot be aligned with it.")
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers builds where there are no files

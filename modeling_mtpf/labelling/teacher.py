@@ -8,12 +8,16 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.encoding import encode_rows, padded
 from ..data.packaged_encoder import resolve_encoder
 from ..data.words import load_word_tokenizer
 from ..devices import fast_bf16
 from ..errors import DataError
-from .batches import length_sorted_batches
+from .batches import close_batches, length_sorted_batches
 from .settings import PseudoLabelSettings
+
+CPU_PADDING = 48
+"""Tokens of padding that take a CPU as long as beginning a batch (docs/log.md, 2026-11-26)."""
 
 
 class _DeepEnough(Exception):
@@ -127,27 +131,29 @@ class WordEncoder:
         """
         if not sentences:
             return
-        encoding = self.tokenizer(
-            sentences, is_split_into_words=True, truncation=True, max_length=self.max_length
-        )
+        encoded = encode_rows(self.tokenizer, sentences, self.max_length)
+        lengths = encoded.lengths
         word_starts = np.cumsum([0, *map(len, sentences)])
-        lengths = [len(ids) for ids in encoding["input_ids"]]
-        for rows, (batch_rows, length) in length_sorted_batches(lengths, self.batch_tokens, self.max_length):
-            slots = np.full((batch_rows, length), -1, dtype=np.int64)
-            for i, row in enumerate(rows):
-                own = encoding.word_ids(int(row))
-                slots[i, : len(own)] = [-1 if word is None else word_starts[row] + word for word in own]
-            filled = np.concatenate([rows, np.repeat(rows[-1:], batch_rows - len(rows))])
-            yield self._word_vectors(self._hidden_states(encoding, filled, length), slots)
+        for rows, (batch_rows, length) in self._cut(lengths):
+            words = padded([encoded.word_ids[row] for row in rows], length, fill=-1)
+            slots = np.where(words >= 0, words + word_starts[rows, None], -1)
+            missing = batch_rows - len(rows)
+            if missing:
+                rows = np.concatenate([rows, np.repeat(rows[-1:], missing)])
+                slots = np.concatenate([slots, np.full((missing, length), -1)])
+            inputs = encoded.inputs(rows, length)
+            if lengths[rows].min() == length:
+                inputs.pop("attention_mask", None)  # nothing is padded: attention is faster without a mask
+            yield self._word_vectors(self._hidden_states(inputs), slots)
 
-    def _hidden_states(self, encoding, rows: np.ndarray, length: int) -> torch.Tensor:
-        keys = [key for key in self.tokenizer.model_input_names if key in encoding]
-        inputs = self.tokenizer.pad(
-            {key: [encoding[key][row] for row in rows] for key in keys},
-            padding="max_length",
-            max_length=length,
-            return_tensors="pt",
-        ).to(self.device)
+    def _cut(self, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+        if self.bf16 and self.device.type == "cpu":  # each new shape costs a compiled kernel
+            return length_sorted_batches(lengths, self.batch_tokens, self.max_length)
+        padding = CPU_PADDING if self.device.type == "cpu" else self.batch_tokens // 16
+        return close_batches(lengths, self.batch_tokens, padding)
+
+    def _hidden_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        inputs = {key: value.to(self.device) for key, value in inputs.items()}
         autocast = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
         with autocast:
             return self.reader(**inputs)
