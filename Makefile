@@ -20,8 +20,8 @@ install: $(VENV)/installed  ## Install the package with everything for training 
 pretrain: install  ## Run the demo: pre-finetune the packaged encoder for NER and TC, a few minutes on 2 cores
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train/pretrain.py
 
-test: install lint  ## Lint, check types, run all tests
-	$(BIN)/python -m pytest
+test: install lint  ## Lint, check types, run all tests on all cores
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 lint: install  ## Lint and check types
 	$(BIN)/ruff check .

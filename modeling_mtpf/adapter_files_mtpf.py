@@ -106,12 +106,13 @@ def write_adapter(
     head: AdapterHead | None = None,
     backbone_id: str | None = None,
     backbone_revision: str | None = None,
+    dtype: torch.dtype | None = None,
     task: dict[str, Any] | None = None,
 ) -> Path:
     """Write the adapter folder: PEFT files at the root, the head and ``task.json`` beside them.
 
     Every file is written under a temporary name and renamed, ``adapter_config.json`` last, so that a folder
-    with that file is complete.
+    with that file is complete. Numbers are stored as ``dtype``, by default as they are in memory.
     """
     if name not in adapter_names(encoder):
         known = ", ".join(adapter_names(encoder)) or "none"
@@ -144,10 +145,14 @@ def write_adapter(
             "dtype": str(encoder.dtype).removeprefix("torch."),
         },
     }
+    tensors = {key: value.to(dtype or value.dtype) for key, value in tensors.items()}
     _write_bytes(target / ADAPTER_WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
     if head is not None:
         record.update(labels=head.labels, max_length=head.max_length)
-        weights = {key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}
+        weights = {
+            key: value.detach().cpu().to(dtype or value.dtype).contiguous()
+            for key, value in head.state_dict().items()
+        }
         # The labels go with the weights, so that a label that is renamed or moved in task.json is noticed.
         # One entry only: safetensors writes several in random order.
         metadata = {"labels": json.dumps(head.labels, ensure_ascii=False)}

@@ -268,6 +268,7 @@ class MtpfPreTrainedModel(PreTrainedModel):
         *,
         backbone_id: str | None = None,
         backbone_revision: str | None = None,
+        dtype: torch.dtype | None = None,
         task: dict[str, Any] | None = None,
     ) -> Path:
         """Write one adapter, with its head if it has one, as a folder that PEFT users can load as well.
@@ -277,6 +278,7 @@ class MtpfPreTrainedModel(PreTrainedModel):
             name: A loaded adapter.
             backbone_id: Hub id of the published backbone; local paths are refused, they break uploads.
             backbone_revision: Commit of that repo.
+            dtype: Type of the stored numbers, by default that in memory; ``torch.float16`` halves the folder.
             task: More for ``task.json``: family, metrics, training data, ...
 
         Raises:
@@ -294,6 +296,7 @@ class MtpfPreTrainedModel(PreTrainedModel):
             head=head,
             backbone_id=backbone_id,
             backbone_revision=backbone_revision,
+            dtype=dtype,
             task=task,
         )
 

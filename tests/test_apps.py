@@ -93,7 +93,7 @@ def test_a_token_app_learns_and_leaves_everything_else_alone(setting, family_ada
 
 def test_an_app_starts_as_a_copy_of_the_family(setting, family_adapter, batch):
     model, tokenizer = setting
-    settings = FitSettings(steps=1, learning_rate=0.0)
+    settings = FitSettings(steps=1, learning_rate=0.0, stored_dtype="float32")
     app = fit_app(ner_data(), "ner", backbone=(model, tokenizer), adapter=family_adapter, settings=settings)
     with torch.no_grad():
         states = model.encode_adapters(["ner", app.name], **batch("bert"))

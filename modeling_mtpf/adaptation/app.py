@@ -149,7 +149,8 @@ def fit_app(
     record = _record(data, method, settings, results, _start_name(adapter), test)
     record["seconds"] = round(time.time() - started, 1)
     if folder is not None:
-        _save(folder, model, name, record, _hub_id(backbone), backbone_revision)
+        dtype = _stored_dtype(dict(_app_parameters(model, name)), settings)
+        _save(folder, model, name, record, _hub_id(backbone), backbone_revision, dtype)
     return FittedApp(name, model, record["metrics"], record, folder)
 
 
@@ -200,8 +201,9 @@ def _fit_seeds(model, tokenizer, name, data, start, settings, seeds: int, fit) -
         if results[seed].score > highest:
             highest = results[seed].score
             kept = {key: value.detach().clone() for key, value in _app_parameters(model, name)}
+    dtype = _stored_dtype(kept, settings)
     for key, value in _app_parameters(model, name):
-        value.data.copy_(kept[key])
+        value.data.copy_(kept[key].to(dtype))  # rounded now: what is scored next is what is saved
         value.requires_grad_(False)
     return results
 
@@ -209,6 +211,13 @@ def _fit_seeds(model, tokenizer, name, data, start, settings, seeds: int, fit) -
 def _app_parameters(model: MtpfModel, name: str) -> list[tuple[str, torch.nn.Parameter]]:
     lora = [(key, p) for key, p in model.backbone.named_parameters() if f".{name}." in key]
     return lora + [(f"head.{key}", p) for key, p in model.heads[name].named_parameters()]
+
+
+def _stored_dtype(state: dict[str, torch.Tensor], settings: FitSettings) -> torch.dtype:
+    """The type in which an app is saved; float32 for numbers that float16 cannot hold."""
+    largest = max(float(value.abs().max()) for value in state.values())
+    fits = settings.stored_dtype == "float16" and largest <= torch.finfo(torch.float16).max
+    return torch.float16 if fits else torch.float32
 
 
 def _flat(scores: dict[str, Any]) -> dict[str, float]:
@@ -283,13 +292,22 @@ def _new_folder(output_dir: str | Path | None) -> Path | None:
     return folder
 
 
-def _save(folder: Path, model: MtpfModel, name: str, record: dict, backbone_id, revision) -> None:
+def _save(
+    folder: Path, model: MtpfModel, name: str, record: dict, backbone_id, revision, dtype: torch.dtype
+) -> None:
     """Write the folder beside its place, then move it there in one go."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
-        model.save_adapter(temporary, name, backbone_id=backbone_id, backbone_revision=revision, task=record)
+        model.save_adapter(
+            temporary,
+            name,
+            backbone_id=backbone_id,
+            backbone_revision=revision,
+            dtype=dtype,
+            task=record,
+        )
         task = read_task(temporary)
         config = model.backbone.peft_config[name].to_dict()
         config["target_modules"] = sorted(config["target_modules"])

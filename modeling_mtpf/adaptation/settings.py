@@ -8,6 +8,7 @@ from ..devices import PRECISIONS
 from ..errors import RecipeError
 
 CLASS_WEIGHTS = ("none", "balanced")
+STORED_DTYPES = ("float16", "float32")
 
 
 @dataclass
@@ -24,6 +25,8 @@ class FitSettings:
         patience: Training ends after so many looks without a better validation score.
         class_weights: ``none``, or ``balanced``: every label weighs the same however rare it is.
         mixed_precision: ``auto`` (bf16 where the device is fast at it), ``bf16`` or ``float32``.
+        stored_dtype: Type in which the app is saved: ``float16``, half the size, or ``float32``. Its weights are
+            rounded to it before they are scored, so what is saved is what was measured.
         cache_gb: Memory for the outputs of the frozen trunk; rows beyond are computed anew in each pass.
         progress: Show progress bars.
     """
@@ -37,6 +40,7 @@ class FitSettings:
     patience: int = 4
     class_weights: str = "none"
     mixed_precision: str = "auto"
+    stored_dtype: str = "float16"
     cache_gb: float = 2.0
     progress: bool = False
 
@@ -56,7 +60,11 @@ class FitSettings:
                 raise RecipeError(f"{name} is {value}; it must be a number of at least {least}.")
         if self.seed >= 2**31:
             raise RecipeError(f"seed is {self.seed}; it must be below 2^31.")
-        for name, known in (("class_weights", CLASS_WEIGHTS), ("mixed_precision", PRECISIONS)):
+        for name, known in (
+            ("class_weights", CLASS_WEIGHTS),
+            ("mixed_precision", PRECISIONS),
+            ("stored_dtype", STORED_DTYPES),
+        ):
             if getattr(self, name) not in known:
                 raise RecipeError(f"{name} is {getattr(self, name)!r}; choose one of: {', '.join(known)}.")
 
