@@ -33,7 +33,8 @@ from modeling_mtpf import MtpfForTokenClassification
 from modeling_mtpf.adaptation.lora_training import cross_entropy, shuffled_batches
 from modeling_mtpf.adaptation.token_lora import word_tags
 from modeling_mtpf.data.app_data import AppData, load_app_data
-from modeling_mtpf.data.encoding import encode_rows, fixed_batches, padded
+from modeling_mtpf.data.batches import row_batches
+from modeling_mtpf.data.encoding import encode_rows, padded
 from modeling_mtpf.data.packaged_encoder import resolve_encoder
 from modeling_mtpf.data.words import IGNORE, first_subwords, load_word_tokenizer
 from modeling_mtpf.errors import MtpfError
@@ -159,7 +160,7 @@ def with_package(folder: str, start: Path, data: AppData, arguments: Arguments, 
     encoded = encode_rows(tokenizer, test.inputs, arguments.max_length)
     tags: list[list[str]] = [[] for _ in test.inputs]
     with torch.inference_mode():
-        for batch in fixed_batches(encoded.lengths, arguments.max_length):
+        for batch in row_batches(encoded.lengths, arguments.max_length, model.device):
             best = model(**encoded.inputs(batch.rows, batch.length)).logits.argmax(-1).numpy()
             for position, row in enumerate(batch.rows[: batch.real]):
                 words, cut = len(test.inputs[row]), encoded.cut[row]

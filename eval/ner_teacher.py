@@ -23,11 +23,11 @@ import torch
 from torch import nn
 from transformers import AutoModel, get_linear_schedule_with_warmup
 
+from modeling_mtpf.data.batches import length_sorted_batches, rows_of_length
 from modeling_mtpf.data.packaged_encoder import resolve_encoder
 from modeling_mtpf.data.sources import open_source
 from modeling_mtpf.data.words import IGNORE, align_labels, encode_words, load_word_tokenizer
 from modeling_mtpf.errors import MtpfError
-from modeling_mtpf.labelling.batches import length_sorted_batches, rows_of_length
 
 STATE = "_training_state.pt"
 MAX_LENGTH = 96

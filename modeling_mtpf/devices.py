@@ -27,9 +27,21 @@ def available_cores() -> int:
 @contextmanager
 def precision(device: torch.device, name: str) -> Iterator[None]:
     """Compute in ``bf16``, ``float32``, or, with ``auto``, in bf16 where the device is fast at it."""
-    bf16 = name == "bf16" or (name == "auto" and fast_bf16(device))
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(device, name)):
         yield
 
 
-__all__ = ["PRECISIONS", "available_cores", "fast_bf16", "precision"]
+def uses_bf16(device: torch.device, name: str) -> bool:
+    """Whether `precision` of this name computes in bf16."""
+    return name == "bf16" or (name == "auto" and fast_bf16(device))
+
+
+def wants_few_shapes(device: torch.device, name: str) -> bool:
+    """Whether each new batch shape costs more than the padding that avoids it.
+
+    For bf16 on CPU oneDNN compiles a kernel for every new shape and keeps it (docs/log.md, 2026-11-20).
+    """
+    return device.type == "cpu" and uses_bf16(device, name)
+
+
+__all__ = ["PRECISIONS", "available_cores", "fast_bf16", "precision", "uses_bf16", "wants_few_shapes"]

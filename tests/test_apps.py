@@ -27,7 +27,8 @@ from modeling_mtpf.adaptation.token_lora import tag_words
 from modeling_mtpf.adaptation.trunk_cache import TrunkCache
 from modeling_mtpf.adapter_files_mtpf import backbone_sha256
 from modeling_mtpf.data.app_data import AppData, Examples
-from modeling_mtpf.data.encoding import encode_rows, fixed_batches
+from modeling_mtpf.data.batches import row_batches
+from modeling_mtpf.data.encoding import encode_rows
 from modeling_mtpf.data.words import load_word_tokenizer
 from modeling_mtpf.errors import MissingExtraError, MtpfError, RecipeError, require_extra
 from modeling_mtpf.evaluation.metrics import entity_scores
@@ -235,12 +236,22 @@ def test_embeddings_equal_one_text_at_a_time(setting):
         np.testing.assert_allclose(vector, expected.numpy(), atol=1e-5)
 
 
-def test_batches_have_one_shape_a_length_and_every_row_once_a_pass():
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_batches_have_every_row_once_in_few_shapes_or_without_padding(precision):
     lengths = np.random.default_rng(0).integers(1, 100, 333)
-    batches = fixed_batches(lengths, 128, 1024)
+    batches = row_batches(lengths, 128, torch.device("cpu"), precision, 1024)
     assert sorted(np.concatenate([b.rows[: b.real] for b in batches])) == list(range(333))
-    assert len({(len(b.rows), b.length) for b in batches}) == len({b.length for b in batches})
-    assert all(lengths[b.rows].max() <= b.length and len(b.rows) % 16 == 0 for b in batches)
+    assert all(lengths[b.rows].max() <= b.length for b in batches)
+    if precision == "bf16":
+        assert len({(len(b.rows), b.length) for b in batches}) == len({b.length for b in batches})
+    else:
+        assert all(
+            len(b.rows) == b.real and len(b.rows) * b.length - lengths[b.rows].sum() <= 48 for b in batches
+        )
+
+
+def test_training_batches_have_every_row_once_a_pass():
+    lengths = np.random.default_rng(0).integers(1, 100, 333)
     order = shuffled_batches(lengths, 16, 128, np.random.default_rng(0))
     seen = np.concatenate([next(order)[0] for _ in range(20)])
     assert len(set(seen.tolist())) == 320  # 20 whole batches of the first pass, no row twice

@@ -9,9 +9,9 @@ from conftest import ARCHITECTURES, BYTE_LEVEL, SENTENCES, make_tokenizer
 from tokenizers import pre_tokenizers
 from transformers import AutoModel, RobertaTokenizer, T5Config, T5Model
 
+from modeling_mtpf.data.batches import close_batches, length_sorted_batches
 from modeling_mtpf.data.words import load_word_tokenizer, split_words
 from modeling_mtpf.errors import DataError
-from modeling_mtpf.labelling.batches import close_batches, length_sorted_batches
 from modeling_mtpf.labelling.segmentation import split_sentences
 from modeling_mtpf.labelling.settings import PseudoLabelSettings
 from modeling_mtpf.labelling.teacher import LayerReader, load_teacher

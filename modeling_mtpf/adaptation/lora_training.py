@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 
 from ..adapters_mtpf import AdapterHead, LoraSettings, copy_lora
-from ..data.encoding import EncodedRows, fixed_batches, padded_length
-from ..devices import precision
+from ..data.batches import LENGTH_MULTIPLE, padded_length, row_batches
+from ..data.encoding import EncodedRows
+from ..devices import precision, wants_few_shapes
 from ..errors import DataError
 from ..modeling_mtpf import MtpfModel
 from ..trunk_mtpf import run_tail
@@ -45,9 +46,13 @@ def add_app(
 
 
 def shuffled_batches(
-    lengths: np.ndarray, batch_size: int, max_length: int, generator: np.random.Generator
+    lengths: np.ndarray,
+    batch_size: int,
+    max_length: int,
+    generator: np.random.Generator,
+    multiple: int = LENGTH_MULTIPLE,
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield rows and padded length of batches without end, of one shape per length.
+    """Yield rows and padded length, a ``multiple``, of batches without end.
 
     Each pass has every row once; a pass that does not fill its last batch takes rows of the next.
     """
@@ -63,7 +68,8 @@ def shuffled_batches(
             pool = pool[np.argsort(lengths[pool], kind="stable")]
             batches += np.split(pool, len(pool) // batch_size)
         for index in generator.permutation(len(batches)):
-            yield batches[index], padded_length(int(lengths[batches[index]].max()), max_length)
+            longest = int(lengths[batches[index]].max())
+            yield batches[index], padded_length(longest, max_length, multiple)
 
 
 def train_lora(
@@ -96,8 +102,13 @@ def train_lora(
     lengths = train.encoded.lengths
     steps = settings.steps_for(len(lengths))
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
+    few_shapes = wants_few_shapes(model.device, settings.mixed_precision)
     order = shuffled_batches(
-        lengths, settings.batch_size, settings.max_length, np.random.default_rng([settings.seed, 2])
+        lengths,
+        settings.batch_size,
+        settings.max_length,
+        np.random.default_rng([settings.seed, 2]),
+        LENGTH_MULTIPLE if few_shapes else 1,
     )
     every = math.ceil(steps / settings.evaluations)
     best: dict[str, Any] = {"score": -math.inf}
@@ -154,7 +165,9 @@ def tail_outputs(
     model: MtpfModel, name: str, rows: TailRows, settings: FitSettings
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, int]]:
     """Yield row numbers, last hidden states ``(rows, tokens, hidden)`` and padded length of all rows."""
-    for batch in fixed_batches(rows.encoded.lengths, settings.max_length):
+    for batch in row_batches(
+        rows.encoded.lengths, settings.max_length, model.device, settings.mixed_precision
+    ):
         trunk = rows.cache.batch(batch.rows, batch.length)
         with precision(model.device, settings.mixed_precision):
             hidden = run_tail(model.backbone, trunk, name)

@@ -1,4 +1,4 @@
-"""Mean-pooled vectors of texts, in few fixed batch shapes."""
+"""Mean-pooled vectors of texts."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from ..data.encoding import encode_rows, fixed_batches
+from ..data.batches import row_batches
+from ..data.encoding import encode_rows
 from ..devices import precision
 from ..modeling_mtpf import MtpfModel, mean_pool
 
@@ -37,7 +38,7 @@ def embed_texts(
     model.eval()
     vectors = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
     encoded = encode_rows(tokenizer, texts, max_length)
-    batches = fixed_batches(encoded.lengths, max_length)
+    batches = row_batches(encoded.lengths, max_length, model.device, mixed_precision)
     with precision(model.device, mixed_precision):
         for batch in tqdm(batches, desc="embed", disable=not progress or len(batches) < 50):
             inputs = {key: v.to(model.device) for key, v in encoded.inputs(batch.rows, batch.length).items()}

@@ -8,7 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..adapters_mtpf import AdapterHead
 from ..data.app_data import AppData
-from ..data.encoding import EncodedRows, encode_rows, fixed_batches, padded
+from ..data.batches import row_batches
+from ..data.encoding import EncodedRows, encode_rows, padded
 from ..data.words import IGNORE, first_subwords
 from ..evaluation.metrics import entity_scores
 from ..modeling_mtpf import MtpfModel
@@ -122,7 +123,7 @@ def tag_words(
     model.eval()
     encoded = encode_rows(tokenizer, sentences, head.max_length)
     tags: list[list[str]] = [[] for _ in sentences]
-    for batch in fixed_batches(encoded.lengths, head.max_length):
+    for batch in row_batches(encoded.lengths, head.max_length, model.device):
         inputs = encoded.inputs(batch.rows, batch.length)
         inputs = {key: value.to(model.device) for key, value in inputs.items()}
         best = head(model.encode_adapters([name], **inputs)[name]).argmax(-1).cpu().numpy()

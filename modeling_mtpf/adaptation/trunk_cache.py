@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data.encoding import EncodedRows, fixed_batches
-from ..devices import fast_bf16, precision
+from ..data.batches import row_batches
+from ..data.encoding import EncodedRows
+from ..devices import precision, uses_bf16
 from ..modeling_mtpf import MtpfModel
 from ..trunk_mtpf import TrunkOutput, encoder_layers, run_trunk
 
@@ -37,15 +38,13 @@ class TrunkCache:
         progress: bool = False,
     ):
         self.model, self.encoded, self.depth, self.mixed_precision = model, encoded, depth, mixed_precision
-        auto = mixed_precision == "auto" and fast_bf16(model.device)
-        dtype = torch.bfloat16 if mixed_precision == "bf16" or auto else torch.float32
+        dtype = torch.bfloat16 if uses_bf16(model.device, mixed_precision) else torch.float32
         self.kept: list[torch.Tensor | None] = [None] * len(encoded)
         lengths = encoded.lengths
         size = model.config.hidden_size * dtype.itemsize
         rows = np.nonzero(np.cumsum(lengths) * size <= limit)[0]
-        for batch in tqdm(
-            fixed_batches(lengths[rows], max_length), desc="trunk", disable=not progress, leave=False
-        ):
+        batches = row_batches(lengths[rows], max_length, model.device, mixed_precision)
+        for batch in tqdm(batches, desc="trunk", disable=not progress, leave=False):
             own = rows[batch.rows]
             hidden = self._compute(own, batch.length).hidden_states.to(dtype)
             for position, row in enumerate(own[: batch.real]):

@@ -1,8 +1,4 @@
-"""Tokenized rows and the few fixed batch shapes in which they are computed.
-
-With bf16 on CPU every new batch shape costs a compilation in oneDNN and memory for good (docs/log.md). So
-rows are tokenized once, sorted by length, and cut into batches whose shape depends on the length alone.
-"""
+"""Tokenized rows, kept without padding and padded batch by batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,8 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
-
-from .words import PAD_MULTIPLE
 
 CHUNK = 2048
 """Rows per call of the tokenizer: bounds the memory of its Python lists."""
@@ -50,21 +44,6 @@ class EncodedRows:
         return batch
 
 
-@dataclass(frozen=True)
-class FixedBatch:
-    """Rows that are computed together at one padded length.
-
-    Attributes:
-        rows: Row numbers; the last ``len(rows) - real`` of them repeat the first one to fill the shape.
-        length: Padded tokens per row.
-        real: How many of the rows count.
-    """
-
-    rows: np.ndarray
-    length: int
-    real: int
-
-
 def padded(values: list[np.ndarray], length: int, fill: int) -> np.ndarray:
     """Stack arrays of different length, int64 ``(len(values), length)``."""
     stacked = np.full((len(values), length), fill, dtype=np.int64)
@@ -95,33 +74,4 @@ def encode_rows(
     return EncodedRows(columns, int(tokenizer.pad_token_id), word_ids, cut)  # type: ignore[arg-type]
 
 
-def padded_length(length: int, max_length: int) -> int:
-    """Round a number of tokens up to a multiple of `PAD_MULTIPLE`, but not beyond ``max_length``."""
-    return min(-(-max(length, 1) // PAD_MULTIPLE) * PAD_MULTIPLE, max_length)
-
-
-def fixed_batches(lengths: np.ndarray, max_length: int, tokens: int = 4096) -> list[FixedBatch]:
-    """Cut rows, longest first, into batches of one shape per padded length.
-
-    Args:
-        lengths: Tokens of each row.
-        max_length: Longest padded length.
-        tokens: Aimed-at tokens per batch; the number of rows is a multiple of 16.
-
-    Example:
-        >>> [(batch.rows.tolist(), batch.length) for batch in fixed_batches(np.array([3, 20, 4]), 64, 16)]
-        [([1, 2, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1], 32)]
-    """
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    batches, start = [], 0
-    while start < len(order):
-        length = padded_length(int(lengths[order[start]]), max_length)
-        size = max(tokens // length // 16, 1) * 16
-        rows = order[start : start + size]
-        fill = np.full(size - len(rows), rows[0])
-        batches.append(FixedBatch(np.concatenate([rows, fill]), length, len(rows)))
-        start += size
-    return batches
-
-
-__all__ = ["EncodedRows", "FixedBatch", "encode_rows", "fixed_batches", "padded", "padded_length"]
+__all__ = ["EncodedRows", "encode_rows", "padded"]

@@ -8,16 +8,13 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.batches import row_batches
 from ..data.encoding import encode_rows, padded
 from ..data.packaged_encoder import resolve_encoder
 from ..data.words import load_word_tokenizer
 from ..devices import fast_bf16
 from ..errors import DataError
-from .batches import close_batches, length_sorted_batches
 from .settings import PseudoLabelSettings
-
-CPU_PADDING = 48
-"""Tokens of padding that take a CPU as long as beginning a batch (docs/log.md, 2026-11-26)."""
 
 
 class _DeepEnough(Exception):
@@ -134,23 +131,15 @@ class WordEncoder:
         encoded = encode_rows(self.tokenizer, sentences, self.max_length)
         lengths = encoded.lengths
         word_starts = np.cumsum([0, *map(len, sentences)])
-        for rows, (batch_rows, length) in self._cut(lengths):
-            words = padded([encoded.word_ids[row] for row in rows], length, fill=-1)
-            slots = np.where(words >= 0, words + word_starts[rows, None], -1)
-            missing = batch_rows - len(rows)
-            if missing:
-                rows = np.concatenate([rows, np.repeat(rows[-1:], missing)])
-                slots = np.concatenate([slots, np.full((missing, length), -1)])
-            inputs = encoded.inputs(rows, length)
-            if lengths[rows].min() == length:
+        precision = "bf16" if self.bf16 else "float32"
+        for batch in row_batches(lengths, self.max_length, self.device, precision, self.batch_tokens):
+            words = padded([encoded.word_ids[row] for row in batch.rows], batch.length, fill=-1)
+            slots = np.where(words >= 0, words + word_starts[batch.rows, None], -1)
+            slots[batch.real :] = -1
+            inputs = encoded.inputs(batch.rows, batch.length)
+            if lengths[batch.rows].min() == batch.length:
                 inputs.pop("attention_mask", None)  # nothing is padded: attention is faster without a mask
             yield self._word_vectors(self._hidden_states(inputs), slots)
-
-    def _cut(self, lengths: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
-        if self.bf16 and self.device.type == "cpu":  # each new shape costs a compiled kernel
-            return length_sorted_batches(lengths, self.batch_tokens, self.max_length)
-        padding = CPU_PADDING if self.device.type == "cpu" else self.batch_tokens // 16
-        return close_batches(lengths, self.batch_tokens, padding)
 
     def _hidden_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         inputs = {key: value.to(self.device) for key, value in inputs.items()}

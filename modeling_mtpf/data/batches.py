@@ -1,16 +1,70 @@
 """Batches of rows of similar length: in a small set of shapes, or with hardly any padding."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+
+from ..devices import wants_few_shapes
 
 LENGTH_MULTIPLE = 16
 """Rows of few shapes are padded to a multiple of this. bf16 on CPU compiles a kernel for each new shape."""
 
 
-def padded_length(length: int, limit: int) -> int:
-    """Round a length up to a multiple of `LENGTH_MULTIPLE`, but not beyond ``limit``."""
-    return min(-(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, limit)
+CPU_PADDING = 48
+"""Tokens of padding that take a CPU as long as beginning a batch (docs/log.md, 2026-11-26)."""
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Rows that are computed together at one padded length.
+
+    Attributes:
+        rows: Row numbers; the last ``len(rows) - real`` of them repeat a row to fill the shape.
+        length: Padded tokens per row.
+        real: How many of the rows count.
+    """
+
+    rows: np.ndarray
+    length: int
+    real: int
+
+
+def row_batches(
+    lengths: Sequence[int] | np.ndarray,
+    limit: int,
+    device: torch.device,
+    precision: str = "float32",
+    tokens: int = 4096,
+) -> list[RowBatch]:
+    """Cut rows, longest first, into the batches that this device computes fastest.
+
+    Args:
+        lengths: Tokens of each row.
+        limit: Longest padded length.
+        device: Where they are computed.
+        precision: As in `devices.precision`. For bf16 on CPU the batches have few shapes, else hardly any
+            padding.
+        tokens: Tokens of a batch, about.
+
+    Example:
+        >>> [(b.rows.tolist(), b.length) for b in row_batches([3, 20, 4, 4], 64, torch.device("cpu"))]
+        [([1, 2, 3, 0], 20)]
+    """
+    if not wants_few_shapes(device, precision):
+        padding = CPU_PADDING if device.type == "cpu" else tokens // 16
+        return [RowBatch(r, length, len(r)) for r, (_, length) in close_batches(lengths, tokens, padding)]
+    batches = []
+    for rows, (size, length) in length_sorted_batches(lengths, tokens, limit):
+        fill = np.full(size - len(rows), rows[-1])
+        batches.append(RowBatch(np.concatenate([rows, fill]), length, len(rows)))
+    return batches
+
+
+def padded_length(length: int, limit: int, multiple: int = LENGTH_MULTIPLE) -> int:
+    """Round a length up to a multiple, but not beyond ``limit``."""
+    return min(-(-length // multiple) * multiple, limit)
 
 
 def rows_of_length(length: int, tokens: int) -> int:
@@ -72,4 +126,12 @@ def close_batches(
         start = end
 
 
-__all__ = ["LENGTH_MULTIPLE", "close_batches", "length_sorted_batches", "padded_length", "rows_of_length"]
+__all__ = [
+    "LENGTH_MULTIPLE",
+    "RowBatch",
+    "close_batches",
+    "length_sorted_batches",
+    "padded_length",
+    "row_batches",
+    "rows_of_length",
+]
