@@ -6,12 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from modeling_mtpf import AdapterHead
-from modeling_mtpf.adaptation import FitSettings, fit_app, token_lora
+from modeling_mtpf.adaptation import FitSettings, fit_app, text_probe, token_lora
 from modeling_mtpf.adaptation.lora_training import (
     TailRows,
     add_app,
@@ -25,7 +27,12 @@ from modeling_mtpf.adaptation.text_probe import STRENGTHS, choose_by_folds, choo
 from modeling_mtpf.adaptation.text_vectors import embed_texts
 from modeling_mtpf.adaptation.token_lora import tag_words
 from modeling_mtpf.adaptation.trunk_cache import TrunkCache
-from modeling_mtpf.adapter_files_mtpf import backbone_sha256
+from modeling_mtpf.adapter_files_mtpf import (
+    ADAPTER_WEIGHTS_FILE,
+    HEAD_FILE,
+    backbone_sha256,
+    lora_state_dict,
+)
 from modeling_mtpf.data.app_data import AppData, Examples
 from modeling_mtpf.data.batches import row_batches
 from modeling_mtpf.data.encoding import encode_rows
@@ -466,6 +473,41 @@ def test_a_missing_extra_names_the_installation():
         MissingExtraError, match=r"'no_such_module'; install it with: pip install 'mtpf\[train\]'"
     ):
         require_extra("train", "json", "no_such_module")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_what_is_saved_is_what_was_scored(setting, tmp_path, load, dtype):
+    model, tokenizer = setting
+    settings = FitSettings(steps=3, learning_rate=3e-3, stored_dtype=dtype)
+    fit_app(ner_data(), "ner", backbone=(model, tokenizer), output_dir=tmp_path / "app", settings=settings)
+    files = {**load_file(tmp_path / "app" / ADAPTER_WEIGHTS_FILE), **load_file(tmp_path / "app" / HEAD_FILE)}
+    assert {str(value.dtype) for value in files.values()} == {f"torch.{dtype}"}
+    again = load("bert")
+    again.load_adapter(tmp_path / "app")
+    found, expected = (lora_state_dict(own.backbone, "app") for own in (again, model))
+    assert len(found) == 16 and all(torch.equal(found[key], value) for key, value in expected.items())
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    assert torch.equal(again.heads["app"].weight, model.heads["app"].weight)
+    stock = PeftModel.from_pretrained(load("bert").backbone, tmp_path / "app")
+    inputs = tokenizer(TEXTS[:1], return_tensors="pt")
+    with torch.no_grad():
+        states = stock(**inputs)[0], again.encode_adapters(["app"], **inputs)["app"]
+    torch.testing.assert_close(*states, atol=1e-6, rtol=1e-6)
+
+
+def test_numbers_beyond_float16_stay_float32(setting, tmp_path, monkeypatch):
+    model, tokenizer = setting
+    monkeypatch.setattr(text_probe, "STRENGTHS", (1.0,))
+    fill = text_probe._fill_head
+
+    def fill_largely(head, probe):
+        fill(head, probe)
+        head.weight.data[0, 0] = 1e5
+
+    monkeypatch.setattr(text_probe, "_fill_head", fill_largely)
+    fit_app(tc_data(), "tc", backbone=(model, tokenizer), output_dir=tmp_path / "app")
+    stored = load_file(tmp_path / "app" / HEAD_FILE)["weight"]
+    assert stored.dtype == torch.float32 and float(stored[0, 0]) == 1e5
 
 
 def test_an_app_of_a_real_size_is_small(tmp_path):
