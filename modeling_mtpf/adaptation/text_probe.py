@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
+from threadpoolctl import threadpool_limits
 from transformers import PreTrainedTokenizerBase
 
 from ..adapters_mtpf import AdapterHead, LoraSettings
@@ -63,14 +64,14 @@ def fit_text_probe(
     folded = data.held_out and len(validation) < FEW
     if folded:
         strength, best = choose_by_folds(*both, *options)
-        probe = _probe(strength, *options)
     else:
         probe, best = choose_probe(train, data.train.labels, validation, data.validation.labels, *options)
+        strength = probe.C
     if data.held_out:
-        probe = _probe(probe.C, *options).fit(*both)
+        probe = _fit_probe(*both, strength, *options)
     _fill_head(model.heads[name], probe)
     details = {
-        "C": probe.C,
+        "C": strength,
         "validation_accuracy_by_C": best.details,
         "chosen_by": f"{FOLDS} stratified folds" if folded else "validation",
         "refitted_with_validation": data.held_out,
@@ -103,7 +104,7 @@ def choose_probe(
     """
     found = []
     for strength in STRENGTHS:
-        probe = _probe(strength, class_weights, seed).fit(train, train_labels)
+        probe = _fit_probe(train, train_labels, strength, class_weights, seed)
         found.append((probe, probe.predict_proba(validation)))
     results = [
         _result(validation_labels, probabilities, list(probe.classes_)) for probe, probabilities in found
@@ -140,7 +141,7 @@ def choose_by_folds(
         probabilities = np.zeros((len(own), len(names)))
         for held in parts:
             rest = np.setdiff1d(np.arange(len(own)), held)
-            probe = _probe(strength, class_weights, seed).fit(vectors[rest], own[rest])
+            probe = _fit_probe(vectors[rest], own[rest], strength, class_weights, seed)
             columns = [names.index(label) for label in probe.classes_]
             probabilities[np.ix_(held, columns)] = probe.predict_proba(vectors[held])
         results.append(_result(list(own[several]), probabilities[several], names))
@@ -148,9 +149,14 @@ def choose_by_folds(
     return STRENGTHS[chosen], result
 
 
-def _probe(strength: float, class_weights: str, seed: int) -> LogisticRegression:
+@threadpool_limits.wrap(limits=1, user_api="blas")
+def _fit_probe(
+    vectors: np.ndarray, labels: Sequence[str], strength: float, class_weights: str, seed: int
+) -> LogisticRegression:
+    """Fit on one thread: waiting threads of PyTorch and of BLAS would take the cores from each other."""
     weight = None if class_weights == "none" else class_weights
-    return LogisticRegression(C=strength, max_iter=1000, class_weight=weight, random_state=seed)
+    probe = LogisticRegression(C=strength, max_iter=1000, class_weight=weight, random_state=seed)
+    return probe.fit(vectors, labels)
 
 
 def _result(labels: Sequence[str], probabilities: np.ndarray, names: list[str]) -> tuple[FitResult, float]:

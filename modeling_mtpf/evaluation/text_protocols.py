@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from .metrics import text_scores
 
@@ -39,6 +40,7 @@ def few_shot_rows(
     return found
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # as in adaptation.text_probe
 def few_shot(
     pool: Callable[[np.ndarray], np.ndarray],
     pool_labels: Sequence[str],
