@@ -172,7 +172,7 @@ def inject_lora(encoder: Encoder, name: str, config: Any, trainable: bool) -> No
             _inject(encoder, name, config)
         for _, module in lora_modules(encoder):
             if name in module.lora_A:
-                mode = module.get_base_layer().training  # PEFT leaves what it adds in training mode
+                mode = module.get_base_layer().training
                 for part in (module.lora_A, module.lora_B, module.lora_dropout):
                     part[name].train(mode).requires_grad_(trainable)
 
@@ -223,6 +223,8 @@ def _inject(encoder: Encoder, name: str, config: Any) -> None:
             raise
     for parameter in encoder.parameters():
         parameter.requires_grad_(before.get(id(parameter), False))
+    for _, module in lora_modules(encoder):
+        module.train(module.get_base_layer().training)  # PEFT leaves what it adds in training mode
     set_active_adapter(encoder, active)
 
 

