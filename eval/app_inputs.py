@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-TEXTS_PER_SET = 16
+TEXTS_PER_SET = 8
 ENTITY_SHARE = 0.1
 """Share of words that the random NER app takes for entities."""
 

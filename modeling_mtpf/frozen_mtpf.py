@@ -97,22 +97,25 @@ def _mark(module: Any, name: str) -> tuple:
     """
     base, down, up = module.get_base_layer(), module.lora_A[name].weight, module.lora_B[name].weight
     trained = down.requires_grad or up.requires_grad
-    sums = [int(bits_sum(tensor)) for tensor in (down, up, base.weight[::64])]
+    sums = [bits_sum(tensor) for tensor in (down, up, base.weight[::64])]
     return trained, module.scaling[name], base.weight.device, base.weight.dtype, *sums
 
 
-def bits_sum(tensor: torch.Tensor) -> torch.Tensor:
+def bits_sum(tensor: torch.Tensor) -> int:
     """Sum a tensor's bytes, read as 64-bit (or as narrow as they must be) integers, modulo 2^64.
 
     Exact: any change of one element changes it, also one that a sum of floats would round away.
     """
     flat = tensor.detach().contiguous().view(-1)
-    wide = (
-        flat.element_size() * flat.numel() % 8 == 0 and flat.element_size() * flat.storage_offset() % 8 == 0
-    )
+    size, offset = flat.element_size(), flat.storage_offset()
+    wide = size < 8 and size * flat.numel() % 8 == 0 and size * offset % 8 == 0
     widths = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    kind = torch.int64 if wide and flat.element_size() < 8 else widths[flat.element_size()]
-    return flat.view(kind).sum(dtype=torch.int64)
+    numbers = flat.view(torch.int64 if wide else widths[size])
+    if numbers.device.type != "cpu":
+        return int(numbers.sum(dtype=torch.int64))
+    # NumPy's sum takes one core and the time of reading; two threads of torch would wait for each other, a
+    # hundred times over, on a machine that has other work.
+    return int(numbers.numpy().sum(dtype="int64"))
 
 
 @dataclass

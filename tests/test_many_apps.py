@@ -83,6 +83,32 @@ def test_sixteen_threads_with_different_apps_give_what_one_gives(folders, sixtee
     assert all(module.training for module in model.modules() if module is not model.heads)
 
 
+class _Watcher:
+    """Predicts again and again with two apps that stay and one that comes and goes."""
+
+    def __init__(self, model, expected, guests):
+        self.model, self.expected, self.guests = model, expected, guests
+        self.stop, self.failures, self.seen = threading.Event(), [], [0, 0]
+
+    def run(self) -> None:
+        while not self.stop.is_set() and not self.failures:
+            try:
+                self.look()
+            except BaseException as error:  # noqa: BLE001
+                self.failures.append(error)
+
+    def look(self) -> None:
+        assert self.model.predict(TEXTS, adapters=["entities", "intent"]) == self.expected, "others changed"
+        try:
+            guest = self.model.predict(TEXTS, adapters=["guest"])["guest"]
+        except AdapterError as error:
+            assert "no adapter 'guest'" in str(error)
+            self.seen[1] += 1
+        else:
+            assert guest in self.guests, "half an app"
+            self.seen[0] += 1
+
+
 def test_apps_come_go_and_change_while_others_predict(model, folders, sixteen):
     expected = model.predict(TEXTS, adapters=["entities", "intent"])
     swapped = {}
@@ -90,27 +116,8 @@ def test_apps_come_go_and_change_while_others_predict(model, folders, sixteen):
         model.load_adapter(sixteen / f"app-{number}", adapter_name="guest")
         swapped[number] = model.predict(TEXTS, adapters=["guest"])["guest"]
         model.delete_adapter("guest")
-    stop, failures, seen = threading.Event(), [], [0, 0]
-
-    def look() -> None:
-        assert model.predict(TEXTS, adapters=["entities", "intent"]) == expected, "others changed"
-        try:
-            guest = model.predict(TEXTS, adapters=["guest"])["guest"]
-        except AdapterError as error:
-            assert "no adapter 'guest'" in str(error)
-            seen[1] += 1
-        else:
-            assert guest in swapped.values(), "half an app"
-            seen[0] += 1
-
-    def watch() -> None:
-        while not stop.is_set() and not failures:
-            try:
-                look()
-            except BaseException as error:  # noqa: BLE001
-                failures.append(error)
-
-    threads = [threading.Thread(target=watch) for _ in range(4)]
+    watcher = _Watcher(model, expected, list(swapped.values()))
+    threads = [threading.Thread(target=watcher.run) for _ in range(4)]
     for thread in threads:
         thread.start()
     until = time.monotonic() + 60
@@ -120,12 +127,12 @@ def test_apps_come_go_and_change_while_others_predict(model, folders, sixteen):
         if round_ % 3 == 0:
             time.sleep(0.01)
         model.delete_adapter("guest")
-        if round_ >= 25 and min(seen) > 3 or time.monotonic() > until or failures:
+        if (round_ >= 25 and min(watcher.seen) > 3) or time.monotonic() > until:
             break
-    stop.set()
+    watcher.stop.set()
     for thread in threads:
         thread.join()
-    assert failures == [] and min(seen) > 0, seen
+    assert watcher.failures == [] and min(watcher.seen) > 0, watcher.seen
     assert model.predict(TEXTS, adapters=["entities", "intent"]) == expected
 
 

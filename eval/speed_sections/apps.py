@@ -4,7 +4,7 @@ import time
 
 CONTESTANTS = {"6_layers_32_tokens": 99, "6_layers_128_tokens": 99, "12_layers_32_tokens": 99}
 COUNTS = (2, 4, 8)
-REPEATS = 15
+REPEATS = 7
 LIMITS = {2: (0.687, 0.64), 4: (0.520, 0.49), 8: (0.437, 0.40)}
 
 
