@@ -242,6 +242,7 @@ class FrozenEncoder:
         """Make the merged tail of an app."""
         with torch.no_grad():
             self._merged[name] = _Merged(encoder, name)
+        self._tails.pop(name, None)
 
     def merged(self, encoder: Encoder, name: str) -> _Merged | None:
         """Return an app's merged tail, if it has one; one whose weights were changed since is dropped."""

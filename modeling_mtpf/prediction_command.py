@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from .adapter_files_mtpf import find_adapter, read_task
 from .adapters_mtpf import AdapterError
@@ -124,6 +124,8 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         backbone, revision = recorded.get("id"), revision or recorded.get("revision")
         if not backbone:
             raise MtpfError(f"{sources[0][0]} records no published backbone; give one with --backbone.")
+    if Path(backbone).is_dir() and not (Path(backbone) / "config.json").is_file():
+        raise MtpfError(f"The backbone {backbone} cannot be loaded: the folder has no config.json.")
     try:
         model = MtpfModel.from_pretrained(backbone, revision=revision or "main").eval()
     except (OSError, ValueError) as error:
@@ -149,32 +151,28 @@ def _split_revision(source: str) -> tuple[str, str | None]:
 def _texts(names: list[str], column: str) -> Iterator[str]:
     for name in names:
         if name == "-":
-            if hasattr(sys.stdin, "reconfigure"):  # not what the locale says
-                sys.stdin.reconfigure(encoding="utf-8", errors="strict", newline="\n")
-            yield from _lines(sys.stdin, "standard input", None)
+            yield from _lines(sys.stdin.buffer, "standard input", None)
             continue
-        with open(name, encoding="utf-8", newline="\n") as file:
+        with open(name, "rb") as file:
             yield from _lines(file, name, column if name.endswith(JSON_SUFFIXES) else None)
 
 
-def _lines(file: TextIO, name: str, column: str | None) -> Iterator[str]:
+def _lines(file: BinaryIO, name: str, column: str | None) -> Iterator[str]:
     """Yield the texts of a file.
 
     Raises:
         DataError: A line is not UTF-8, or no JSON object with a string in the column.
     """
-    number = 0
-    try:
-        for number, line in enumerate(file, 1):
-            text = line.removesuffix("\n").removesuffix("\r")
-            if column is None:
-                yield text
-            elif text.strip():
-                yield _field(text, column, f"{name}, line {number}")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name} is not UTF-8 behind line {number}: {error.reason}.") from error
-    except IsADirectoryError as error:
-        raise DataError(f"{name} is a folder; give files.") from error
+    for number, line in enumerate(file, 1):
+        place = f"{name}, line {number}"
+        try:
+            text = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{place} is not UTF-8: {error.reason}.") from error
+        if column is None:
+            yield text
+        elif text.strip():
+            yield _field(text, column, place)
 
 
 def _field(text: str, column: str, place: str) -> str:

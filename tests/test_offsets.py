@@ -87,6 +87,8 @@ def assert_same_words(text, spans, tokenizer):
     encoding = tokenizer(readable, add_special_tokens=False, return_offsets_mapping=True)
     words: dict[int, list[int]] = {}
     for word, (start, end) in zip(encoding.word_ids(), encoding["offset_mapping"], strict=True):
+        if word is None:
+            continue
         known = words.setdefault(word, [start, end])
         known[0], known[1] = min(known[0], start), max(known[1], end)
     expected = sorted(word for word in words.values() if word[0] < word[1])

@@ -120,7 +120,7 @@ def test_answers_come_while_the_input_is_open(folders):
         (["--adapter", "./no/app", "--backbone", "{backbone}", "{file}"], "neither a folder nor a Hub id"),
         (["--adapter", "{entities}", "--backbone", "{entities}", "{file}"], "The backbone .* cannot be loaded"),
         (["--adapter", "{ner}", "--backbone", "{backbone}", "{file}"], "is a family's LoRA, not an app"),
-        (["--adapter", "{entities}", "--backbone", "{backbone}", "{bytes}"], "bytes.txt is not UTF-8 behind line"),
+        (["--adapter", "{entities}", "--backbone", "{backbone}", "{bytes}"], "bytes.txt, line 2 is not UTF-8"),
         (["--adapter", "{entities}", "--backbone", "{backbone}", "{json}"], "line 2 has no 'text'; it has: body"),
         (["--adapter", "{entities}", "--backbone", "{backbone}", "--lines_ahead", "0"], "--lines_ahead is 0"),
         (["{file}"], "required: --adapter"),
