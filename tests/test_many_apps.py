@@ -319,8 +319,8 @@ def test_views_keep_no_model_alive(folders):
 
 
 def test_memory_stays_flat_over_add_and_remove(folders, sixteen):
-    """``MTPF_CYCLES`` says how often (default 150); 10,000 are in the log."""
-    cycles = int(os.environ.get("MTPF_CYCLES", "150"))
+    """``MTPF_CYCLES`` says how often (default 80)."""
+    cycles = int(os.environ.get("MTPF_CYCLES", "80"))
     model = MtpfModel.from_pretrained(folders / "backbone").eval()
     model.load_adapter(folders / "entities")
     expected = model.predict(TEXTS, adapters=["entities"])
