@@ -6,8 +6,6 @@ sentence-transformers load it too. An app's head lies beside it in a file of our
 """
 
 import copy
-import functools
-import hashlib
 import json
 import os
 import re
@@ -25,13 +23,17 @@ from .adapters_mtpf import (
     KINDS,
     AdapterError,
     AdapterHead,
+    active_adapter,
     adapter_names,
     import_peft,
     inject_lora,
+    lora_parameters,
     remove_lora,
+    set_active_adapter,
 )
+from .backbone_identity_mtpf import backbone_sha256, backbone_state_dict, check_identity
 from .configuration_mtpf import encoder_layout
-from .hub_cache_mtpf import drop_from_cache, has_announced_hash, sha256_of
+from .hub_cache_mtpf import drop_from_cache, has_announced_hash
 from .trunk_mtpf import Encoder, lora_modules
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -60,28 +62,6 @@ class AdapterFiles:
     lora: dict[str, torch.Tensor]
     task: dict[str, Any] = field(default_factory=dict)
     head: AdapterHead | None = None
-
-
-# ---------------------------------------------------------------------------------------------- identity
-
-
-def backbone_state_dict(encoder: Encoder) -> dict[str, torch.Tensor]:
-    """Return the encoder's own weights under their stock names, whatever adapters are injected."""
-    return {
-        key.replace(".base_layer.", "."): value
-        for key, value in encoder.state_dict().items()
-        if ".lora_" not in key
-    }
-
-
-def backbone_sha256(encoder: Encoder) -> str:
-    """Return the sha256 of the ``model.safetensors`` that ``save_pretrained`` writes for this encoder.
-
-    safetensors orders tensors by dtype and name, so equal weights give equal bytes; for a backbone in one
-    file this is the hash that ``sha256sum`` and the Hub show. Takes about 0.1 s for 22M parameters.
-    """
-    tensors = {name: t.detach().cpu().contiguous() for name, t in backbone_state_dict(encoder).items()}
-    return hashlib.sha256(save(tensors, metadata={"format": "pt"})).hexdigest()
 
 
 # ----------------------------------------------------------------------------------------- saving, loading
@@ -269,7 +249,7 @@ def read_adapter(
     lora = {_stock_key(key): value for key, value in lora.items()}
     _check_shapes(folder, encoder, lora)
     if check_backbone:
-        _check_backbone(folder, encoder, task.get("backbone") or {}, source)
+        check_identity(folder, encoder, task.get("backbone") or {}, source)
     head = read_head(folder, task, encoder.config.hidden_size)
     fallback = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-_0123456789")
     return AdapterFiles(name or task.get("name") or fallback, config, lora, task, head)
@@ -366,49 +346,6 @@ def _check_plain_lora(folder: Path, config: Any) -> None:
         raise AdapterError(f"Adapter folder {folder} is damaged: {key!r} is {getattr(config, key)!r}.")
 
 
-def _check_backbone(folder: Path, encoder: Encoder, trained_on: dict[str, Any], source: Path | None) -> None:
-    """Compare the weights in memory with those the adapter was trained on.
-
-    Where the file they came from is that very file, comparing with it takes a fraction of hashing them, and
-    tells the same of an encoder that was loaded in another dtype.
-    """
-    expected = trained_on.get("sha256")
-    if not expected or (source is not None and _is_loaded_from(source, encoder, expected)):
-        return
-    dtype = str(encoder.dtype).removeprefix("torch.")
-    found = backbone_sha256(encoder) if trained_on.get("dtype") == dtype else None
-    if found == expected:
-        return
-    wanted = trained_on.get("id") or "the backbone it was trained on"
-    wanted += f" at revision {trained_on['revision']}" if trained_on.get("revision") else ""
-    loaded = f"loaded {found[:12]}…" if found else f"loaded in {dtype} from something else"
-    raise AdapterError(
-        f"Adapter {folder} was trained on another backbone (weights sha256 {str(expected)[:12]}…, {loaded}); "
-        f"load {wanted}, or pass check_backbone=False if you know that the weights are equivalent."
-    )
-
-
-def _is_loaded_from(source: Path, encoder: Encoder, sha256: str) -> bool:
-    """Say whether a weights file has this hash, and the encoder holds its tensors, maybe in another dtype."""
-    try:
-        state = source.stat()
-        if _known_sha256(source, state.st_mtime_ns, state.st_size, state.st_ino) != sha256:
-            return False
-        stored = load_file(source)  # maps the file: nothing is read twice
-    except (OSError, SafetensorError):
-        return False
-    weights = backbone_state_dict(encoder)
-    return weights.keys() == stored.keys() and all(
-        value.device.type != "meta" and torch.equal(value.cpu(), stored[key].to(value.dtype))
-        for key, value in weights.items()
-    )
-
-
-@functools.lru_cache(maxsize=8)
-def _known_sha256(path: Path, *_state: int) -> str:
-    return sha256_of(path)
-
-
 def read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHead | None:
     """Read the head of an adapter folder, if it is an app's.
 
@@ -444,6 +381,34 @@ def read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHe
             f"order: {trained!r}. Restore them; new labels need a new head."
         )
     return head.eval()
+
+
+def replace_adapter(encoder: Encoder, files: AdapterFiles, trainable: bool = False) -> None:
+    """Put an adapter in the place of the one of its name; on any failure that one is there as before.
+
+    Raises:
+        AdapterError: The new one cannot be used.
+    """
+    name = files.name
+    before = {path: m for path, m in lora_modules(encoder) if name in m.lora_A}
+    wanted_gradients = [parameter.requires_grad for parameter in lora_parameters(encoder, name)]
+    tensors = {
+        f"{path}.{part}.weight": getattr(module, part)[name].weight.detach()
+        for path, module in before.items()
+        for part in ("lora_A", "lora_B")
+    }
+    old = AdapterFiles(name, encoder.peft_config[name], tensors)
+    active = active_adapter(encoder)
+    remove_lora(encoder, name)
+    try:
+        install_adapter(encoder, files, trainable)
+    except BaseException:
+        install_adapter(encoder, old)
+        for parameter, wanted in zip(lora_parameters(encoder, name), wanted_gradients, strict=True):
+            parameter.requires_grad_(wanted)
+        raise
+    finally:
+        set_active_adapter(encoder, active)
 
 
 def install_adapter(encoder: Encoder, files: AdapterFiles, trainable: bool = False) -> None:
@@ -494,5 +459,6 @@ __all__ = [
     "read_adapter",
     "read_head",
     "read_task",
+    "replace_adapter",
     "write_adapter",
 ]

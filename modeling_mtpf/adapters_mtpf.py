@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from .configuration_mtpf import encoder_layout
-from .trunk_mtpf import Encoder, encoder_layers, lora_modules
+from .frozen_mtpf import CHANGES, forget_adapter
+from .trunk_mtpf import Encoder, encoder_layers, is_lora_layer, lora_modules
 
 KINDS = ("task-primary-lora", "token-classification", "text-classification")
 """What an adapter is: the LoRA of a family, or an app of one of the two head types."""
@@ -124,13 +125,18 @@ def validate_adapter_name(encoder: Encoder, name: str) -> None:
         raise AdapterError(
             f"An adapter named {name!r} is already loaded; delete it or choose another adapter_name."
         )
-    reserved = {part for path, _ in encoder.named_modules() for part in path.split(".")}
-    reserved |= {part for path, _ in encoder.named_parameters() for part in path.split(".")}
-    reserved -= set(adapter_names(encoder))
-    if name in reserved or hasattr(nn.ModuleDict(), name) or "lora" in name or "weight" in name:
+    if name in _parts(encoder) or hasattr(nn.ModuleDict(), name) or "lora" in name or "weight" in name:
         raise AdapterError(
             f"Adapter name {name!r} collides with a part of the model; add a prefix, e.g. 'app-{name}'."
         )
+
+
+def _parts(module: nn.Module) -> set[str]:
+    """Names that occur in the paths of the encoder's own modules and parameters."""
+    if is_lora_layer(module):
+        return {"base_layer"} | _parts(module.get_submodule("base_layer"))
+    own = {*module._modules, *module._parameters}
+    return own.union(*(_parts(child) for child in module._modules.values() if child is not None))
 
 
 def adapter_names(encoder: Encoder) -> list[str]:
@@ -155,11 +161,58 @@ def inject_lora(encoder: Encoder, name: str, config: Any, trainable: bool) -> No
 
     PEFT freezes the whole base at the first injection and makes the new adapter active: both are undone.
     """
-    validate_adapter_name(encoder, name)
+    with CHANGES:
+        validate_adapter_name(encoder, name)
+        config = copy.deepcopy(config)  # PEFT shortens the list of targets in place
+        config.inference_mode = False
+        carriers = dict(lora_modules(encoder))
+        if _has_place(encoder, carriers, config):
+            _extend_layers(encoder, carriers, name, config)
+        else:
+            _inject(encoder, name, config)
+        for _, module in lora_modules(encoder):
+            if name in module.lora_A:
+                mode = module.get_base_layer().training
+                for part in (module.lora_A, module.lora_B, module.lora_dropout):
+                    part[name].train(mode).requires_grad_(trainable)
+
+
+def _has_place(encoder: Encoder, carriers: dict[str, Any], config: Any) -> bool:
+    """Whether all modules that an adapter targets carry LoRA already, and it has no settings by module."""
+    prefix = encoder_layout(encoder.config.model_type).layers + "."
+    special = ("rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform", "layers_pattern")
+    targets = config.target_modules
+    return (
+        not isinstance(targets, str)
+        and bool(targets)
+        and all(target.startswith(prefix) and target in carriers for target in targets)
+        and not any(getattr(config, key, None) for key in special)
+    )
+
+
+def _extend_layers(encoder: Encoder, carriers: dict[str, Any], name: str, config: Any) -> None:
+    """Add an adapter to layers that carry LoRA already.
+
+    PEFT's own way visits every module of every adapter several times over, which takes longer the more
+    adapters there are.
+    """
+    try:
+        for path, module in carriers.items():
+            if path in config.target_modules:
+                before = {id(parameter): parameter.requires_grad for parameter in module.parameters()}
+                module.update_layer(name, r=config.r, lora_alpha=config.lora_alpha, config=config)
+                for parameter in module.parameters():
+                    parameter.requires_grad_(before.get(id(parameter), False))
+        encoder.peft_config[name] = config
+    except Exception:
+        remove_lora(encoder, name)
+        raise
+
+
+def _inject(encoder: Encoder, name: str, config: Any) -> None:
+    """Let PEFT replace or extend the layers that an adapter targets."""
     before = {id(parameter): parameter.requires_grad for parameter in encoder.parameters()}
     active = active_adapter(encoder)
-    config = copy.deepcopy(config)  # PEFT shortens the list of targets in place
-    config.inference_mode = False
     with warnings.catch_warnings():
         # From the second adapter on PEFT warns that the model has adapters already; that is the purpose here.
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
@@ -169,7 +222,7 @@ def inject_lora(encoder: Encoder, name: str, config: Any, trainable: bool) -> No
             remove_lora(encoder, name)
             raise
     for parameter in encoder.parameters():
-        parameter.requires_grad_(before.get(id(parameter), trainable))
+        parameter.requires_grad_(before.get(id(parameter), False))
     for _, module in lora_modules(encoder):
         module.train(module.get_base_layer().training)  # PEFT leaves what it adds in training mode
     set_active_adapter(encoder, active)
@@ -187,18 +240,21 @@ def copy_lora(encoder: Encoder, source: str, name: str) -> None:
 
 def remove_lora(encoder: Encoder, name: str) -> None:
     """Take one adapter out of the encoder; with the last one the plain linear layers come back."""
-    active = active_adapter(encoder)
-    for path, module in list(lora_modules(encoder)):
-        if name in module.lora_A:
-            set_active_adapter(module, None)  # else PEFT picks another adapter and warns
-            module.delete_adapter(name)
-        if not module.lora_A:
-            parent, _, child = path.rpartition(".")
-            setattr(encoder.get_submodule(parent), child, module.get_base_layer())
-    getattr(encoder, "peft_config", {}).pop(name, None)
-    if not getattr(encoder, "peft_config", True):
-        del encoder.peft_config
-    set_active_adapter(encoder, None if active == name else active)
+    with CHANGES:
+        forget_adapter(encoder, name)
+        active = active_adapter(encoder)
+        getattr(encoder, "peft_config", {}).pop(name, None)
+        for path, module in list(lora_modules(encoder)):
+            if name in module.lora_A:
+                if name in module.active_adapters:  # else PEFT picks another adapter and warns
+                    set_active_adapter(module, None)
+                module.delete_adapter(name)
+            if not module.lora_A:
+                parent, _, child = path.rpartition(".")
+                setattr(encoder.get_submodule(parent), child, module.get_base_layer())
+        if not getattr(encoder, "peft_config", True):
+            del encoder.peft_config
+        set_active_adapter(encoder, None if active == name else active)
 
 
 # --------------------------------------------------------------------------------------------- switching
@@ -264,14 +320,19 @@ class AdapterHead(nn.Linear):
         self.max_length = max_length
 
 
-def count_parameters(encoder: Encoder, name: str) -> int:
-    """Number of LoRA parameters of one adapter."""
-    return sum(
-        part[name].weight.numel()
+def lora_parameters(encoder: Encoder, name: str) -> list[nn.Parameter]:
+    """Return the LoRA matrices of one adapter."""
+    return [
+        part[name].weight
         for _, module in lora_modules(encoder)
         for part in (module.lora_A, module.lora_B)
         if name in part
-    )
+    ]
+
+
+def count_parameters(encoder: Encoder, name: str) -> int:
+    """Number of LoRA parameters of one adapter."""
+    return sum(parameter.numel() for parameter in lora_parameters(encoder, name))
 
 
 __all__ = [
@@ -286,6 +347,7 @@ __all__ = [
     "import_peft",
     "inject_lora",
     "lora_config",
+    "lora_parameters",
     "lora_targets",
     "remove_lora",
     "set_active_adapter",

@@ -1,4 +1,4 @@
-"""The command ``mtpf``: publish, fetch and inspect backbones and adapters.
+"""The command ``mtpf``: publish, fetch and inspect backbones and adapters, and apply apps to texts.
 
 Exit codes: 0, done; 2, a mistake that the message says how to mend; 130, interrupted. Results go to standard
 output, one per line or as JSON; everything else goes to standard error.
@@ -16,6 +16,7 @@ from typing import Any
 from .adapters_mtpf import AdapterError
 from .errors import MtpfError
 from .hub import HubError, inspect, pull, push_adapter, push_backbone
+from .prediction_command import add_predict_parser
 from .version import __version__
 
 
@@ -23,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="mtpf",
-        description="One small encoder for many text apps: publish, fetch and inspect.",
+        description="One small encoder for many text apps: publish, fetch, inspect and apply.",
         epilog=_EPILOG,
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -56,6 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     look.add_argument("--revision", help="commit, tag or branch of a repo (default: main)")
     look.add_argument("--json", action="store_true", help="print JSON")
     look.set_defaults(run=_inspect)
+
+    add_predict_parser(commands)
     return parser
 
 
@@ -64,6 +67,7 @@ examples:
   mtpf push backbone runs/demo/backbone ada/notes-encoder --private
   mtpf push adapter runs/demo/apps/entities ada/notes-entities --backbone ada/notes-encoder --dry_run
   mtpf inspect ada/notes-entities --json | jq .labels
+  mtpf predict --adapter ada/notes-entities --adapter ada/notes-intent notes.txt > results.jsonl
   cd "$(mtpf pull ada/notes-encoder --revision 1f0c3b2)"
 
 The token is the one of `hf auth login` or the variable HF_TOKEN.
@@ -149,7 +153,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="mtpf: %(message)s")
     logging.getLogger("modeling_mtpf").setLevel(logging.INFO)
     try:
-        print(arguments.run(arguments), flush=True)  # noqa: T201
+        result = arguments.run(arguments)
+        if result is not None:  # else the command has written its results itself
+            print(result, flush=True)  # noqa: T201
     except (MtpfError, AdapterError) as error:
         sys.stderr.write(f"mtpf: {error}\n")
         return 2

@@ -6,10 +6,8 @@ folder serves `MtpfModel`, stock transformers, sentence-transformers and PEFT al
 
 import inspect
 import os
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +18,25 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import PrefixChange
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput, TokenClassifierOutput
 
-from .adapter_files_mtpf import (
-    backbone_state_dict,
-    find_adapter,
-    install_adapter,
-    read_adapter,
-    write_adapter,
-)
-from .adapters_mtpf import (
-    AdapterError,
-    AdapterHead,
-    LoraSettings,
-    active_adapter,
-    adapter_depth,
-    adapter_names,
-    inject_lora,
-    lora_config,
-    remove_lora,
-    set_active_adapter,
-    switched_adapter,
-)
+from .adapter_methods_mtpf import AdapterMethods
+from .backbone_identity_mtpf import backbone_state_dict
 from .configuration_mtpf import MtpfConfig
-from .hub_cache_mtpf import weights_file
+from .frozen_mtpf import CHANGES, frozen
 from .predict_mtpf import Predictor
-from .trunk_mtpf import run_tail, run_trunk
+from .trunk_mtpf import run_layers, run_tail, run_trunk
 
 HUB_FILES = (
+    "adapter_methods_mtpf.py",
     "adapter_files_mtpf.py",
     "adapters_mtpf.py",
+    "backbone_identity_mtpf.py",
     "configuration_mtpf.py",
+    "frozen_mtpf.py",
     "hub_cache_mtpf.py",
     "modeling_mtpf.py",
     "predict_mtpf.py",
+    "results_mtpf.py",
+    "texts_mtpf.py",
     "trunk_mtpf.py",
 )
 """The code that every published backbone carries: all of it, and nothing else."""
@@ -74,16 +59,11 @@ def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torc
     return (hidden_states * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
 
 
-class MtpfPreTrainedModel(PreTrainedModel):
-    """Base of all MTPF models: the backbone, its adapters and their heads, saving and loading.
-
-    Adapter methods here replace those of transformers' mixin, which save only the adapter once one is loaded,
-    turn gradients off while switching, and record local paths.
-    """
+class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):
+    """Base of all MTPF models: the backbone, its adapters and their heads, saving and loading."""
 
     config_class = MtpfConfig
     base_model_prefix = "backbone"
-    head_kind: str | None = None
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -136,7 +116,8 @@ class MtpfPreTrainedModel(PreTrainedModel):
 
         Returns:
             For each adapter the last hidden states ``(batch, tokens, hidden)``, bit-equal in eval mode to a
-            separate pass inside ``use_adapter``. In training mode the adapters share the trunk's dropout.
+            separate pass inside ``use_adapter``; nearly equal for an adapter with a merged tail, which is
+            used in eval mode without gradients. In training mode the adapters share the trunk's dropout.
 
         Example:
             >>> states = model.encode_adapters(["ner", "tc"], **tokenizer("Lunch at 1?", return_tensors="pt"))  # doctest: +SKIP
@@ -144,161 +125,28 @@ class MtpfPreTrainedModel(PreTrainedModel):
         unknown = sorted(set(inputs) - self._encoder_arguments() | {"output_hidden_states"} & set(inputs))
         if unknown:
             raise TypeError(f"encode_adapters got unknown argument {unknown[0]!r}.")
+        if not torch.is_grad_enabled():
+            with CHANGES:
+                views = frozen(self.backbone)
+                tails = self._fixed_tails(adapters) if views.in_eval_mode(self.backbone) else None
+            if tails is not None:
+                depth = max([1, *(len(layers) for layers in tails.values())])
+                trunk = run_trunk(views.bare, depth, **inputs)
+                return {
+                    name: run_layers(views.bare, trunk, views.on_top(depth, layers))
+                    for name, layers in tails.items()
+                }
         depth = max((self.adapter_depth(name) for name in adapters if name is not None), default=1)
         trunk = run_trunk(self.backbone, depth, **inputs)
         return {name: run_tail(self.backbone, trunk, name) for name in adapters}
 
-    # --------------------------------------------------------------------------------------- adapters
-
-    @property
-    def adapters(self) -> list[str]:
-        """Names of the loaded adapters."""
-        return adapter_names(self.backbone)
-
-    def adapter_depth(self, name: str) -> int:
-        """Return how many of the last layers an adapter touches."""
-        if name not in self.adapters:
-            known = ", ".join(self.adapters) or "none"
-            raise AdapterError(f"There is no adapter {name!r}; loaded: {known}. Load it with load_adapter.")
-        return adapter_depth(self.backbone, name)
-
-    def add_adapter(  # type: ignore[override]
-        self, name: str, lora: LoraSettings | None = None, head: AdapterHead | None = None
-    ) -> None:
-        """Add a fresh, trainable LoRA (and the head of an app); nothing else changes its trainability."""
-        settings = lora or LoraSettings(layers=self.config.num_tail_layers)
-        inject_lora(self.backbone, name, lora_config(self.backbone, settings), trainable=True)
-        if head is not None:
-            self.heads[name] = head.to(self.device)
-
-    def load_adapter(  # type: ignore[override]
-        self,
-        path_or_repo: str | os.PathLike,
-        adapter_name: str | None = None,
-        revision: str | None = None,
-        *,
-        token: str | None = None,
-        trainable: bool = False,
-        check_backbone: bool = True,
-        load_config: Any = None,
-        adapter_kwargs: dict | None = None,
-    ) -> str:
-        """Load an adapter folder or Hub repo beside those already loaded.
-
-        All checks (files, shapes, backbone hash, head) come before the first change in memory. Plain forwards
-        go on using the adapter they used before: name the new one in ``use_adapter``, ``encode_adapters`` or
-        ``predict``. In a task class (``MtpfForTokenClassification``, ...) an app of its kind becomes active
-        and its head becomes the classifier, so that transformers' pipelines can use it.
-
-        Args:
-            path_or_repo: A folder, or a Hub id ``owner/name``.
-            adapter_name: Name in this model; the one recorded in the adapter by default.
-            revision: Commit, tag or branch of the Hub repo; pin a commit in production.
-            token: Hub token for private repos.
-            trainable: Whether its LoRA gets gradients.
-            check_backbone: Refuse adapters that were trained on other weights (sha256).
-            load_config: Passed by ``AutoModel.from_pretrained(<adapter repo>)``, which wants the adapter
-                active.
-            adapter_kwargs: Likewise; may carry ``revision`` and ``token``.
-
-        Returns:
-            The adapter's name in this model.
-
-        Raises:
-            AdapterError: The folder is damaged or incomplete, or does not fit this backbone.
-        """
-        extra = adapter_kwargs or {}
-        folder = find_adapter(path_or_repo, revision or extra.get("revision"), token or extra.get("token"))
-        source = weights_file(self.config.name_or_path, getattr(self.config, "source_revision", None))
-        files = read_adapter(folder, self.backbone, adapter_name, check_backbone, source)
-        if self.head_kind and files.head is not None and files.head.kind != self.head_kind:
-            raise AdapterError(
-                f"{path_or_repo} is a {files.head.kind} app, but {type(self).__name__} is for "
-                f"{self.head_kind}; load it into MtpfModel."
-            )
-        install_adapter(self.backbone, files, trainable)
-        if files.head is not None:
-            self.heads[files.name] = files.head.to(self.device)
-        if load_config is not None or (self.head_kind and files.head is not None):
-            self.set_adapter(files.name)
-        if self.head_kind and files.head is not None:
-            self._use_head(files.head)
-        return files.name
-
-    def _use_head(self, head: AdapterHead) -> None:
-        """Make an app's head the classifier of a task class, with its labels, as pipelines expect it."""
-        self.classifier = nn.Linear(head.in_features, head.out_features)
-        self.classifier.load_state_dict(head.state_dict())
-        self.classifier.to(self.device, self.dtype)
-        self.config.id2label = dict(enumerate(head.labels))
-        self.config.label2id = {label: index for index, label in enumerate(head.labels)}
-        self.num_labels = len(head.labels)
-
-    def delete_adapter(self, name: str) -> None:  # type: ignore[override]
-        """Take an adapter and its head out of memory; the others are untouched."""
-        self.adapter_depth(name)  # raises for an unknown name
-        remove_lora(self.backbone, name)
-        self.heads.pop(name) if name in self.heads else None
-
-    def set_adapter(self, name: str | None) -> None:  # type: ignore[override]
-        """Choose the adapter that plain forwards use from now on; ``None`` for the bare backbone."""
-        if name is not None:
-            self.adapter_depth(name)
-        set_active_adapter(self.backbone, name)
-
-    def active_adapters(self) -> list[str]:
-        """Return the adapter that plain forwards use, as a list of none or one."""
-        active = active_adapter(self.backbone)
-        return [] if active is None else [active]
-
-    @contextmanager
-    def use_adapter(self, name: str | None) -> Iterator[None]:
-        """Use one adapter (or, with ``None``, the bare backbone) for the plain forwards of a ``with`` block.
-
-        Gradients stay on for all adapters, so a loss computed inside may be back-propagated outside, without
-        activation checkpointing. The choice is one per model; threads use `encode_adapters` or `predict`.
-        """
-        with switched_adapter(self.backbone, name):
-            yield
-
-    def save_adapter(
-        self,
-        folder: str | os.PathLike,
-        name: str,
-        *,
-        backbone_id: str | None = None,
-        backbone_revision: str | None = None,
-        dtype: torch.dtype | None = None,
-        task: dict[str, Any] | None = None,
-    ) -> Path:
-        """Write one adapter, with its head if it has one, as a folder that PEFT users can load as well.
-
-        Args:
-            folder: Where to write; other files there stay.
-            name: A loaded adapter.
-            backbone_id: Hub id of the published backbone; local paths are refused, they break uploads.
-            backbone_revision: Commit of that repo.
-            dtype: Type of the stored numbers, by default that in memory; ``torch.float16`` halves the folder.
-            task: More for ``task.json``: family, metrics, training data, ...
-
-        Raises:
-            AdapterError: No such adapter, or ``backbone_id`` is a local path.
-        """
-        if backbone_id is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", backbone_id):
-            raise AdapterError(
-                f"backbone_id must be a Hub id of the form 'owner/name', not the path {backbone_id!r}."
-            )
-        head: Any = self.heads[name] if name in self.heads else None
-        return write_adapter(
-            folder,
-            self.backbone,
-            name,
-            head=head,
-            backbone_id=backbone_id,
-            backbone_revision=backbone_revision,
-            dtype=dtype,
-            task=task,
-        )
+    def _fixed_tails(self, adapters: list[str | None]) -> dict[str | None, list[nn.Module]]:
+        loaded = set(self.adapters)
+        for name in adapters:
+            if name is not None and name not in loaded:
+                self.adapter_depth(name)  # raises
+        views = frozen(self.backbone)
+        return {name: views.tail(self.backbone, name) for name in adapters}
 
     # ---------------------------------------------------------------------------------------- storage
 
@@ -368,31 +216,79 @@ class MtpfModel(MtpfPreTrainedModel):
 
     def predict(
         self,
-        texts: str | list[str],
-        adapters: list[str],
+        texts: Any,
+        adapters: list[str] | None = None,
         *,
+        adapter_names: Iterable[str] | None = None,
+        column: str | None = None,
         tokenizer: Any = None,
-        batch_size: int = 32,
         token: str | None = None,
-    ) -> dict[str, list]:
-        """Apply several apps to the same texts, running the trunk once per batch.
+        **options: Any,
+    ) -> Any:
+        """Apply several apps to the same texts, or one app to each, running the trunk once per batch.
+
+        Safe to call from several threads, also while others add, replace or delete adapters: a call uses the
+        apps as they were when it began. The mode of the model does not matter and does not change.
 
         Args:
-            texts: One text or a list of texts, of any length: longer ones are read in overlapping windows.
-            adapters: Names of loaded apps (adapters with a head).
+            texts: One text, or anything that yields texts: a list, a generator, a pandas Series, a column of
+                a `datasets.Dataset`. Texts may have any length: longer ones are read in overlapping windows.
+                A NER app labels a word where most of its surroundings are seen; a TC app's probabilities are
+                the mean over the windows, weighted by their length.
+            adapters: Names of loaded apps (adapters with a head), all for every text.
+            adapter_names: Instead of ``adapters``, one name for each text.
+            column: Where ``texts`` is a table or yields dicts: what to read; ``text`` by default.
             tokenizer: The backbone's tokenizer; by default read from where the backbone came from.
-            batch_size: Windows per forward pass.
             token: Hub token, to read the tokenizer from a private repo; by default that of ``hf auth login``.
+            **options: ``batch_tokens``, ``batch_size``, ``portion``, ``max_characters`` of `Predictor`.
 
         Returns:
-            For each app one result per text, shaped like transformers' pipelines: a list of
-            ``{"entity_group", "score", "word", "start", "end"}`` or one ``{"label", "score"}``.
+            With ``adapters``, for each app one result per text, shaped like transformers' pipelines: a list
+            of ``{"entity_group", "score", "word", "start", "end"}`` or one ``{"label", "score"}``. With
+            ``adapter_names``, one result per text. Offsets count the characters of the given text.
 
         Raises:
             AdapterError: An unknown adapter, or one without a head.
             TypeError: A text that is not a string.
+            ValueError: A text longer than ``max_characters``; an unknown column; names and texts differ in
+                number.
+
+        Example:
+            >>> model.predict(["Call Ada", "Lunch?"], adapter_names=["entities", "intent"])  # doctest: +SKIP
         """
-        return Predictor(self, tokenizer, token).predict(texts, adapters, batch_size)
+        if adapters is not None:
+            adapters = list(dict.fromkeys(adapters)) if not isinstance(adapters, (str, bytes)) else adapters
+        options = {**options, "column": column, "tokenizer": tokenizer, "token": token}
+        rows = self.predict_stream(texts, adapters, adapter_names=adapter_names, **options)
+        if adapters is None:
+            return list(rows)
+        results: dict[str, list] = {name: [] for name in adapters}
+        for row in rows:
+            for name, result in row.items():
+                results[name].append(result)
+        return results
+
+    def predict_stream(
+        self,
+        texts: Any,
+        adapters: list[str] | None = None,
+        *,
+        adapter_names: Iterable[str] | None = None,
+        column: str | None = None,
+        tokenizer: Any = None,
+        token: str | None = None,
+        **options: Any,
+    ) -> Iterator[Any]:
+        """Yield the results of one text after the other, in flat memory; for streams of any length.
+
+        Reads ``portion`` texts ahead (1,024 by default; 1 for a dialogue). Arguments and errors are those of
+        `predict`; unknown apps are refused by the call itself, a bad text when its portion is reached.
+
+        Returns:
+            For each text, in order: with ``adapters`` a dict from app to result, with ``adapter_names`` the
+            result.
+        """
+        return Predictor(self, tokenizer, token, **options).stream(texts, adapters, adapter_names, column)
 
 
 class MtpfForTokenClassification(MtpfPreTrainedModel):

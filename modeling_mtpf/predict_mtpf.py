@@ -1,26 +1,66 @@
-"""Prediction with several apps at once: windows, one trunk pass per batch, word labels, character spans."""
+"""Prediction with several apps at once: one trunk pass per batch of windows, one short tail per app.
 
-from collections import defaultdict
-from dataclasses import dataclass
+Texts are taken in portions of bounded size, cut into windows, sorted by length and run in batches of so many
+tokens; results come back in the order of the texts. Nothing in the model is changed, and an app that is
+deleted or replaced meanwhile goes on to the end of the call that began with it.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from .adapters_mtpf import AdapterError
+from .adapters_mtpf import AdapterError, adapter_names
 from .configuration_mtpf import max_tokens
+from .frozen_mtpf import CHANGES, FrozenEncoder, frozen
+from .results_mtpf import TagScheme, entities, text_label
+from .texts_mtpf import MAX_CHARACTERS, TextTokenizer, Tokens, Window, in_portions, read_texts
+from .trunk_mtpf import run_layers, run_trunk
 
-WINDOW_OVERLAP = 0.25
-"""Share of a window that the next one repeats, so that no word is seen only at a border."""
+PORTION = 1024
+"""Texts that are read ahead, so that texts of one length meet in a batch."""
+PORTION_CHARACTERS = 2_000_000
+CPU_TOKENS, DEVICE_TOKENS = 1024, 16384
+"""Tokens of a batch. On a CPU more gain nothing: a layer's intermediate values leave the cache."""
+MAX_PADDING = 0.04
+"""Share of a batch that may be padding before a full enough one is closed."""
+
+_LOADING = threading.Lock()
 
 
 @dataclass
-class _Window:
-    """One tokenized piece of a text."""
+class _App:
+    """An app as it was when a call began; it stays usable when the model drops or replaces it."""
 
-    text: int  # index of the text
-    row: int  # index of the piece in the tokenizer's output
-    length: int  # sub-words, special tokens included
+    name: str
+    head: Any
+    layers: list
+    limit: int
+    scheme: TagScheme | None = None  # of a token app
+
+
+@dataclass
+class _Portion:
+    """Texts that are worked on together.
+
+    Attributes:
+        texts: The texts.
+        tokens: Their sub-words.
+        wanted: For each text the indices of its apps.
+        labels: For each (text, token app) label number and probability of each sub-word.
+        sums: For each (text, text app) the weighted sum of probabilities, and the weight.
+    """
+
+    texts: list[str]
+    tokens: list[Tokens]
+    wanted: list[list[int]]
+    labels: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    sums: dict[tuple[int, int], list] = field(default_factory=dict)
+    words: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
 class Predictor:
@@ -30,81 +70,257 @@ class Predictor:
         model: An `MtpfModel` with apps loaded.
         tokenizer: A fast tokenizer; by default the one beside the backbone's weights.
         token: Hub token, to read that one from a private repo.
+        batch_tokens: Tokens of a batch, padding included; by default 1,024 on a CPU and 16,384 elsewhere.
+        batch_size: Windows of a batch at most.
+        portion: Texts that are read ahead.
+        max_characters: A longer text is refused.
     """
 
-    def __init__(self, model: Any, tokenizer: Any = None, token: str | None = None):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        token: str | None = None,
+        *,
+        batch_tokens: int | None = None,
+        batch_size: int | None = None,
+        portion: int = PORTION,
+        max_characters: int = MAX_CHARACTERS,
+    ):
+        for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size), ("portion", portion)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
         self.model = model
-        self.tokenizer = tokenizer or load_tokenizer(model, token)
+        self.tokenizer = text_tokenizer(model, tokenizer, token)
+        self.device = model.device
+        self.batch_tokens = batch_tokens or (CPU_TOKENS if self.device.type == "cpu" else DEVICE_TOKENS)
+        self.batch_size = batch_size or self.batch_tokens
+        self.portion, self.max_characters = portion, max_characters
 
-    def predict(self, texts: str | list[str], adapters: list[str], batch_size: int = 32) -> dict[str, list]:
-        """Return one result per text for each adapter; see `MtpfModel.predict`."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        for position, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"Text {position} is {type(text).__name__}, not a string.")
-        heads = {name: self._head(name) for name in adapters}
-        results: dict[str, list] = {name: [] for name in adapters}
-        if not texts or not adapters:
-            return results
-        limits = [head.max_length for head in heads.values()] + [max_tokens(self.model.config.encoder_config)]
-        encoding, windows = self._tokenize(texts, min(limits))
-        logits = self._logits(encoding, windows, heads, batch_size)
-        for name, head in heads.items():
-            by_text = defaultdict(list)
-            for window, scores in zip(windows, logits[name], strict=True):
-                by_text[window.text].append((window, scores))
-            for position, text in enumerate(texts):
-                if head.kind == "text-classification":
-                    results[name].append(_text_label(by_text[position], head.labels))
-                else:
-                    results[name].append(_entities(by_text[position], encoding, text, head.labels))
-        return results
+    def stream(
+        self,
+        texts: Any,
+        adapters: list[str] | None = None,
+        adapter_names: Iterable[str] | None = None,
+        column: str | None = None,
+    ) -> Iterator[Any]:
+        """Return an iterator over the result of each text in order; see `MtpfModel.predict_stream`."""
+        check_choice(adapters, adapter_names)
+        found = read_texts(texts, column, self.max_characters)
+        if adapters is None:
+            return self._stream_mixed(_paired(found, adapter_names))
+        return self._stream_all(found, [self._app(name) for name in adapters])
 
-    def _head(self, name: str) -> Any:
-        self.model.adapter_depth(name)  # raises for an unknown adapter
-        if name not in self.model.heads:
-            raise AdapterError(
-                f"Adapter {name!r} has no head: it is a family's LoRA, not an app; fit an app on it."
-            )
-        return self.model.heads[name]
+    def _stream_all(self, texts: Iterator[str], apps: list[_App]) -> Iterator[dict[str, Any]]:
+        pairs = ((text, range(len(apps))) for text in texts)
+        for portion in in_portions(pairs, self.portion, PORTION_CHARACTERS):
+            for row in self._run(portion, apps):
+                yield {apps[index].name: result for index, result in row.items()}
 
-    def _tokenize(self, texts: list[str], max_length: int) -> tuple[Any, list[_Window]]:
-        encoding = self.tokenizer(
-            texts,
-            truncation=True,
-            max_length=max_length,
-            stride=int(max_length * WINDOW_OVERLAP),
-            return_overflowing_tokens=True,
-            return_offsets_mapping=True,
-        )
-        owners = encoding["overflow_to_sample_mapping"]
-        return encoding, [_Window(t, row, len(encoding["input_ids"][row])) for row, t in enumerate(owners)]
+    def _stream_mixed(self, pairs: Iterator[tuple[str, str]]) -> Iterator[Any]:
+        apps: list[_App] = []
+        known: dict[Any, int] = {}
+        for portion in in_portions(pairs, self.portion, PORTION_CHARACTERS):
+            for _, name in portion:
+                if name not in known:
+                    known[name] = len(apps)
+                    apps.append(self._app(name))
+            for row in self._run([(text, [known[name]]) for text, name in portion], apps):
+                (result,) = row.values()
+                yield result
+
+    def _app(self, name: Any) -> _App:
+        encoder = self.model.backbone
+        with CHANGES:
+            if not isinstance(name, str) or name not in adapter_names(encoder):
+                known = ", ".join(adapter_names(encoder)) or "none"
+                raise AdapterError(
+                    f"There is no adapter {name!r}; loaded: {known}. Load it with load_adapter."
+                )
+            if name not in self.model.heads:
+                raise AdapterError(
+                    f"Adapter {name!r} has no head: it is a family's LoRA, not an app; fit an app on it."
+                )
+            head = self.model.heads[name]
+            layers = frozen(encoder).tail(encoder, name)
+        limit = min(head.max_length, max_tokens(self.model.config.encoder_config))
+        scheme = TagScheme(head.labels) if head.kind == "token-classification" else None
+        return _App(name, head, layers, limit, scheme)
 
     @torch.inference_mode()
-    def _logits(self, encoding, windows: list[_Window], heads: dict, batch_size: int) -> dict[str, list]:
-        """Run windows sorted by length: ``(tokens, labels)`` for each of a token app, else ``(labels,)``."""
-        order = sorted(range(len(windows)), key=lambda i: windows[i].length)
-        logits: dict[str, list] = {name: [None] * len(windows) for name in heads}
-        keys = [key for key in self.tokenizer.model_input_names if key in encoding]
-        training = [module for module in self.model.modules() if module.training]
-        for module in training:
-            module.training = False
-        try:
-            for start in range(0, len(order), batch_size):
-                chunk = order[start : start + batch_size]
-                rows = [{key: encoding[key][windows[i].row] for key in keys} for i in chunk]
-                batch = self.tokenizer.pad(rows, return_tensors="pt").to(self.model.device)
-                states = self.model.encode_adapters(list(heads), **batch)
-                for name, head in heads.items():
-                    for row, i in enumerate(chunk):
-                        tokens = states[name][row, : windows[i].length].to(head.weight.dtype)
-                        if head.kind == "text-classification":
-                            tokens = tokens.mean(0)
-                        logits[name][i] = head(tokens).float().cpu()
-        finally:
-            for module in training:
-                module.training = True
-        return logits
+    def _run(self, pairs: list, apps: list[_App]) -> list[dict[int, Any]]:
+        """Return for each text of a portion the results of its apps."""
+        texts = [text for text, _ in pairs]
+        portion = _Portion(texts, self.tokenizer(texts), [list(wanted) for _, wanted in pairs])
+        with CHANGES:
+            encoder = frozen(self.model.backbone)
+        windows = self._windows(portion, apps)
+        for batch in self._batches(windows):
+            self._run_batch(encoder, portion, batch, apps)
+        return [
+            {index: self._result(portion, text, index, apps[index]) for index in wanted}
+            for text, wanted in enumerate(portion.wanted)
+        ]
+
+    def _windows(self, portion: _Portion, apps: list[_App]) -> list[Window]:
+        """Cut the texts into windows; apps of other limits share those of texts that fit both."""
+        windows: list[Window] = []
+        for text, (tokens, wanted) in enumerate(zip(portion.tokens, portion.wanted, strict=True)):
+            size = len(tokens.ids)
+            by_limit: dict[int | None, list[int]] = {}
+            for index in wanted:
+                fits = size + self.tokenizer.special <= apps[index].limit
+                by_limit.setdefault(None if fits else apps[index].limit, []).append(index)
+                if apps[index].scheme is not None:
+                    portion.labels[text, index] = (
+                        np.zeros(size, dtype=np.int64),
+                        np.zeros(size, dtype=np.float32),
+                    )
+                else:
+                    portion.sums[text, index] = [0.0, 0]
+            for limit, indices in by_limit.items():
+                for window in self.tokenizer.windows(text, size, limit):
+                    window.apps = indices
+                    windows.append(window)
+        return windows
+
+    def _batches(self, windows: list[Window]) -> Iterator[list[Window]]:
+        """Sort by length and cut into batches of so many tokens with little padding."""
+        order = sorted(windows, key=lambda window: (window.stop - window.start, window.apps))
+        batch: list[Window] = []
+        real = 0
+        for window in order:
+            length = max(1, window.stop - window.start + self.tokenizer.special)
+            padded = (len(batch) + 1) * length
+            full = padded > self.batch_tokens or len(batch) >= self.batch_size
+            wasteful = padded - real - length > MAX_PADDING * padded and real >= self.batch_tokens // 4
+            if batch and (full or wasteful):
+                yield batch
+                batch, real = [], 0
+            batch.append(window)
+            real += length
+        if batch:
+            yield batch
+
+    def _inputs(self, portion: _Portion, batch: list[Window]) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+        """Return the encoder's inputs, without a mask where all rows have one length, and the lengths."""
+        prefix, suffix = self.tokenizer.prefix, self.tokenizer.suffix
+        lengths = np.array([max(1, w.stop - w.start + self.tokenizer.special) for w in batch])
+        ids = np.full((len(batch), int(lengths.max())), self.tokenizer.pad_id, dtype=np.int64)
+        ids[:, : len(prefix)] = prefix
+        for row, window in zip(ids, batch, strict=True):
+            size = len(prefix) + window.stop - window.start
+            row[len(prefix) : size] = portion.tokens[window.text].ids[window.start : window.stop]
+            row[size : size + len(suffix)] = suffix
+        inputs = {"input_ids": torch.from_numpy(ids).to(self.device)}
+        if lengths.min() < lengths.max():
+            mask = np.arange(ids.shape[1]) < lengths[:, None]
+            inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64)).to(self.device)
+        return inputs, lengths
+
+    def _run_batch(
+        self, encoder: FrozenEncoder, portion: _Portion, batch: list[Window], apps: list[_App]
+    ) -> None:
+        inputs, lengths = self._inputs(portion, batch)
+        rows_of: dict[int, list[int]] = {}
+        for row, window in enumerate(batch):
+            for index in window.apps:
+                rows_of.setdefault(index, []).append(row)
+        if not rows_of:
+            return
+        depth = max(len(apps[index].layers) for index in rows_of)
+        whole = run_trunk(encoder.bare, depth, **inputs)
+        for index, rows in rows_of.items():
+            app, trunk = apps[index], whole
+            if len(rows) < len(batch):
+                trunk = whole.pick(torch.tensor(rows, device=self.device))
+            states = run_layers(encoder.bare, trunk, encoder.on_top(depth, app.layers))
+            self._read(portion, index, app, [batch[row] for row in rows], states, lengths[rows])
+
+    def _read(
+        self,
+        portion: _Portion,
+        index: int,
+        app: _App,
+        batch: list[Window],
+        states: torch.Tensor,
+        lengths: np.ndarray,
+    ) -> None:
+        """Turn hidden states ``(rows, tokens, hidden)`` into what the results need, and keep only that."""
+        states = states.to(app.head.weight.dtype)
+        if app.scheme is None:
+            if lengths.min() < states.shape[1]:
+                keep = torch.arange(states.shape[1]) < torch.from_numpy(lengths)[:, None]
+                states = states * keep.unsqueeze(-1).to(states.device, states.dtype)
+            mean = states.sum(1) / torch.from_numpy(lengths).to(states.device, states.dtype)[:, None]
+            probabilities = app.head(mean).float().softmax(-1).cpu().numpy()
+            for window, length, row in zip(batch, lengths.tolist(), probabilities, strict=True):
+                entry = portion.sums[window.text, index]
+                entry[0], entry[1] = entry[0] + row * length, entry[1] + length
+            return
+        scores, best = app.head(states).float().softmax(-1).max(-1)
+        scores, best = scores.cpu().numpy(), best.cpu().numpy()
+        for row, window in enumerate(batch):
+            labels, probabilities = portion.labels[window.text, index]
+            own = slice(window.own_start, window.own_stop)
+            shift = len(self.tokenizer.prefix) - window.start
+            labels[own] = best[row, own.start + shift : own.stop + shift]
+            probabilities[own] = scores[row, own.start + shift : own.stop + shift]
+
+    def _result(self, portion: _Portion, text: int, index: int, app: _App) -> Any:
+        if app.scheme is None:
+            total, weight = portion.sums[text, index]
+            return text_label(total / weight, app.head.labels)
+        best, scores = portion.labels[text, index]
+        if not (app.scheme.group_of[best] >= 0).any():
+            return []
+        if text not in portion.words:
+            portion.words[text] = portion.tokens[text].words()
+        return entities(portion.texts[text], portion.words[text], best, scores, app.scheme)
+
+
+def check_choice(adapters: Any, names: Any) -> None:
+    """Refuse a call that names no apps, or names them in both ways.
+
+    Raises:
+        TypeError: It does.
+    """
+    if (adapters is None) == (names is None):
+        raise TypeError(
+            "Give either adapters=[...], for all texts, or adapter_names=[...], one for each text."
+        )
+    for what, value in (("adapters", adapters), ("adapter_names", names)):
+        if isinstance(value, (str, bytes)):
+            raise TypeError(f"{what} is {value!r}; give a list of names, e.g. {what}=[{value!r}].")
+
+
+def _paired(texts: Iterator[str], names: Any) -> Iterator[tuple[str, str]]:
+    """Yield each text with its app's name.
+
+    Raises:
+        ValueError: There are more of the one than of the other.
+    """
+    end = object()
+    rest = iter(names)
+    count = 0
+    for text in texts:
+        name = next(rest, end)
+        if name is end:
+            raise ValueError(f"adapter_names has {count} names, but there are more texts; give one for each.")
+        yield text, name  # type: ignore[misc]
+        count += 1
+    if next(rest, end) is not end:
+        raise ValueError(f"adapter_names has more names than the {count} texts; give one for each.")
+
+
+def text_tokenizer(model: Any, tokenizer: Any = None, token: str | None = None) -> TextTokenizer:
+    """Return the copy of a tokenizer that predictions use; it is made once and kept with the model."""
+    source = tokenizer or load_tokenizer(model, token)
+    with _LOADING:
+        kept = model.__dict__.get("_mtpf_text_tokenizer")
+        if kept is None or kept[0] is not source or kept[1] != len(source):
+            kept = model.__dict__["_mtpf_text_tokenizer"] = (source, len(source), TextTokenizer(source))
+        return kept[2]
 
 
 def load_tokenizer(model: Any, token: str | None = None) -> Any:
@@ -115,79 +331,24 @@ def load_tokenizer(model: Any, token: str | None = None) -> Any:
     Raises:
         ValueError: Nobody knows where the backbone came from, or the tokenizer there cannot be read.
     """
-    if "_mtpf_tokenizer" not in model.__dict__:
-        source = model.config.name_or_path
-        if not source:
-            raise ValueError("The model was not loaded from a folder or repo; pass tokenizer=... to predict.")
-        revision = getattr(model.config, "source_revision", None) or "main"
-        try:
-            model.__dict__["_mtpf_tokenizer"] = AutoTokenizer.from_pretrained(
-                source, revision=revision, use_fast=True, trust_remote_code=False, token=token
-            )
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"The tokenizer of {source} cannot be read; pass tokenizer=..., or for a private repo "
-                f"token=..., to predict. {error}"
-            ) from error
-    return model.__dict__["_mtpf_tokenizer"]
+    with _LOADING:
+        if "_mtpf_tokenizer" not in model.__dict__:
+            source = model.config.name_or_path
+            if not source:
+                raise ValueError(
+                    "The model was not loaded from a folder or repo; pass tokenizer=... to predict."
+                )
+            revision = getattr(model.config, "source_revision", None) or "main"
+            try:
+                model.__dict__["_mtpf_tokenizer"] = AutoTokenizer.from_pretrained(
+                    source, revision=revision, use_fast=True, trust_remote_code=False, token=token
+                )
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"The tokenizer of {source} cannot be read; pass tokenizer=..., or for a private repo "
+                    f"token=..., to predict. {error}"
+                ) from error
+        return model.__dict__["_mtpf_tokenizer"]
 
 
-def _text_label(pieces: list, labels: list[str]) -> dict[str, Any]:
-    """Average the probabilities of a text's windows, weighted by their length."""
-    weights = torch.tensor([window.length for window, _ in pieces], dtype=torch.float32)
-    probabilities = torch.stack([scores.softmax(-1) for _, scores in pieces])
-    mean = (probabilities * weights[:, None]).sum(0) / weights.sum()
-    best = int(mean.argmax())
-    return {"label": labels[best], "score": float(mean[best])}
-
-
-def _entities(pieces: list, encoding: Any, text: str, labels: list[str]) -> list[dict[str, Any]]:
-    """Label each word in the window that shows most of its surroundings, then join IOB2 spans."""
-    # A window may begin or end inside a word: its borders come from all windows together, its label from a
-    # window that has its first sub-word.
-    borders: dict[int, tuple[int, int]] = {}
-    seen: dict[int, list[tuple[int, int, torch.Tensor]]] = defaultdict(list)
-    for window, scores in pieces:
-        ids = encoding.word_ids(window.row)
-        for token, word in enumerate(ids):
-            if word is None:
-                continue
-            start, end = encoding["offset_mapping"][window.row][token]
-            first, last = borders.get(word, (start, end))
-            borders[word] = (min(first, start), max(last, end))
-            if token == 0 or ids[token - 1] != word:
-                seen[word].append((start, min(token, len(ids) - 1 - token), scores[token]))
-    words = []
-    for word, (first, last) in borders.items():
-        whole = [entry for entry in seen[word] if entry[0] == first] or seen[word]
-        if first < last:
-            words.append((first, last, max(whole, key=lambda entry: entry[1])[2].softmax(-1)))
-    spans: list[dict[str, Any]] = []
-    for start, end, probabilities in sorted(words, key=lambda item: item[:2]):
-        best = int(probabilities.argmax())
-        prefix, _, group = labels[best].partition("-")
-        if prefix not in ("B", "I"):
-            spans.append({"entity_group": None})
-            continue
-        previous: dict[str, Any] = spans[-1] if spans else {"entity_group": None}
-        if prefix == "I" and previous["entity_group"] == group:
-            previous["end"] = end
-            previous["scores"].append(float(probabilities[best]))
-        else:
-            spans.append(
-                {"entity_group": group, "start": start, "end": end, "scores": [float(probabilities[best])]}
-            )
-    return [
-        {
-            "entity_group": span["entity_group"],
-            "score": sum(span["scores"]) / len(span["scores"]),
-            "word": text[span["start"] : span["end"]],
-            "start": span["start"],
-            "end": span["end"],
-        }
-        for span in spans
-        if span["entity_group"] is not None
-    ]
-
-
-__all__ = ["Predictor", "load_tokenizer"]
+__all__ = ["Predictor", "load_tokenizer", "text_tokenizer"]

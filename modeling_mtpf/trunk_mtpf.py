@@ -18,6 +18,9 @@ from torch import nn
 
 from .configuration_mtpf import encoder_layout
 
+BARE = "_mtpf_bare"
+"""Attribute of an encoder view that is known to have no LoRA in it."""
+
 Encoder = Any
 """A stock transformers encoder; its attributes differ by architecture, so that no static type fits."""
 
@@ -53,12 +56,23 @@ class TrunkOutput:
 
     def rows(self, start: int, stop: int) -> "TrunkOutput":
         """Return the part that belongs to the batch rows ``start:stop``."""
+        return self._part(slice(start, stop))
+
+    def pick(self, rows: torch.Tensor) -> "TrunkOutput":
+        """Return the part that belongs to some batch rows, in their order.
+
+        Args:
+            rows: Row numbers, int64 ``(picked,)``, on the device of the hidden states.
+        """
+        return self._part(rows)
+
+    def _part(self, rows: Any) -> "TrunkOutput":
         size = self.hidden_states.shape[0]
 
         def select(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
                 # Masks and per-row tables have the batch in front; tables shared by all rows have 1 there.
-                return value[start:stop] if value.dim() > 1 and value.shape[0] == size else value
+                return value[rows] if value.dim() > 1 and value.shape[0] == size else value
             if isinstance(value, (tuple, list)):
                 return type(value)(select(item) for item in value)
             if isinstance(value, dict):
@@ -66,7 +80,7 @@ class TrunkOutput:
             return value
 
         calls = [(select(args), select(kwargs)) for args, kwargs in self.calls]
-        return TrunkOutput(self.hidden_states[start:stop], calls)
+        return TrunkOutput(self.hidden_states[rows], calls)
 
 
 class _Recorder(nn.Module):
@@ -113,7 +127,8 @@ def run_trunk(encoder: Encoder, num_tail_layers: int, **inputs) -> TrunkOutput:
         parent._modules[part] = shallow_view(parent._modules[part])
         parent = parent._modules[part]
     # No adapter acts in the trunk, not even one that plain forwards use and that reaches deeper.
-    lower = [adapter_view(layer, None) for layer in layers[:split]]
+    bare = BARE in encoder.__dict__
+    lower = layers[:split] if bare else [adapter_view(layer, None) for layer in layers[:split]]
     parent._modules[last] = nn.ModuleList(lower + [_Recorder(layer, recorded) for layer in layers[split:]])
     if view._modules.get("pooler") is not None:
         view._modules["pooler"] = None
@@ -128,9 +143,18 @@ def is_lora_layer(module: nn.Module) -> bool:
     return hasattr(module, "lora_A") and hasattr(module, "base_layer")
 
 
-def lora_modules(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield name and module of every LoRA-carrying linear layer below ``module``."""
-    return ((name, child) for name, child in module.named_modules() if is_lora_layer(child))
+def lora_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield name and module of every LoRA-carrying linear layer in ``module``.
+
+    What PEFT keeps inside them is not visited: that grows with the number of adapters, and another thread may
+    just be adding one.
+    """
+    if is_lora_layer(module):
+        yield prefix, module
+        return
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from lora_modules(child, f"{prefix}.{name}" if prefix else name)
 
 
 def adapter_view(module: nn.Module, adapter: str | None) -> nn.Module:
@@ -161,10 +185,15 @@ def run_tail(encoder: Encoder, trunk: TrunkOutput, adapter: str | None) -> torch
     Returns:
         The last hidden states, ``(batch, tokens, hidden)``.
     """
-    hidden_states = trunk.hidden_states
     tail = list(encoder_layers(encoder))[-len(trunk.calls) :]
-    for layer, (args, kwargs) in zip(tail, trunk.calls, strict=True):
-        hidden_states = adapter_view(layer, adapter)(hidden_states, *args, **kwargs)
+    return run_layers(encoder, trunk, [adapter_view(layer, adapter) for layer in tail])
+
+
+def run_layers(encoder: Encoder, trunk: TrunkOutput, layers: list[nn.Module]) -> torch.Tensor:
+    """Run given layers, one for each recorded call, and the encoder's final norm on a trunk output."""
+    hidden_states = trunk.hidden_states
+    for layer, (args, kwargs) in zip(layers, trunk.calls, strict=True):
+        hidden_states = layer(hidden_states, *args, **kwargs)
     final_norm = encoder_layout(encoder.config.model_type).final_norm
     return hidden_states if final_norm is None else getattr(encoder, final_norm)(hidden_states)
 
@@ -176,6 +205,7 @@ __all__ = [
     "encoder_layers",
     "is_lora_layer",
     "lora_modules",
+    "run_layers",
     "run_tail",
     "run_trunk",
     "shallow_view",

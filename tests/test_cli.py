@@ -91,7 +91,8 @@ def test_results_for_the_card(hub, folders, run, tmp_path):
         (["inspect", "mtpf/absent"], "There is no repo mtpf/absent"),
         (["push", "backbone", "{backbone}", BACKBONE, "--license", ""], "The license '' is no id"),
         (["push", "backbone", "{backbone}", BACKBONE, "--branch", "dev"], "has no branch 'dev'"),
-        (["predict"], "invalid choice|argument COMMAND"),
+        (["predict"], "required: --adapter"),
+        (["export-all"], "invalid choice|argument COMMAND"),
         ([], "required"),
     ],
 )

@@ -5,7 +5,6 @@ import torch
 from transformers import AutoTokenizer
 
 from modeling_mtpf import AdapterError, AdapterHead
-from modeling_mtpf.predict_mtpf import _entities, _Window
 
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 
@@ -113,16 +112,3 @@ def test_the_mode_of_the_model_is_kept(apps):
     first = model.predict(TEXTS, adapters=["topic"])
     assert first == model.predict(TEXTS, adapters=["topic"])
     assert [module.training for module in model.modules()] == modes and model.training
-
-
-def test_a_word_that_a_window_cuts_is_labelled_from_its_first_subword():
-    class Encoding(dict):
-        def word_ids(self, row):
-            return [[None, 0, 1, None], [None, 1, 2, None]][row]
-
-    encoding = Encoding(offset_mapping=[[(0, 0), (0, 1), (2, 4), (0, 0)], [(0, 0), (4, 6), (7, 8), (0, 0)]])
-    nothing, person = torch.eye(3)[0] * 9, torch.eye(3)[1] * 9
-    scores = [torch.stack([nothing, nothing, person, nothing]), torch.stack([nothing] * 4)]
-    pieces = [(_Window(text=0, row=row, length=4), scores[row]) for row in range(2)]
-    (span,) = _entities(pieces, encoding, "a bcde f", ["O", "B-PER", "I-PER"])
-    assert (span["word"], span["start"], span["end"]) == ("bcde", 2, 6)

@@ -1,0 +1,91 @@
+"""Results out: what an app's scores say about a text, shaped like the results of transformers' pipelines."""
+
+import unicodedata
+from typing import Any
+
+import numpy as np
+
+
+class TagScheme:
+    """IOB2 labels as numbers.
+
+    Args:
+        labels: In the order of the logits; what begins neither with ``B-`` nor with ``I-`` is outside.
+    """
+
+    def __init__(self, labels: list[str]):
+        parts = [label.partition("-") for label in labels]
+        self.groups = sorted({group for prefix, _, group in parts if prefix in ("B", "I")})
+        self.group_of = np.array(
+            [self.groups.index(group) if prefix in ("B", "I") else -1 for prefix, _, group in parts]
+        )
+        self.begins = np.array([prefix == "B" for prefix, _, _ in parts])
+
+    def spans(self, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the first word of each entity, and the one behind its last.
+
+        Args:
+            best: Label numbers of a text's words.
+        """
+        groups = self.group_of[best]
+        before = np.concatenate([[-1], groups[:-1]])
+        inside = groups >= 0
+        opens = inside & (self.begins[best] | (groups != before))
+        closes = np.concatenate([~inside[1:] | opens[1:], [True]]) & inside if len(best) else inside
+        return np.flatnonzero(opens), np.flatnonzero(closes) + 1
+
+
+def entities(
+    text: str,
+    words: tuple[np.ndarray, np.ndarray, np.ndarray],
+    best: np.ndarray,
+    score: np.ndarray,
+    scheme: TagScheme,
+) -> list[dict[str, Any]]:
+    """Return the entities of a text.
+
+    Args:
+        text: The text.
+        words: First sub-word, first character and the character behind the last, of each word.
+        best: Label number of each sub-word.
+        score: Its probability.
+        scheme: The app's labels.
+    """
+    first, starts, ends = words
+    best = best[first]
+    found = []
+    for begin, behind in zip(*scheme.spans(best), strict=True):
+        start = int(starts[begin])
+        limit = int(starts[behind]) if behind < len(starts) else len(text)
+        end = _with_marks(text, int(ends[behind - 1]), limit)
+        found.append(
+            {
+                "entity_group": scheme.groups[scheme.group_of[best[begin]]],
+                "score": float(score[first[begin:behind]].mean()),
+                "word": text[start:end],
+                "start": start,
+                "end": end,
+            }
+        )
+    return found
+
+
+def _with_marks(text: str, end: int, limit: int) -> int:
+    """Move an end behind the combining marks that follow: tokenizers that strip accents leave them out."""
+    while end < limit and not text[end].isascii() and unicodedata.category(text[end]).startswith("M"):
+        end += 1
+    return end
+
+
+def text_label(probabilities: np.ndarray, labels: list[str]) -> dict[str, Any]:
+    """Return the best label of a text.
+
+    Args:
+        probabilities: ``(labels,)``, the mean over the text's windows, weighted by their length.
+        labels: In the order of the logits.
+    """
+    best = int(probabilities.argmax())
+    return {"label": labels[best], "score": float(probabilities[best])}
+
+
+__all__ = ["TagScheme", "entities", "text_label"]

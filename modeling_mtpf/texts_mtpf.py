@@ -1,0 +1,226 @@
+"""Texts in: whatever yields strings, tokenized once, cut into windows that fit the encoder.
+
+The tokenizer is used without truncation and padding: they are settings of the one object behind a fast
+tokenizer, and changing them while another thread tokenizes fails ("Already borrowed"). So a private copy is
+made once and never changed, and windows are cut here.
+"""
+
+import copy
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+WINDOW_OVERLAP = 0.25
+"""Share of a window that the next one repeats, so that no word is seen only at a border."""
+
+MAX_CHARACTERS = 1_000_000
+"""The longest text that is read by default: about five minutes on two slow cores."""
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_TABLE_ROWS = 1000
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def read_texts(texts: Any, column: str | None = None, max_characters: int = MAX_CHARACTERS) -> Iterator[str]:
+    """Yield the texts of a string, list, iterator, pandas Series, or a column of a table, in order.
+
+    Args:
+        texts: One text, or anything that yields texts. Of a table (`datasets.Dataset`, pandas DataFrame) or
+            of rows that are dicts, a column is read.
+        column: Which one; ``text`` by default.
+        max_characters: A longer text is refused.
+
+    Raises:
+        TypeError: A text is no string, or ``texts`` yields none.
+        ValueError: A text is too long, or there is no such column.
+    """
+    for position, text in enumerate(_rows(texts, column)):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"Text {position} is {type(text).__name__}, not a string"
+                + ("; decode it, e.g. with .decode('utf-8')." if isinstance(text, bytes) else ".")
+            )
+        if len(text) > max_characters:
+            raise ValueError(
+                f"Text {position} has {len(text):,} characters; at most {max_characters:,} are read at once. "
+                "Split it, or raise max_characters."
+            )
+        yield text
+
+
+def _rows(texts: Any, column: str | None) -> Iterator[Any]:
+    if isinstance(texts, str):
+        yield texts
+        return
+    if isinstance(texts, (bytes, Mapping)) or not hasattr(texts, "__iter__"):
+        raise TypeError(
+            f"texts is {type(texts).__name__}; give a string, or a list, iterator or Series of strings."
+        )
+    names = getattr(texts, "column_names", None)
+    names = getattr(texts, "columns", None) if names is None else names
+    if names is not None:
+        names, column = list(names), column or "text"
+        if column not in names:
+            raise ValueError(
+                f"There is no column {column!r}; choose one with column=: {', '.join(map(str, names))}."
+            )
+        if hasattr(texts, "select_columns"):
+            for part in texts.select_columns([column]).iter(batch_size=_TABLE_ROWS):
+                yield from part[column]
+            return
+        texts = texts[column]
+    for position, row in enumerate(texts):
+        if isinstance(row, Mapping):
+            name = column or "text"
+            if name not in row:
+                raise ValueError(
+                    f"Row {position} has no {name!r}; choose one with column=: {', '.join(row)}."
+                )
+            row = row[name]
+        yield row
+
+
+def in_portions(
+    pairs: Iterable[tuple[str, Any]], rows: int, characters: int
+) -> Iterator[list[tuple[str, Any]]]:
+    """Split a stream of (text, anything) into lists of bounded length and number of characters."""
+    source = iter(pairs)
+    while portion := list(itertools.islice(source, 1)):
+        size = len(portion[0][0])
+        while len(portion) < rows and size < characters:
+            following = next(source, None)
+            if following is None:
+                break
+            portion.append(following)
+            size += len(following[0])
+        yield portion
+
+
+# ---------------------------------------------------------------------------------------------- tokenizing
+
+
+@dataclass
+class Tokens:
+    """One text in sub-words, without special tokens.
+
+    Attributes:
+        ids: ``(tokens,)``.
+        encoding: The tokenizer's own record, which knows words and offsets.
+    """
+
+    ids: np.ndarray
+    encoding: Any
+
+    def words(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the first sub-word of each word, and where the word begins and ends in the text.
+
+        Words without a character of their own are left out.
+        """
+        numbers = np.array([-1 if word is None else word for word in self.encoding.word_ids], dtype=np.int64)
+        opens = np.ones(len(numbers), dtype=bool)
+        opens[1:] = numbers[1:] != numbers[:-1]
+        first = np.flatnonzero(opens)
+        if not len(first):
+            return first, first, first
+        offsets = np.array(self.encoding.offsets, dtype=np.int64)
+        starts = np.minimum.reduceat(offsets[:, 0], first)
+        ends = np.maximum.reduceat(offsets[:, 1], first)
+        real = (starts < ends) & (numbers[first] >= 0)
+        return first[real], starts[real], ends[real]
+
+
+@dataclass
+class Window:
+    """A piece of one text.
+
+    Attributes:
+        text: Index of the text.
+        start: First sub-word.
+        stop: Behind the last one.
+        own_start: From here on words take their label from this window: the middle of an overlap, where both
+            windows show equally much of a word's surroundings.
+        own_stop: Up to here.
+        apps: Indices of the apps that want it.
+    """
+
+    text: int
+    start: int
+    stop: int
+    own_start: int
+    own_stop: int
+    apps: list[int] = field(default_factory=list)
+
+
+class TextTokenizer:
+    """A private, unchanging copy of a fast tokenizer; safe to use from several threads.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+
+    Raises:
+        ValueError: It is not a fast one.
+    """
+
+    def __init__(self, tokenizer: Any):
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ValueError(
+                f"{type(tokenizer).__name__} is no fast tokenizer; predict needs one, for its offsets."
+            )
+        self._backend = copy.deepcopy(backend)
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        sample = self._backend.encode("a")
+        special = np.array(sample.special_tokens_mask, dtype=bool)
+        content = np.flatnonzero(~special)
+        first, behind = (content[0], content[-1] + 1) if len(content) else (len(special), len(special))
+        self.prefix = np.array(sample.ids[:first], dtype=np.int64)
+        self.suffix = np.array(sample.ids[behind:], dtype=np.int64)
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+
+    @property
+    def special(self) -> int:
+        """Special tokens around every window."""
+        return len(self.prefix) + len(self.suffix)
+
+    def __call__(self, texts: list[str]) -> list[Tokens]:
+        """Tokenize texts. A lone surrogate, which no tokenizer takes, is read as U+FFFD; offsets stay."""
+        readable = [text if text.isascii() else _SURROGATES.sub("\ufffd", text) for text in texts]
+        encodings = self._backend.encode_batch(readable, add_special_tokens=False)
+        return [Tokens(np.array(encoding.ids, dtype=np.int64), encoding) for encoding in encodings]
+
+    def windows(self, text: int, tokens: int, max_length: int | None) -> list[Window]:
+        """Cut a text of so many sub-words into windows that overlap by a quarter.
+
+        Args:
+            text: Index of the text.
+            tokens: Its sub-words.
+            max_length: Longest window, special tokens included; ``None`` where the text is known to fit.
+
+        Raises:
+            ValueError: Nothing fits beside the special tokens.
+        """
+        if max_length is None:
+            return [Window(text, 0, tokens, 0, tokens)]
+        capacity = max_length - self.special
+        if capacity < 1:
+            raise ValueError(
+                f"An app's max_length of {max_length} has no room beside {self.special} special tokens."
+            )
+        if tokens <= capacity:
+            return [Window(text, 0, tokens, 0, tokens)]
+        step = max(1, capacity - int(max_length * WINDOW_OVERLAP))
+        starts = range(0, tokens - capacity + step, step)
+        windows = [Window(text, start, min(start + capacity, tokens), start, tokens) for start in starts]
+        for left, right in zip(windows, windows[1:], strict=False):
+            left.own_stop = right.own_start = (left.stop + right.start) // 2
+        return windows
+
+
+__all__ = ["MAX_CHARACTERS", "TextTokenizer", "Tokens", "Window", "in_portions", "read_texts"]
