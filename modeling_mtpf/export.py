@@ -10,6 +10,7 @@ An export is a folder that needs onnxruntime, tokenizers and numpy alone:
     runner.py          a copy of `mtpf_runner`
 """
 
+import copy
 import json
 import os
 import shutil
@@ -340,7 +341,10 @@ def _create(
     apps: list[_App],
 ) -> None:
     """Write everything beside the folder's place, then move it there in one go."""
-    tokenizer = load_tokenizer(model)
+    try:
+        tokenizer = load_tokenizer(model)
+    except ValueError as error:
+        raise ExportError(str(error).strip().splitlines()[0]) from error
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -351,7 +355,7 @@ def _create(
             from .onnx_int8 import quantize_export
 
             quantization = quantize_export(temporary, tokenizer, calibration, [app.tensors for app in apps])
-        tokenizer.backend_tokenizer.save(str(temporary / TOKENIZER_FILE))
+        special = _save_tokenizer(tokenizer, temporary / TOKENIZER_FILE)
         shutil.copyfile(Path(__file__).with_name("mtpf_runner.py"), temporary / RUNNER_FILE)
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -368,7 +372,8 @@ def _create(
             "quantization": quantization,
             "max_length": max_tokens(model.config.encoder_config),
             "window_overlap": WINDOW_OVERLAP,
-            "pad_token_id": tokenizer.pad_token_id,
+            "pad_token_id": tokenizer.pad_token_id or 0,
+            "special_tokens": special,
             "opset": OPSET,
             "needs_onnxruntime": NEEDS_ONNXRUNTIME[precision],
             "versions": {
@@ -390,6 +395,17 @@ def _create(
         raise ExportError(f"{folder} cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_tokenizer(tokenizer: Any, file: Path) -> tuple[list[int], list[int]]:
+    """Write a tokenizer that neither cuts nor pads; return the special tokens before and behind a text."""
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.no_truncation()
+    backend.no_padding()
+    backend.save(str(file))
+    sample = backend.encode("a")
+    text = [place for place, special in enumerate(sample.special_tokens_mask) if not special]
+    return sample.ids[: text[0]], sample.ids[text[-1] + 1 :]
 
 
 def _is_hub_id(backbone: str) -> bool:
