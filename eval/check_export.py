@@ -31,7 +31,7 @@ from modeling_mtpf.adaptation.app import open_backbone, score_app
 from modeling_mtpf.adapter_files_mtpf import read_task
 from modeling_mtpf.data.app_data import AppData
 from modeling_mtpf.evaluation.tasks import Task, load_task, select_tasks
-from modeling_mtpf.export import export_onnx
+from modeling_mtpf.export import export_onnx, read_manifest
 from modeling_mtpf.mtpf_runner import Runner
 
 TASKS = {
@@ -158,7 +158,7 @@ def app_name(task: Task) -> str:
 
 
 def export(tasks: list[Task], given: argparse.Namespace) -> dict[str, Path]:
-    """Export all apps in each variant; an export that is there is used."""
+    """Export all apps in each variant; an export that is there is used, and gets what apps it lacks."""
     folders = {}
     for variant in given.variants.split(","):
         options = dict(VARIANTS[variant])
@@ -168,8 +168,12 @@ def export(tasks: list[Task], given: argparse.Namespace) -> dict[str, Path]:
                 folders.pop(variant)
                 continue
             options["calibration"] = given.calibration
-        if not folder.exists():
-            print(export_onnx("packaged", [given.apps / app_name(task) for task in tasks], folder, **options))
+        there = read_manifest(folder)["apps"] if folder.exists() else {}
+        missing = [given.apps / app_name(task) for task in tasks if app_name(task) not in there]
+        if there:
+            options.pop("calibration", None)  # graphs that are there stay
+        if missing:
+            print(export_onnx("packaged", missing, folder, **options), flush=True)
     return folders
 
 
