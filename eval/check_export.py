@@ -119,14 +119,16 @@ def main(arguments: list[str] | None = None) -> int:
     if given.fit_only:
         return 0
     folders = export(tasks, given)
-    records = [score(task, folders, given) for task in tasks]
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    records = []
+    for task in tasks:
+        records.append(score(task, folders, given))
+        given.output.write_text(json.dumps(records, indent=1) + "\n", "utf-8")
     print(f"\n{'mean of the differences, points':<40}", end="")
     for variant in folders:
         points = [record["difference"][variant] for record in records]
         print(f"{variant} {np.mean(points):+.2f} (worst {min(points):+.2f})", end="  ")
     print()
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    given.output.write_text(json.dumps(records, indent=1) + "\n", "utf-8")
     return 0
 
 
