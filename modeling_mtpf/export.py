@@ -210,7 +210,8 @@ def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _App
         head: Any = model.heads[loaded]
         prefix = encoder_layout(model.config.encoder_config.model_type).layers + "."
         tensors = {"head.weight": head.weight.detach().T, "head.bias": head.bias.detach()}
-        depth, targets, total = 0, set(), len(encoder_layers(model.backbone))
+        depth, total = 0, len(encoder_layers(model.backbone))
+        targets: set[str] = set()
         for path, module in lora_modules(model.backbone):
             if loaded not in module.lora_A:
                 continue

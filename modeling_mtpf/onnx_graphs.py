@@ -149,7 +149,9 @@ def export_tail(encoder: Encoder, shape: TailShape, file: Path) -> None:
     mask = torch.ones(2, 7, dtype=torch.int64)
     mask[1, 5:] = 0
     tail = _Tail(encoder, shape)
-    pairs, shapes, names = [], [], []
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    shapes: list[tuple[dict, dict]] = []
+    names: list[str] = []
     for number, (path, linear) in enumerate(zip(tail_modules(encoder, shape), tail.linears, strict=True)):
         base: Any = linear.base
         pairs.append((torch.zeros(base.in_features, 3), torch.zeros(3, base.out_features)))
