@@ -278,7 +278,7 @@ def _fill(app: _App, model: MtpfModel, shape: TailShape) -> None:
 
 def app_bytes(app: _App, precision: str) -> bytes:
     """Serialise an app as one safetensors file; its labels and the like are in the file's metadata."""
-    stored = {name: values.astype(precision) for name, values in app.tensors.items()}
+    stored: dict[str, np.ndarray] = {name: values.astype(precision) for name, values in app.tensors.items()}
     # One entry only: safetensors writes several in random order.
     return save(stored, metadata={"app": json.dumps(app.about, sort_keys=True, ensure_ascii=False)})
 
@@ -358,35 +358,11 @@ def _create(
             quantization = quantize_export(temporary, tokenizer, calibration, [app.tensors for app in apps])
         special = _save_tokenizer(tokenizer, temporary / TOKENIZER_FILE)
         shutil.copyfile(Path(__file__).with_name("mtpf_runner.py"), temporary / RUNNER_FILE)
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "backbone": {
-                "id": backbone if _is_hub_id(backbone) else None,
-                "sha256": sha256,
-                "model_type": model.config.encoder_config.model_type,
-                "layers": len(encoder_layers(model.backbone)),
-                "hidden_size": model.config.hidden_size,
-            },
-            "tail": {"layers": shape.layers, "targets": list(shape.targets)},
-            "precision": precision,
-            "app_precision": APP_PRECISION[precision],
+        manifest = _manifest(temporary, model, backbone, sha256, shape, precision)
+        manifest |= {
             "quantization": quantization,
-            "max_length": max_tokens(model.config.encoder_config),
-            "window_overlap": WINDOW_OVERLAP,
             "pad_token_id": tokenizer.pad_token_id or 0,
             "special_tokens": special,
-            "opset": OPSET,
-            "needs_onnxruntime": NEEDS_ONNXRUNTIME[precision],
-            "versions": {
-                "mtpf": __version__,
-                "python": ".".join(map(str, sys.version_info[:3])),
-                **{name: metadata.version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")},
-            },
-            "files": {
-                name: _described(temporary / name)
-                for name in (TRUNK_FILE, TAIL_FILE, TOKENIZER_FILE, RUNNER_FILE)
-            },
-            "apps": {},
         }
         _write_apps(temporary, manifest, apps)
         if folder.is_dir():
@@ -396,6 +372,34 @@ def _create(
         raise ExportError(f"{folder} cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _manifest(
+    folder: Path, model: MtpfModel, backbone: str, sha256: str, shape: TailShape, precision: str
+) -> dict[str, Any]:
+    """Describe an export that has its graphs and no apps yet."""
+    versions = {name: metadata.version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")}
+    files = (TRUNK_FILE, TAIL_FILE, TOKENIZER_FILE, RUNNER_FILE)
+    return {
+        "format_version": FORMAT_VERSION,
+        "backbone": {
+            "id": backbone if _is_hub_id(backbone) else None,
+            "sha256": sha256,
+            "model_type": model.config.encoder_config.model_type,
+            "layers": len(encoder_layers(model.backbone)),
+            "hidden_size": model.config.hidden_size,
+        },
+        "tail": {"layers": shape.layers, "targets": list(shape.targets)},
+        "precision": precision,
+        "app_precision": APP_PRECISION[precision],
+        "max_length": max_tokens(model.config.encoder_config),
+        "window_overlap": WINDOW_OVERLAP,
+        "opset": OPSET,
+        "needs_onnxruntime": NEEDS_ONNXRUNTIME[precision],
+        "versions": {"mtpf": __version__, "python": ".".join(map(str, sys.version_info[:3])), **versions},
+        "files": {name: _described(folder / name) for name in files},
+        "apps": {},
+    }
 
 
 def _save_tokenizer(tokenizer: Any, file: Path) -> tuple[list[int], list[int]]:

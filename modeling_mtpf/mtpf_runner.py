@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Run the apps of an `mtpf export` without torch: ``python runner.py --app entities < texts.txt``."""
 
 import argparse
