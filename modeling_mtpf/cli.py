@@ -1,4 +1,4 @@
-"""The command ``mtpf``: publish, fetch and inspect backbones and adapters, and apply apps to texts.
+"""The command ``mtpf``: publish, fetch, inspect and export backbones and adapters, and apply apps to texts.
 
 Exit codes: 0, done; 2, a mistake that the message says how to mend; 130, interrupted. Results go to standard
 output, one per line or as JSON; everything else goes to standard error.
@@ -59,6 +59,28 @@ def build_parser() -> argparse.ArgumentParser:
     look.set_defaults(run=_inspect)
 
     add_predict_parser(commands)
+
+    out = commands.add_parser("export", help="write ONNX graphs and apps for devices, or add apps to them")
+    out.add_argument("backbone", metavar="BACKBONE", help="packaged, a folder, or owner/name")
+    out.add_argument("--revision", help="commit of the backbone's repo (default: main)")
+    out.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="[NAME=]A",
+        help="folder or repo of an app; may be given several times",
+    )
+    out.add_argument(
+        "--output", required=True, metavar="DIR", type=Path, help="a new folder, or an export to add to"
+    )
+    out.add_argument("--int8", action="store_true", help="8-bit weights: a quarter of the size")
+    out.add_argument(
+        "--calibration", metavar="SOURCE", help="with --int8: raw text that fixes the activations' ranges"
+    )
+    out.add_argument(
+        "--layers", type=int, metavar="N", help="last layers in the tail (default: what the apps need)"
+    )
+    out.set_defaults(run=_export)
     return parser
 
 
@@ -69,6 +91,7 @@ examples:
   mtpf inspect ada/notes-entities --json | jq .labels
   mtpf predict --adapter ada/notes-entities --adapter ada/notes-intent notes.txt > results.jsonl
   cd "$(mtpf pull ada/notes-encoder --revision 1f0c3b2)"
+  mtpf export ada/notes-encoder --adapter ada/notes-entities --output phone --int8
 
 The token is the one of `hf auth login` or the variable HF_TOKEN.
 """
@@ -145,6 +168,22 @@ def _pull(arguments: argparse.Namespace) -> str:
 def _inspect(arguments: argparse.Namespace) -> str:
     found = inspect(arguments.source, arguments.revision)
     return json.dumps(found.to_dict(), indent=2, ensure_ascii=False) if arguments.json else str(found)
+
+
+def _export(arguments: argparse.Namespace) -> str:
+    from .export import export_onnx  # here: the other commands do without what it imports
+
+    return str(
+        export_onnx(
+            arguments.backbone,
+            arguments.adapter,
+            arguments.output,
+            int8=arguments.int8,
+            calibration=arguments.calibration,
+            layers=arguments.layers,
+            revision=arguments.revision,
+        )
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

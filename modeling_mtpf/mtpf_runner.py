@@ -1,0 +1,150 @@
+# mypy: ignore-errors
+"""Run the apps of an `mtpf export` without torch: ``python runner.py --app entities < texts.txt``."""
+
+import argparse
+import hashlib
+import json
+import sys
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import tokenizers
+
+
+class RunnerError(ValueError):
+    """A folder, an app or a text that cannot be used."""
+
+
+class Runner:
+    """The apps of one exported folder; threads may share it. ``threads=0`` uses all cores."""
+
+    def __init__(self, folder=".", threads=0):
+        folder = Path(folder)
+        try:
+            self.manifest = json.loads((folder / "export.json").read_text("utf-8"))
+            needed, apps = self.manifest["needs_onnxruntime"], self.manifest["apps"]
+            listed = {**self.manifest["files"], **{app["file"]: app for app in apps.values()}}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunnerError(f"{folder} is no folder of mtpf export: export.json: {error!r}") from error
+        if [int(part) for part in ort.__version__.split(".")[:2]] < needed:
+            raise RunnerError(f"onnxruntime is {ort.__version__}; install {needed[0]}.{needed[1]} or newer.")
+        for path, entry in ((folder / name, entry) for name, entry in listed.items()):
+            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+                raise RunnerError(f"{path} is missing or not the file that was exported; export it again.")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        # Else the threads of one session wait in a loop and take the cores from the other.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self.trunk = ort.InferenceSession(folder / "trunk.onnx", options, ["CPUExecutionProvider"])
+            self.tail = ort.InferenceSession(folder / "tail.onnx", options, ["CPUExecutionProvider"])
+        except Exception as error:
+            raise RunnerError(f"onnxruntime cannot read the graphs in {folder}: {error}") from error
+        self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.before, self.behind = self.manifest["special_tokens"]
+        self.apps = {name: self._app((folder / app["file"]).read_bytes()) for name, app in apps.items()}
+
+    def _app(self, data):
+        """Read safetensors: eight bytes with the length of the header, the header, the tensors."""
+        start = 8 + int.from_bytes(data[:8], "little")
+        header, inputs = json.loads(data[8:start]), {}
+        app = json.loads(header.pop("__metadata__")["app"])
+        for name, entry in header.items():
+            first, last = (start + offset for offset in entry["data_offsets"])
+            values = np.frombuffer(data[first:last], {"F32": "<f4", "F16": "<f2"}[entry["dtype"]])
+            inputs[name] = values.astype(np.float32).reshape(entry["shape"])
+        return {**app, "inputs": inputs}
+
+    def predict(self, texts, apps, batch_size=32):
+        """Return for each app one result per text, as ``MtpfModel.predict`` does."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if odd := [(i, type(text).__name__) for i, text in enumerate(texts) if not isinstance(text, str)]:
+            raise RunnerError(f"Text {odd[0][0]} is {odd[0][1]}, not a string.")
+        if unknown := [name for name in apps if name not in self.apps]:
+            raise RunnerError(f"There is no app {unknown[0]!r}; this export has: {', '.join(self.apps)}.")
+        lone = dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)  # surrogates, which no tokenizer takes
+        encoded = self.tokenizer.encode_batch([t.translate(lone) for t in texts], add_special_tokens=False)
+        windows = self._windows([len(tokens.ids) for tokens in encoded], apps)
+        order = sorted(windows, key=lambda window: window[2] - window[1])
+        pieces = {name: [[] for _ in texts] for name in apps}
+        for at in range(0, len(order), batch_size):
+            batch = order[at : at + batch_size]
+            rows = [[*self.before, *encoded[text].ids[i:j], *self.behind] for text, i, j in batch]
+            mask = np.array([[1] * len(r) + [0] * (len(rows[-1]) - len(r)) for r in rows], np.int64)
+            ids = np.full_like(mask, self.manifest["pad_token_id"])
+            ids[mask == 1] = np.concatenate(rows)
+            hidden = self.trunk.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+            for name in {name for window in batch for name in windows[window]}:
+                own = [row for row, window in enumerate(batch) if name in windows[window]]
+                inputs = {"hidden_states": hidden[own], "attention_mask": mask[own]}
+                logits = self.tail.run(["logits"], {**inputs, **self.apps[name]["inputs"]})[0]
+                for row, scores in zip(own, logits, strict=True):
+                    piece = batch[row][1], scores[: len(rows[row])], windows[batch[row]][name]
+                    pieces[name][batch[row][0]].append(piece)
+        for name, found in pieces.items():
+            result = self._label if self.apps[name]["kind"] == "text-classification" else self._entities
+            rows = zip(texts, encoded, map(sorted, found), strict=True)
+            pieces[name] = [result(*row, self.apps[name]["labels"]) for row in rows]
+        return pieces
+
+    def _windows(self, sizes, apps):
+        """Return windows (text, first sub-word, behind the last): app → the part that it labels in there."""
+        windows, shift = {}, len(self.before)
+        for name in apps:
+            most = min(self.manifest["max_length"], self.apps[name]["max_length"])
+            room = most - shift - len(self.behind)
+            step = max(1, room - int(most * self.manifest["window_overlap"]))
+            for text, size in enumerate(sizes):
+                cuts = [(i, min(i + room, size)) for i in range(0, max(1, size - room + step), step)]
+                # In the middle of an overlap both windows show as much of a word's surroundings.
+                inner = [(left[1] + right[0]) // 2 for left, right in zip(cuts, cuts[1:], strict=False)]
+                for (i, j), low, high in zip(cuts, [0, *inner], [*inner, size], strict=True):
+                    windows.setdefault((text, i, j), {})[name] = slice(shift + low - i, shift + high - i)
+        return windows
+
+    def _label(self, text, tokens, pieces, labels):
+        """Average the probabilities of a text's windows, weighted by their length."""
+        every = [_softmax(logits.mean(0)) for _, logits, _ in pieces]
+        mean = np.average(every, axis=0, weights=[len(logits) for _, logits, _ in pieces])
+        return {"label": labels[int(mean.argmax())], "score": float(mean.max())}
+
+    def _entities(self, text, tokens, pieces, labels):
+        """Label words by their first sub-word and join IOB2 spans."""
+        scores = _softmax(np.concatenate([logits[part] for _, logits, part in pieces]))  # (tokens, labels)
+        words, spans, group = {}, [], None
+        for token, (word, (start, end)) in enumerate(zip(tokens.word_ids, tokens.offsets, strict=True)):
+            first, low, high = words.get(word, (token, start, end))
+            words[word] = first, min(low, start), max(high, end)
+        words = [own for word, own in words.items() if word is not None and own[1] < own[2]]
+        limits = [*(start for _, start, _ in words[1:]), len(text)]
+        for (token, start, end), limit in zip(words, limits, strict=False):  # without words one limit is left
+            while end < limit and unicodedata.category(text[end])[0] == "M":  # marks that tokenizers strip
+                end += 1
+            prefix, _, kind = labels[int(scores[token].argmax())].partition("-")
+            score = [scores[token].max()]
+            if prefix == "I" and kind == group:
+                spans[-1].update(end=end, score=spans[-1]["score"] + score)
+            elif prefix in ("B", "I"):
+                spans.append(dict(entity_group=kind, score=score, word="", start=start, end=end))
+            group = kind if prefix in ("B", "I") else None
+        for span in spans:
+            span.update(score=float(np.mean(span["score"])), word=text[span["start"] : span["end"]])
+        return spans
+
+
+def _softmax(logits):
+    return (powers := np.exp(logits - logits.max(-1, keepdims=True))) / powers.sum(-1, keepdims=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Apply apps to the lines of standard input.")
+    parser.add_argument("--app", action="append", required=True, help="may be given several times")
+    chosen, lines = parser.parse_args().app, sys.stdin.buffer.read().decode("utf-8", "replace").splitlines()
+    try:
+        results = Runner(Path(__file__).parent).predict(lines, chosen)
+    except RunnerError as error:
+        sys.exit(f"error: {error}")
+    for line in zip(*results.values(), strict=True):
+        sys.stdout.write(json.dumps(dict(zip(results, line, strict=True)), ensure_ascii=False) + "\n")
