@@ -120,7 +120,7 @@ class Tokens:
     def words(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the first sub-word of each word, and where the word begins and ends in the text.
 
-        Words without a character of their own are left out.
+        Words without a character of their own are left out, also those whose character the next one has.
         """
         numbers = np.array([-1 if word is None else word for word in self.encoding.word_ids], dtype=np.int64)
         opens = np.ones(len(numbers), dtype=bool)
@@ -132,7 +132,11 @@ class Tokens:
         starts = np.minimum.reduceat(offsets[:, 0], first)
         ends = np.maximum.reduceat(offsets[:, 1], first)
         real = (starts < ends) & (numbers[first] >= 0)
-        return first[real], starts[real], ends[real]
+        first, starts, ends = first[real], starts[real], ends[real]
+        # A byte-level tokenizer may put a space before the text and count the text's first character for it.
+        alone = np.ones(len(first), dtype=bool)
+        alone[:-1] = ends[:-1] <= starts[1:]
+        return first[alone], starts[alone], ends[alone]
 
 
 @dataclass

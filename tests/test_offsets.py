@@ -59,7 +59,7 @@ def predictors(encoders):
     return found
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(st.lists(TEXTS, max_size=4))
 @example([""])
 @example(["\ud800"])
@@ -92,6 +92,8 @@ def assert_same_words(text, spans, tokenizer):
         known = words.setdefault(word, [start, end])
         known[0], known[1] = min(known[0], start), max(known[1], end)
     expected = sorted(word for word in words.values() if word[0] < word[1])
+    following = [start for start, _ in expected[1:]] + [len(text)] * bool(expected)
+    expected = [word for word, then in zip(expected, following, strict=True) if word[1] <= then]
     assert [span["start"] for span in spans] == [start for start, _ in expected]
     for span, (_, end) in zip(spans, expected, strict=True):
         assert span["end"] >= end

@@ -19,6 +19,7 @@ TEXTS = ["Ada met Noor in London.", "", "café 東京 🙂", "Hi", "can you remi
 @pytest.fixture
 def run(capsys):
     def call(*arguments) -> tuple[int, str, str]:
+        capsys.readouterr()  # of fixtures that load models
         try:
             code = main([str(argument) for argument in arguments])
         except SystemExit as stop:
