@@ -130,6 +130,7 @@ class _Job:
         return {
             **asdict(self.settings),
             "bf16": self.encoder.bf16,
+            "batch_tokens": self.encoder.batch_tokens,
             "source": self.stream.name,
             "fingerprint": self.stream.fingerprint(),
             "teacher_sha256": backbone_sha256(self.encoder.reader.model),

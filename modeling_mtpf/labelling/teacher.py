@@ -16,6 +16,8 @@ from ..errors import DataError
 from .batches import close_batches, length_sorted_batches
 from .settings import PseudoLabelSettings
 
+CPU_TOKENS, GPU_TOKENS = 2048, 65536
+"""Tokens per forward pass. On a CPU more are no faster, and their states leave holes in the memory."""
 CPU_PADDING = 48
 """Tokens of padding that take a CPU as long as beginning a batch (docs/log.md, 2026-11-26)."""
 
@@ -106,8 +108,9 @@ class WordEncoder:
     ):
         self.reader, self.tokenizer = reader, tokenizer
         self.pooling, self.normalize = settings.pooling, settings.normalize
-        self.batch_tokens, self.max_length, self.bf16 = settings.batch_tokens, max_length, bf16
+        self.max_length, self.bf16 = max_length, bf16
         self.device = reader.model.device
+        self.batch_tokens = settings.batch_tokens or (CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS)
 
     def __call__(self, sentences: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
         """Return float32 ``(words with a vector, hidden)`` and a mask ``(all words,)`` of which those are.
