@@ -1,5 +1,6 @@
-"""What the machine offers: cores and a fast bf16."""
+"""What the machine offers: cores, memory and a fast bf16."""
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,17 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def release_free_memory() -> None:
+    """Give freed memory back to the operating system, where its C library (glibc) can be asked to.
+
+    Tensors of many sizes leave holes in the heap, and a long run would grow by them.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # other C libraries have no such function
+        pass
+
+
 @contextmanager
 def precision(device: torch.device, name: str) -> Iterator[None]:
     """Compute in ``bf16``, ``float32``, or, with ``auto``, in bf16 where the device is fast at it."""
@@ -44,4 +56,12 @@ def wants_few_shapes(device: torch.device, name: str) -> bool:
     return device.type == "cpu" and uses_bf16(device, name)
 
 
-__all__ = ["PRECISIONS", "available_cores", "fast_bf16", "precision", "uses_bf16", "wants_few_shapes"]
+__all__ = [
+    "PRECISIONS",
+    "available_cores",
+    "fast_bf16",
+    "precision",
+    "release_free_memory",
+    "uses_bf16",
+    "wants_few_shapes",
+]

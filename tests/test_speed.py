@@ -1,6 +1,7 @@
 """The scripts beside the package that this project's numbers about labels come from."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from eval import ner_overlap, ner_teacher, speed
+from eval import ner_overlap, ner_teacher, speed, summarize_labels
 
 
 def test_sections_are_found_and_judged():
@@ -77,6 +78,37 @@ def test_a_teacher_is_trained_in_pieces_and_learns(encoders, tagged, tmp_path, c
     trained = AutoModel.from_pretrained(output).state_dict()
     start = AutoModel.from_pretrained(encoders["bert"]).state_dict()
     assert any(not torch.equal(value, start[key]) for key, value in trained.items())
+
+
+def test_a_smaller_teacher_keeps_the_lowest_layers_and_some_sentences(encoders, tagged, tmp_path):
+    output = tmp_path / "teacher"
+    arguments = ["--data", *tagged, "--encoder", str(encoders["bert"]), "--output_dir", str(output)]
+    arguments += ["--epochs", "1", "--tokens", "64", "--learning_rate", "0"]
+    assert ner_teacher.main([*arguments, "--layers", "2", "--sentences", "10"]) == 0
+    record = json.loads((output / "teacher.json").read_text())
+    assert record["layers"] == 2 and [part["sentences"] for part in record["sets"].values()] == [10, 10]
+    trained = AutoModel.from_pretrained(output).state_dict()
+    start = AutoModel.from_pretrained(encoders["bert"]).state_dict()
+    assert not any("layer.2" in key for key in trained) and any("layer.1" in key for key in trained)
+    assert all(torch.equal(value, start[key]) for key, value in trained.items())
+
+
+def test_a_students_accuracy_stands_beside_what_guessing_reaches(tmp_path):
+    sizes = [50, 25, 25]  # an entropy of 1.5 bits
+    labels, run = tmp_path / "labels", tmp_path / "run"
+    labels.mkdir()
+    run.mkdir()
+    report = {"words": 100, "entropy_bits": 1.5, "clusters": [{"size": size} for size in sizes]}
+    (labels / "clusters.json").write_text(json.dumps(report))
+    losses = [1.5 * math.log(2)] * 10 + [0.75 * math.log(2)] * 2  # in nats, as a loss is
+    lines = [
+        {"step": step, "loss/ner": loss, "pseudo_label_accuracy/ner": step / 100}
+        for step, loss in enumerate(losses)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = summarize_labels.student_table([summarize_labels.run_record("mine", run, labels)])
+    cells = table.splitlines()[-1].strip("| ").split(" | ")
+    assert cells == "mine 0.500 1.500 0.005 0.025 0.045 0.065 0.085 0.105 0.500".split()
 
 
 def test_overlap_finds_whole_sentences_and_long_runs():

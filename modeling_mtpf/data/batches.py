@@ -12,6 +12,9 @@ LENGTH_MULTIPLE = 16
 """Rows of few shapes are padded to a multiple of this. bf16 on CPU compiles a kernel for each new shape."""
 
 
+CPU_TOKENS, GPU_TOKENS = 2048, 65536
+"""Tokens of a forward pass. On a CPU more are no faster, and their states leave holes in the memory."""
+
 CPU_PADDING = 48
 """Tokens of padding that take a CPU as long as beginning a batch (docs/log.md, 2026-11-26)."""
 
@@ -36,7 +39,7 @@ def row_batches(
     limit: int,
     device: torch.device,
     precision: str = "float32",
-    tokens: int = 4096,
+    tokens: int = 0,
 ) -> list[RowBatch]:
     """Cut rows, longest first, into the batches that this device computes fastest.
 
@@ -46,12 +49,13 @@ def row_batches(
         device: Where they are computed.
         precision: As in `devices.precision`. For bf16 on CPU the batches have few shapes, else hardly any
             padding.
-        tokens: Tokens of a batch, about.
+        tokens: Tokens of a batch, about; 0 for `CPU_TOKENS` or `GPU_TOKENS`.
 
     Example:
         >>> [(b.rows.tolist(), b.length) for b in row_batches([3, 20, 4, 4], 64, torch.device("cpu"))]
         [([1, 2, 3, 0], 20)]
     """
+    tokens = tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
     if not wants_few_shapes(device, precision):
         padding = CPU_PADDING if device.type == "cpu" else tokens // 16
         return [RowBatch(r, length, len(r)) for r, (_, length) in close_batches(lengths, tokens, padding)]
@@ -127,6 +131,8 @@ def close_batches(
 
 
 __all__ = [
+    "CPU_TOKENS",
+    "GPU_TOKENS",
     "LENGTH_MULTIPLE",
     "RowBatch",
     "close_batches",

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from ..adapter_files_mtpf import backbone_sha256
 from ..data.streams import TextStream
 from ..data.words import IGNORE
+from ..devices import release_free_memory
 from ..errors import DataError
 from .clustering import ClusterFit, assign
 from .corpus import CorpusPlan, shards, survey
@@ -130,6 +131,7 @@ class _Job:
         return {
             **asdict(self.settings),
             "bf16": self.encoder.bf16,
+            "batch_tokens": self.encoder.batch_tokens,
             "source": self.stream.name,
             "fingerprint": self.stream.fingerprint(),
             "teacher_sha256": backbone_sha256(self.encoder.reader.model),
@@ -262,6 +264,7 @@ class _Job:
             offsets = np.asarray([row for row, _ in found], np.int64), np.asarray(characters_of, np.int32)
         for number, part in self.folders(self.partial).items():
             write_shard(shard_file(part, shard), flat, starts, labels[number], offsets)
+        release_free_memory()
         self.watch.lap("writing")
 
     # The main process, at the end

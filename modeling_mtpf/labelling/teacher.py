@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.batches import row_batches
+from ..data.batches import CPU_TOKENS, GPU_TOKENS, row_batches
 from ..data.encoding import encode_rows, padded
 from ..data.packaged_encoder import resolve_encoder
 from ..data.words import load_word_tokenizer
@@ -103,8 +103,9 @@ class WordEncoder:
     ):
         self.reader, self.tokenizer = reader, tokenizer
         self.pooling, self.normalize = settings.pooling, settings.normalize
-        self.batch_tokens, self.max_length, self.bf16 = settings.batch_tokens, max_length, bf16
+        self.max_length, self.bf16 = max_length, bf16
         self.device = reader.model.device
+        self.batch_tokens = settings.batch_tokens or (CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS)
 
     def __call__(self, sentences: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
         """Return float32 ``(words with a vector, hidden)`` and a mask ``(all words,)`` of which those are.
