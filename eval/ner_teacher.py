@@ -27,6 +27,7 @@ from modeling_mtpf.data.batches import length_sorted_batches, rows_of_length
 from modeling_mtpf.data.packaged_encoder import resolve_encoder
 from modeling_mtpf.data.sources import open_source
 from modeling_mtpf.data.words import IGNORE, align_labels, encode_words, load_word_tokenizer
+from modeling_mtpf.devices import wants_few_shapes
 from modeling_mtpf.errors import MtpfError
 
 STATE = "_training_state.pt"
@@ -104,10 +105,11 @@ def train(arguments: argparse.Namespace) -> bool:
         schedule.load_state_dict(state["schedule"])
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     model.train()
+    few_shapes = wants_few_shapes(device, "bf16" if arguments.bf16 else "float32")
     started, seen, losses = time.time(), 0, []
     while step < len(plan) and time.time() - started < 60 * arguments.minutes:
         number, rows = plan[step]
-        inputs, labels = full_batch(tokenizer, sets[number], rows, arguments.tokens, arguments.bf16)
+        inputs, labels = full_batch(tokenizer, sets[number], rows, arguments.tokens, few_shapes)
         inputs, labels = {key: value.to(device) for key, value in inputs.items()}, labels.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
             logits = heads[number](backbone(**inputs).last_hidden_state)

@@ -62,6 +62,8 @@ def run_record(name: str, folder: Path, labels: Path) -> dict:
     """
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
     curve = [[line["step"], line[ACCURACY], line["loss/ner"]] for line in lines if ACCURACY in line]
+    if not curve:
+        raise SystemExit(f"error: {folder} logged no pseudo-label accuracy; give a run of the NER family.")
     report = json.loads((labels / "clusters.json").read_text("utf-8"))
     largest = max(cluster["size"] for cluster in report["clusters"]) / report["words"]
     return {
@@ -116,6 +118,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runs", nargs="*", default=[], metavar="NAME=RUN=LABELS")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args(arguments)
+    if not given.labels and not given.runs:
+        parser.error("give labels, or runs with --runs")
+    for run in given.runs:
+        if run.count("=") != 2:
+            parser.error(f"--runs takes NAME=RUN=LABELS, not {run!r}")
     pairs = [argument.partition("=") for argument in given.labels]
     records = [record for name, _, folder in pairs for record in label_records(name, Path(folder))]
     runs = [run_record(n, Path(run), Path(labels)) for n, run, labels in (r.split("=") for r in given.runs)]

@@ -10,7 +10,6 @@ An export is a folder that needs onnxruntime, tokenizers and numpy alone:
     runner.py          a copy of `mtpf_runner`
 """
 
-import copy
 import json
 import os
 import shutil
@@ -34,7 +33,7 @@ from .hub_cache_mtpf import sha256_of
 from .modeling_mtpf import MtpfModel
 from .onnx_graphs import OPSET, TAIL_FILE, TRUNK_FILE, TailShape, export_tail, export_trunk, tail_modules
 from .predict_mtpf import load_tokenizer
-from .texts_mtpf import WINDOW_OVERLAP
+from .texts_mtpf import WINDOW_OVERLAP, plain_backend
 from .trunk_mtpf import encoder_layers, lora_modules
 from .version import __version__
 
@@ -405,9 +404,7 @@ def _manifest(
 
 def _save_tokenizer(tokenizer: Any, file: Path) -> tuple[list[int], list[int]]:
     """Write a tokenizer that neither cuts nor pads; return the special tokens before and behind a text."""
-    backend = copy.deepcopy(tokenizer.backend_tokenizer)
-    backend.no_truncation()
-    backend.no_padding()
+    backend = plain_backend(tokenizer)
     backend.save(str(file))
     sample = backend.encode("a")
     text = [place for place, special in enumerate(sample.special_tokens_mask) if not special]

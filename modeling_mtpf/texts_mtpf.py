@@ -161,6 +161,27 @@ class Window:
     apps: list[int] = field(default_factory=list)
 
 
+def plain_backend(tokenizer: Any) -> Any:
+    """Return a copy of what is behind a fast tokenizer, which neither cuts nor pads.
+
+    One of bytes reads a text's first word like those inside, with the space before it: so apps are fitted.
+
+    Raises:
+        ValueError: It is not a fast one.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(
+            f"{type(tokenizer).__name__} is no fast tokenizer; predict needs one, for its offsets."
+        )
+    backend = copy.deepcopy(backend)
+    backend.no_truncation()
+    backend.no_padding()
+    if getattr(backend.pre_tokenizer, "add_prefix_space", None) is False:
+        backend.pre_tokenizer.add_prefix_space = True
+    return backend
+
+
 class TextTokenizer:
     """A private, unchanging copy of a fast tokenizer; safe to use from several threads.
 
@@ -172,14 +193,7 @@ class TextTokenizer:
     """
 
     def __init__(self, tokenizer: Any):
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise ValueError(
-                f"{type(tokenizer).__name__} is no fast tokenizer; predict needs one, for its offsets."
-            )
-        self._backend = copy.deepcopy(backend)
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._backend = plain_backend(tokenizer)
         sample = self._backend.encode("a")
         special = np.array(sample.special_tokens_mask, dtype=bool)
         content = np.flatnonzero(~special)
@@ -227,4 +241,12 @@ class TextTokenizer:
         return windows
 
 
-__all__ = ["MAX_CHARACTERS", "TextTokenizer", "Tokens", "Window", "in_portions", "read_texts"]
+__all__ = [
+    "MAX_CHARACTERS",
+    "TextTokenizer",
+    "Tokens",
+    "Window",
+    "in_portions",
+    "plain_backend",
+    "read_texts",
+]

@@ -14,6 +14,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from modeling_mtpf import AdapterHead
 from modeling_mtpf.adaptation import FitSettings, fit_app, text_probe, token_lora
+from modeling_mtpf.adaptation.app import open_backbone
 from modeling_mtpf.adaptation.lora_training import (
     TailRows,
     add_app,
@@ -40,6 +41,7 @@ from modeling_mtpf.data.words import load_word_tokenizer
 from modeling_mtpf.errors import MissingExtraError, MtpfError, RecipeError, require_extra
 from modeling_mtpf.evaluation.metrics import entity_scores
 from modeling_mtpf.modeling_mtpf import mean_pool
+from modeling_mtpf.predict_mtpf import load_tokenizer, text_tokenizer
 from modeling_mtpf.trunk_mtpf import run_tail
 from train import adapt
 
@@ -260,8 +262,12 @@ def test_batches_have_every_row_once_in_few_shapes_or_without_padding(precision)
 def test_training_batches_have_every_row_once_a_pass():
     lengths = np.random.default_rng(0).integers(1, 100, 333)
     order = shuffled_batches(lengths, 16, 128, np.random.default_rng(0))
-    seen = np.concatenate([next(order)[0] for _ in range(20)])
+    drawn = [next(order) for _ in range(20)]
+    seen = np.concatenate([rows for rows, _ in drawn])
     assert len(set(seen.tolist())) == 320  # 20 whole batches of the first pass, no row twice
+    assert all(length % 16 == 0 and 0 <= length - lengths[rows].max() < 16 for rows, length in drawn)
+    exact = shuffled_batches(lengths, 16, 128, np.random.default_rng(0), 1)
+    assert all(length == lengths[rows].max() for rows, length in (next(exact) for _ in range(20)))
 
 
 def test_balanced_weights_are_sklearns():
@@ -510,14 +516,59 @@ def test_numbers_beyond_float16_stay_float32(setting, tmp_path, monkeypatch):
     assert stored.dtype == torch.float32 and float(stored[0, 0]) == 1e5
 
 
-def test_an_app_of_a_real_size_is_small(tmp_path):
-    """LoRA of the default shape on the packaged encoder, and a head of 40 labels."""
-    from modeling_mtpf import MtpfModel
-    from modeling_mtpf.data.packaged_encoder import packaged_encoder
+@pytest.mark.parametrize("architecture", ["roberta", "modernbert"])
+def test_predict_reads_the_tokens_that_apps_are_fitted_on(encoders, tmp_path, architecture):
+    """Tokenizers of bytes are published without the space before a text's first word."""
+    folder = tmp_path / "published"
+    shutil.copytree(encoders[architecture], folder)
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text("utf-8"))
+    assert tokenizer["pre_tokenizer"]["add_prefix_space"] is True
+    tokenizer["pre_tokenizer"]["add_prefix_space"] = False
+    file.write_text(json.dumps(tokenizer), "utf-8")
+    config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "add_prefix_space": False}), "utf-8")
+    model, fitted = open_backbone(str(folder))
+    plain, found = load_tokenizer(model), text_tokenizer(model)(TEXTS)
+    assert plain(TEXTS[0])["input_ids"] != fitted(TEXTS[0])["input_ids"]
+    for text, tokens in zip(TEXTS, found, strict=True):
+        assert tokens.ids.tolist() == fitted(text, add_special_tokens=False)["input_ids"]
+        starts, ends = tokens.words()[1:]
+        assert [text[a:b] for a, b in zip(starts, ends, strict=True)][0] in text.split()
 
-    model = MtpfModel.from_pretrained(packaged_encoder())
-    labels = ["O", *(f"{p}-type{i}" for i in range(20) for p in "BI")]
-    model.add_adapter("app", None, AdapterHead("token-classification", labels, 384))
-    folder = model.save_adapter(tmp_path / "app", "app")
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 1.5e6
+
+def test_rows_without_a_token_are_batched():
+    for precision in ("bf16", "float32"):
+        batches = row_batches([0, 3, 0], 64, torch.device("cpu"), precision)
+        assert sorted(np.concatenate([b.rows[: b.real] for b in batches])) == [0, 1, 2]
+
+
+HUB = """
+import json
+from modeling_mtpf.data.app_data import load_app_data
+found = load_app_data("{source}", "ner")
+print(json.dumps([found.labels, found.train.inputs, found.test.labels]))
+"""
+
+
+@pytest.mark.hub
+def test_an_app_reads_a_hub_data_set_at_its_commit(hub, fresh_process):
+    rows = [{"tokens": words, "ner_tags": tags} for words, tags in zip(TOKENS, TAGS, strict=True)]
+    data = "\n".join(map(json.dumps, rows)).encode()
+    hub.create("me/people", repo_type="dataset")
+    files = {f"{split}.jsonl": data for split in ("train", "validation", "test")}
+    sha = hub.commit("me/people", files, repo_type="dataset")
+    labels, words, tags = fresh_process(HUB.format(source=f"me/people@{sha}"), **hub.environment())
+    assert (labels, words, tags) == (["B-PER", "O", "B-LOC"], TOKENS, TAGS)
+
+
+def test_an_app_of_a_real_size_is_small(tmp_path):
+    """What a fit leaves by default on the packaged encoder, with 71 labels."""
+    kinds = [f"type{i}" for i in range(35)]
+    examples = Examples([["to", kind, kind] for kind in kinds], [["O", f"B-{k}", f"I-{k}"] for k in kinds])
+    labels = ["O", *(f"{p}-{kind}" for kind in kinds for p in "BI")]
+    data = AppData("ner", labels, examples, examples)
+    folder = tmp_path / "app"
+    fit_app(data, "ner", output_dir=folder, settings=FitSettings(steps=1))
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 0.9e6
     shutil.rmtree(folder)

@@ -14,7 +14,7 @@ import os
 import sys
 from dataclasses import dataclass, fields
 
-# Few batch shapes occur (rows × multiples of 16); oneDNN keeps a compiled kernel for each.
+# In bf16 few batch shapes occur (rows × multiples of 16); oneDNN keeps a compiled kernel for each.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 

@@ -28,6 +28,7 @@ from ..settings import nearest
 from . import text_lora, text_probe, token_lora  # noqa: F401  they register themselves
 from .methods import method_named
 from .settings import FitResult, FitSettings
+from .storage import stored_dtype
 from .text_lora import score_texts
 from .token_lora import tag_words
 
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 START = "family-start"
 """Name in memory of the adapter that an app starts from."""
 
-NOTES = ("empty_rows_skipped", "comment_lines_skipped", "labels_not_in_train", "labels_without_example")
+_NOTES = ("empty_rows_skipped", "comment_lines_skipped", "labels_not_in_train", "labels_without_example")
 """What the summary says of the data, where there is any of it."""
 
 PROTOCOLS = {
@@ -147,9 +148,10 @@ def fit_app(
         raise RuntimeError("The frozen backbone has changed while an app was fitted: this is a bug.")
     test = score_app(model, tokenizer, name, data.test) if data.test else None
     record = _record(data, method, settings, results, _start_name(adapter), test)
+    dtype = stored_dtype((value for _, value in _app_parameters(model, name)), settings)
+    record["stored_dtype"] = str(dtype).removeprefix("torch.")
     record["seconds"] = round(time.time() - started, 1)
     if folder is not None:
-        dtype = _stored_dtype(dict(_app_parameters(model, name)), settings)
         _save(folder, model, name, record, _hub_id(backbone), backbone_revision, dtype)
     return FittedApp(name, model, record["metrics"], record, folder)
 
@@ -201,7 +203,7 @@ def _fit_seeds(model, tokenizer, name, data, start, settings, seeds: int, fit) -
         if results[seed].score > highest:
             highest = results[seed].score
             kept = {key: value.detach().clone() for key, value in _app_parameters(model, name)}
-    dtype = _stored_dtype(kept, settings)
+    dtype = stored_dtype(kept.values(), settings)
     for key, value in _app_parameters(model, name):
         value.data.copy_(kept[key].to(dtype))  # rounded now: what is scored next is what is saved
         value.requires_grad_(False)
@@ -211,13 +213,6 @@ def _fit_seeds(model, tokenizer, name, data, start, settings, seeds: int, fit) -
 def _app_parameters(model: MtpfModel, name: str) -> list[tuple[str, torch.nn.Parameter]]:
     lora = [(key, p) for key, p in model.backbone.named_parameters() if f".{name}." in key]
     return lora + [(f"head.{key}", p) for key, p in model.heads[name].named_parameters()]
-
-
-def _stored_dtype(state: dict[str, torch.Tensor], settings: FitSettings) -> torch.dtype:
-    """The type in which an app is saved; float32 for numbers that float16 cannot hold."""
-    largest = max(float(value.abs().max()) for value in state.values())
-    fits = settings.stored_dtype == "float16" and largest <= torch.finfo(torch.float16).max
-    return torch.float16 if fits else torch.float32
 
 
 def _flat(scores: dict[str, Any]) -> dict[str, float]:
@@ -331,12 +326,7 @@ def summary(app: FittedApp) -> str:
     scores = [f"{seed}: {own['validation_score']:.4f}" for seed, own in app.record["seeds"].items()]
     if len(scores) > 1:
         lines.append(f"  validation by seed: {', '.join(scores)}; kept: {app.record['seed']}")
-    for note in (
-        "empty_rows_skipped",
-        "comment_lines_skipped",
-        "labels_not_in_train",
-        "labels_without_example",
-    ):
+    for note in _NOTES:
         if note in app.record["data"]:
             lines.append(f"  {note.replace('_', ' ')}: {app.record['data'][note]}")
     if app.folder is not None:

@@ -26,7 +26,8 @@ class FitSettings:
         class_weights: ``none``, or ``balanced``: every label weighs the same however rare it is.
         mixed_precision: ``auto`` (bf16 where the device is fast at it), ``bf16`` or ``float32``.
         stored_dtype: Type in which the app is saved: ``float16``, half the size, or ``float32``. Its
-            weights are rounded to it before they are scored, so what is saved is what was measured.
+            weights are rounded to it before the test scores are computed; float32 is taken, and recorded,
+            where float16 cannot hold them.
         cache_gb: Memory for the outputs of the frozen trunk; rows beyond are computed anew in each pass.
         progress: Show progress bars.
     """

@@ -12,13 +12,14 @@ from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
 from transformers import PreTrainedTokenizerBase
 
-from ..adapters_mtpf import AdapterHead, LoraSettings
+from ..adapters_mtpf import AdapterHead, LoraSettings, lora_parameters
 from ..data.app_data import AppData
 from ..evaluation.metrics import text_scores
 from ..modeling_mtpf import MtpfModel
 from .lora_training import add_app
 from .methods import register_method
 from .settings import FitResult, FitSettings
+from .storage import round_to_stored
 from .text_vectors import embed_texts
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
@@ -39,14 +40,15 @@ def fit_text_probe(
 ) -> FitResult:
     """Fit a TC app by linear probe and leave it in the model under ``name``; see `methods.FitMethod`.
 
-    The LoRA is the one of ``start_from``, unchanged; without one, a LoRA of rank 1 that changes nothing, for
-    an app's folder always holds one. The strength of regularisation is chosen on validation; when validation
-    was held out from the training data, the final probe is fitted on both, and when it has fewer than `FEW`
-    rows, the strength is chosen by folds of both.
+    The LoRA is the one of ``start_from``, as it is stored; without one, a LoRA of rank 1 that changes
+    nothing, for an app's folder always holds one. The strength of regularisation is chosen on validation;
+    when validation was held out from the training data, the final probe is fitted on both, and when it has
+    fewer than `FEW` rows, the strength is chosen by folds of both.
     """
     head = AdapterHead("text-classification", data.labels, model.config.hidden_size, settings.max_length)
     torch.manual_seed(settings.seed)
     add_app(model, name, head, start_from, LoraSettings(r=1, alpha=1, layers=1))
+    round_to_stored(lora_parameters(model.backbone, name), settings)  # the probe sees what will be stored
     train, validation = (
         embed_texts(
             model,

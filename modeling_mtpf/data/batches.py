@@ -97,7 +97,7 @@ def length_sorted_batches(
     order = np.argsort(-np.asarray(lengths), kind="stable")
     start = 0
     while start < len(order):
-        length = padded_length(int(lengths[order[start]]), limit)
+        length = padded_length(max(1, int(lengths[order[start]])), limit)
         rows = rows_of_length(length, tokens)
         yield order[start : start + rows], (rows, length)
         start += rows
@@ -122,7 +122,7 @@ def close_batches(
     ordered = np.asarray(lengths)[order]
     start = 0
     while start < len(order):
-        length = int(ordered[start])
+        length = max(1, int(ordered[start]))
         end = start + max(1, tokens // length)
         padded = np.cumsum(length - ordered[start:end])
         end = start + int(np.searchsorted(padded, padding, side="right"))

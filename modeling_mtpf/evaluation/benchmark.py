@@ -23,7 +23,7 @@ from ..adapter_files_mtpf import (
     find_adapter,
 )
 from ..data.app_data import AppData, Examples
-from ..devices import PRECISIONS, available_cores, fast_bf16
+from ..devices import PRECISIONS, available_cores, uses_bf16
 from ..errors import DataError, RecipeError
 from ..settings import nearest
 from .embeddings import StoredVectors
@@ -160,8 +160,8 @@ class Bench:
         self.settings = settings
         self.model, self.tokenizer = open_backbone(settings.backbone, settings.backbone_revision)
         self.sha256 = backbone_sha256(self.model.backbone)
-        bf16 = settings.mixed_precision == "auto" and fast_bf16(self.model.device)
-        self.precision = "bf16" if bf16 or settings.mixed_precision == "bf16" else "float32"
+        bf16 = uses_bf16(self.model.device, settings.mixed_precision)
+        self.precision = "bf16" if bf16 else "float32"
         self.tokenizer_sha256 = tokenizer_sha256(self.tokenizer)
         self.adapters = {"ner": settings.adapter_ner, "tc": settings.adapter_tc}
         self.revisions = {"ner": settings.adapter_ner_revision, "tc": settings.adapter_tc_revision}

@@ -40,7 +40,6 @@ def few_shot_rows(
     return found
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")  # as in adaptation.text_probe
 def few_shot(
     pool: Callable[[np.ndarray], np.ndarray],
     pool_labels: Sequence[str],
@@ -62,7 +61,9 @@ def few_shot(
     scores = []
     for rows in few_shot_rows(pool_labels, samples_per_label, seed=seed):
         probe = LogisticRegression(max_iter=100, random_state=seed)
-        probe.fit(pool(rows), [pool_labels[row] for row in rows])
+        vectors = pool(rows)
+        with threadpool_limits(1, user_api="blas"):  # as in adaptation.text_probe
+            probe.fit(vectors, [pool_labels[row] for row in rows])
         scores.append(
             text_scores(
                 test_labels, list(probe.predict(test)), probe.predict_proba(test), list(probe.classes_)

@@ -1,7 +1,6 @@
 """A frozen teacher that turns words into vectors."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from ..data.batches import CPU_TOKENS, GPU_TOKENS, row_batches
 from ..data.encoding import encode_rows, padded
 from ..data.packaged_encoder import resolve_encoder
 from ..data.words import load_word_tokenizer
-from ..devices import fast_bf16
+from ..devices import precision, uses_bf16
 from ..errors import DataError
 from .settings import PseudoLabelSettings
 
@@ -104,6 +103,7 @@ class WordEncoder:
         self.reader, self.tokenizer = reader, tokenizer
         self.pooling, self.normalize = settings.pooling, settings.normalize
         self.max_length, self.bf16 = max_length, bf16
+        self.precision = "bf16" if bf16 else "float32"
         self.device = reader.model.device
         self.batch_tokens = settings.batch_tokens or (CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS)
 
@@ -132,8 +132,7 @@ class WordEncoder:
         encoded = encode_rows(self.tokenizer, sentences, self.max_length)
         lengths = encoded.lengths
         word_starts = np.cumsum([0, *map(len, sentences)])
-        precision = "bf16" if self.bf16 else "float32"
-        for batch in row_batches(lengths, self.max_length, self.device, precision, self.batch_tokens):
+        for batch in row_batches(lengths, self.max_length, self.device, self.precision, self.batch_tokens):
             words = padded([encoded.word_ids[row] for row in batch.rows], batch.length, fill=-1)
             slots = np.where(words >= 0, words + word_starts[batch.rows, None], -1)
             slots[batch.real :] = -1
@@ -144,8 +143,7 @@ class WordEncoder:
 
     def _hidden_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         inputs = {key: value.to(self.device) for key, value in inputs.items()}
-        autocast = torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
-        with autocast:
+        with precision(self.device, self.precision):
             return self.reader(**inputs)
 
     def _word_vectors(self, hidden: torch.Tensor, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -187,7 +185,7 @@ def load_teacher(settings: PseudoLabelSettings, device: torch.device | None = No
         raise DataError(f"The teacher {settings.teacher!r} cannot be loaded: {reason}") from error
     reader = LayerReader(model.to(device), settings.layers)
     tokenizer = load_word_tokenizer(teacher, settings.revision)
-    bf16 = settings.precision == "bf16" or (settings.precision == "auto" and fast_bf16(device))
+    bf16 = uses_bf16(device, settings.precision)
     encoder = WordEncoder(reader, tokenizer, settings, _max_length(settings, model, tokenizer), bf16)
     try:
         encoder([["one", "word"]])

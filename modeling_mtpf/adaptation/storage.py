@@ -1,0 +1,41 @@
+"""The type in which an app is stored."""
+
+import logging
+from collections.abc import Iterable
+
+import torch
+
+from .settings import FitSettings
+
+logger = logging.getLogger(__name__)
+
+MAX_ERROR = 1e-3
+"""Largest error of a rounded tensor, as the norm of the change over its norm; float16 makes about 2e-4."""
+
+
+def stored_dtype(tensors: Iterable[torch.Tensor], settings: FitSettings) -> torch.dtype:
+    """Return float16 where the settings want it and it holds all tensors well, else float32.
+
+    It does not hold numbers beyond 65,504, and those near 6e-8 only roughly.
+    """
+    if settings.stored_dtype == "float32":
+        return torch.float32
+    for value in tensors:
+        value = value.detach().float()
+        error, norm = (value.half().float() - value).norm(), value.norm()
+        if not error <= MAX_ERROR * norm:
+            logger.warning("The app is stored in float32: float16 cannot hold its numbers.")
+            return torch.float32
+    return torch.float16
+
+
+@torch.no_grad()
+def round_to_stored(tensors: Iterable[torch.Tensor], settings: FitSettings) -> None:
+    """Round tensors, in place, to the values in which they will be stored."""
+    tensors = list(tensors)
+    dtype = stored_dtype(tensors, settings)
+    for value in tensors:
+        value.copy_(value.to(dtype))
+
+
+__all__ = ["round_to_stored", "stored_dtype"]
