@@ -188,7 +188,7 @@ def score(task: Task, folders: dict[str, Path], given: argparse.Namespace) -> di
     values, seconds = {}, {}
     contestants: dict[str, Any] = {"torch": model}
     for key in ("torch", *folders):
-        own = contestants.get(key) or ExportedModel(folders[key], given.threads)
+        own: Any = contestants.get(key) or ExportedModel(folders[key], given.threads)
         started = time.perf_counter()
         values[key] = round(float(score_app(own, tokenizer, name, test)[metric]), 4)
         seconds[key] = round(time.perf_counter() - started, 1)

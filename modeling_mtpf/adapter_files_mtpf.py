@@ -9,6 +9,7 @@ import copy
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -298,10 +299,11 @@ def _stock_key(key: str) -> str:
 
 def _check_shapes(folder: Path, encoder: Encoder, lora: dict[str, torch.Tensor]) -> None:
     layers = encoder_layout(encoder.config.model_type).layers + "."
-    modules = dict(encoder.named_modules())
     for key, tensor in lora.items():
         path, _, part = key.removesuffix(".weight").rpartition(".")
-        module: Any = modules.get(path)
+        module: Any = None
+        with suppress(AttributeError):  # not a list of all modules: another thread may be adding some
+            module = encoder.get_submodule(path)
         if part not in ("lora_A", "lora_B") or not path.startswith(layers) or not hasattr(module, "weight"):
             raise AdapterError(
                 f"Adapter {folder} does not fit: the backbone has no linear layer for its tensor {key!r}; "

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from .adapters_mtpf import AdapterError
-from .frozen_mtpf import bits_sum
+from .frozen_mtpf import bits_digest
 from .hub_cache_mtpf import sha256_of
 from .trunk_mtpf import Encoder, is_lora_layer
 
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, tuple[tuple, set[str]]]" = weakref.WeakKeyDictionary()
-"""For each encoder the sums of its weights and the hashes that they were found to have."""
+"""For each encoder the digests of its weights and the hashes that they were found to have."""
 
 
 def backbone_state_dict(encoder: Encoder) -> dict[str, torch.Tensor]:
@@ -53,8 +53,8 @@ def check_identity(folder: Path, encoder: Encoder, trained_on: dict[str, Any], s
 
     Where the file they came from is that very file, comparing with it takes a fraction of hashing them, and
     tells the same of an encoder that was loaded in another dtype. What was found is remembered together with
-    a sum over all weights, which takes a fraction of either; version counters would not do: a fused optimizer
-    does not count.
+    sums over all rows of the weights, which take a fraction of either; version counters would not do: a fused
+    optimizer does not count.
 
     Raises:
         AdapterError: They are other weights.
@@ -62,17 +62,17 @@ def check_identity(folder: Path, encoder: Encoder, trained_on: dict[str, Any], s
     expected = trained_on.get("sha256")
     if not expected:
         return
-    sums = _weights_sums(encoder)
+    digests = _weights_digests(encoder)
     known = _KNOWN.get(encoder)
-    if known is not None and known[0] == sums and expected in known[1]:
+    if known is not None and known[0] == digests and expected in known[1]:
         return
     if source is None or not _is_loaded_from(source, encoder, expected):
         dtype = str(encoder.dtype).removeprefix("torch.")
         found = backbone_sha256(encoder) if trained_on.get("dtype") == dtype else None
         if found != expected:
             raise AdapterError(_other_backbone(folder, trained_on, found, dtype))
-    hashes = known[1] if known is not None and known[0] == sums else set()
-    _KNOWN[encoder] = sums, hashes | {expected}
+    hashes = known[1] if known is not None and known[0] == digests else set()
+    _KNOWN[encoder] = digests, hashes | {expected}
 
 
 def _other_backbone(folder: Path, trained_on: dict[str, Any], found: str | None, dtype: str) -> str:
@@ -86,12 +86,12 @@ def _other_backbone(folder: Path, trained_on: dict[str, Any], found: str | None,
     )
 
 
-def _weights_sums(encoder: Encoder) -> tuple:
-    """Sum the bits of every weight; a weight without memory makes the result equal to no other."""
+def _weights_digests(encoder: Encoder) -> tuple:
+    """Digest every weight by the sums of its rows; one without memory makes the result equal to no other."""
     weights = backbone_state_dict(encoder)
     if any(value.device.type == "meta" for value in weights.values()):
         return (object(),)
-    return tuple((name, value.shape, value.dtype, bits_sum(value)) for name, value in weights.items())
+    return tuple((name, value.shape, value.dtype, bits_digest(value)) for name, value in weights.items())
 
 
 def _is_loaded_from(source: Path, encoder: Encoder, sha256: str) -> bool:

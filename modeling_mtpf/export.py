@@ -6,17 +6,18 @@ An export is a folder that needs onnxruntime, tokenizers and numpy alone:
     trunk.onnx         embeddings and lower layers, run once for a text
     tail.onnx          the last layers and the head, run once for each app, with the app's tensors as inputs
     tokenizer.json
-    apps/NAME.safetensors
+    apps/NAME-HASH.safetensors
     runner.py          a copy of `mtpf_runner`
 """
 
+import hashlib
 import json
 import os
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ from .version import __version__
 
 MANIFEST_FILE, TOKENIZER_FILE, RUNNER_FILE, APPS_FOLDER = "export.json", "tokenizer.json", "runner.py", "apps"
 FORMAT_VERSION = 1
+SPECIAL_TOKENS = 2
+"""Around a text, in all supported encoders."""
+PACKAGES = ("torch", "transformers", "onnx", "onnxruntime")
 NEEDS_ONNXRUNTIME = {"float32": [1, 17], "int8": [1, 17]}
 """The oldest onnxruntime that reads the operators of a graph."""
 APP_PRECISION = {"float32": "float32", "int8": "float16"}
@@ -143,7 +147,10 @@ def export_onnx(
     if manifest is None:
         _create(folder, model, str(backbone), sha256, shape, precision, calibration, apps)
     else:
-        _write_apps(folder, manifest, apps)
+        try:
+            _write_apps(folder, manifest, apps)
+        except OSError as error:
+            raise ExportError(f"{folder} cannot be written: {error}") from error
     return Export(folder, read_manifest(folder), manifest is None, names)
 
 
@@ -208,6 +215,8 @@ def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _App
         if loaded not in model.heads:
             raise AdapterError(f"{adapter} has no head: it is a family's LoRA, not an app; fit an app on it.")
         head: Any = model.heads[loaded]
+        if head.max_length <= SPECIAL_TOKENS:
+            raise ExportError(f"App {loaded!r} reads {head.max_length} tokens; there is no room for a word.")
         prefix = encoder_layout(model.config.encoder_config.model_type).layers + "."
         tensors = {"head.weight": head.weight.detach().T, "head.bias": head.bias.detach()}
         depth, total = 0, len(encoder_layers(model.backbone))
@@ -278,7 +287,11 @@ def _fill(app: _App, model: MtpfModel, shape: TailShape) -> None:
 
 def app_bytes(app: _App, precision: str) -> bytes:
     """Serialise an app as one safetensors file; its labels and the like are in the file's metadata."""
-    stored: dict[str, np.ndarray] = {name: values.astype(precision) for name, values in app.tensors.items()}
+    with np.errstate(over="ignore"):
+        stored: dict[str, np.ndarray] = {name: v.astype(precision) for name, v in app.tensors.items()}
+    beyond = [name for name, values in stored.items() if not np.isfinite(values).all()]
+    if beyond:
+        raise ExportError(f"App {app.name!r} has numbers in {beyond[0]!r} that {precision} cannot hold.")
     # One entry only: safetensors writes several in random order.
     return save(stored, metadata={"app": json.dumps(app.about, sort_keys=True, ensure_ascii=False)})
 
@@ -287,12 +300,19 @@ def _write_apps(folder: Path, manifest: dict[str, Any], apps: list[_App]) -> Non
     """Write app files, then the manifest: until then the export is what it was before."""
     (folder / APPS_FOLDER).mkdir(exist_ok=True)
     for app in apps:
-        file = f"{APPS_FOLDER}/{app.name}.safetensors"
         data = app_bytes(app, manifest["app_precision"])
+        digest = hashlib.sha256(data).hexdigest()
+        # Another content has another name, so that a replaced app is whole until the manifest names the new.
+        file = f"{APPS_FOLDER}/{app.name}-{digest[:8]}.safetensors"
         _write(folder / file, data)
-        manifest["apps"][app.name] = {"file": file, **_described(folder / file), "kind": app.about["kind"]}
+        about = {"sha256": digest, "bytes": len(data), "kind": app.about["kind"]}
+        manifest["apps"][app.name] = {"file": file, **about}
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     _write(folder / MANIFEST_FILE, text.encode())
+    listed = {app["file"] for app in manifest["apps"].values()}
+    for path in (folder / APPS_FOLDER).glob("*.safetensors"):
+        if f"{APPS_FOLDER}/{path.name}" not in listed:
+            path.unlink()
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -378,7 +398,8 @@ def _manifest(
     folder: Path, model: MtpfModel, backbone: str, sha256: str, shape: TailShape, precision: str
 ) -> dict[str, Any]:
     """Describe an export that has its graphs and no apps yet."""
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")}
+    # Not of the distributions: onnxruntime comes from several.
+    versions = {name: import_module(name).__version__ for name in PACKAGES}
     files = (TRUNK_FILE, TAIL_FILE, TOKENIZER_FILE, RUNNER_FILE)
     return {
         "format_version": FORMAT_VERSION,

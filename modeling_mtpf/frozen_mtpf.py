@@ -8,6 +8,7 @@ A *merged* tail holds copies of the linear layers that carry LoRA, with the LoRA
 LoRA's two small products at the cost of that memory, about 12 MB for all-MiniLM.
 """
 
+import hashlib
 import math
 import threading
 import weakref
@@ -64,21 +65,20 @@ class _Merged:
             copy = nn.Linear(
                 base.in_features,
                 base.out_features,
-                base.bias is not None,
+                False,
                 device="meta",
                 dtype=base.weight.dtype,
             )
             product = module.lora_B[name].weight.float() @ module.lora_A[name].weight.float()
             weight = base.weight.float() + product * module.scaling[name]
             copy.weight = nn.Parameter(weight.to(base.weight.dtype), requires_grad=False)
-            if base.bias is not None:
-                copy.bias = nn.Parameter(base.bias.detach().clone(), requires_grad=False)
+            copy.bias = base.bias
             self.linear[path] = copy.eval()
 
     @property
     def nbytes(self) -> int:
         """Bytes of the copies."""
-        return sum(p.nbytes for linear in self.linear.values() for p in linear.parameters())
+        return sum(linear.weight.nbytes for linear in self.linear.values())
 
     def fits(self, encoder: Encoder, name: str) -> bool:
         """Whether the weights are still those that were merged."""
@@ -97,25 +97,28 @@ def _mark(module: Any, name: str) -> tuple:
     """
     base, down, up = module.get_base_layer(), module.lora_A[name].weight, module.lora_B[name].weight
     trained = down.requires_grad or up.requires_grad
-    sums = [bits_sum(tensor) for tensor in (down, up, base.weight[::64])]
-    return trained, module.scaling[name], base.weight.device, base.weight.dtype, *sums
+    digests = [bits_digest(tensor) for tensor in (down, up, base.weight[::64])]
+    return trained, module.scaling[name], base.weight.device, base.weight.dtype, *digests
 
 
-def bits_sum(tensor: torch.Tensor) -> int:
-    """Sum a tensor's bytes, read as 64-bit (or as narrow as they must be) integers, modulo 2^64.
+def bits_digest(tensor: torch.Tensor) -> bytes:
+    """Digest a tensor by the sums of its rows' bytes, read as integers of up to 64 bits, modulo 2^64.
 
-    Exact: any change of one element changes it, also one that a sum of floats would round away.
+    Reads a tensor as fast as memory gives it. Any change of one element changes it, and so does exchanging
+    rows; exchanging numbers within a row does not.
     """
     flat = tensor.detach().contiguous().view(-1)
     size, offset = flat.element_size(), flat.storage_offset()
     wide = size < 8 and size * flat.numel() % 8 == 0 and size * offset % 8 == 0
     widths = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     numbers = flat.view(torch.int64 if wide else widths[size])
+    rows = tensor.shape[0] if tensor.dim() > 1 and numbers.numel() % max(1, tensor.shape[0]) == 0 else 1
+    numbers = numbers.reshape(max(1, rows), -1)
     if numbers.device.type != "cpu":
-        return int(numbers.sum(dtype=torch.int64))
+        return hashlib.sha256(numbers.sum(1, dtype=torch.int64).cpu().numpy().tobytes()).digest()
     # NumPy's sum takes one core and the time of reading; two threads of torch would wait for each other, a
     # hundred times over, on a machine that has other work.
-    return int(numbers.numpy().sum(dtype="int64"))
+    return hashlib.sha256(numbers.numpy().sum(1, dtype="int64").tobytes()).digest()
 
 
 @dataclass
@@ -204,7 +207,7 @@ class FrozenEncoder:
         carriers = _carriers(encoder, name)
         parts = [(m, m.lora_A[name], m.lora_B[name], m.scaling[name]) for _, m in carriers]
         copies = {module: merged.linear[path] for path, module in carriers} if merged else {}
-        layers = []
+        layers: list[nn.Module] = []
         for layer, bare in zip(encoder_layers(encoder), self.layers, strict=True):
             view = self._with_adapter(layer, name, copies)
             if layers or view is not bare:
@@ -221,9 +224,9 @@ class FrozenEncoder:
                 return copies[module]
             if lora.merged or name in lora.lora_variant:
                 return _in_eval_mode(adapter_view(module, name))
-            view = _FixedLora(frozen, module, name)
-            view.training = False  # not .eval(): its parts belong to the model
-            return view
+            fixed = _FixedLora(frozen, module, name)
+            fixed.training = False  # not .eval(): its parts belong to the model
+            return fixed
         children = {
             key: None if child is None else self._with_adapter(child, name, copies)
             for key, child in module._modules.items()
@@ -282,4 +285,4 @@ def forget_adapter(encoder: Encoder, name: str) -> None:
         _FROZEN[encoder].forget(name)
 
 
-__all__ = ["CHANGES", "FrozenEncoder", "bits_sum", "forget_adapter", "frozen"]
+__all__ = ["CHANGES", "FrozenEncoder", "bits_digest", "forget_adapter", "frozen"]

@@ -23,7 +23,7 @@ from .backbone_identity_mtpf import backbone_state_dict
 from .configuration_mtpf import MtpfConfig
 from .frozen_mtpf import CHANGES, frozen
 from .predict_mtpf import Predictor
-from .trunk_mtpf import run_layers, run_tail, run_trunk
+from .trunk_mtpf import run_layers, run_trunk, tail_views
 
 HUB_FILES = (
     "adapter_methods_mtpf.py",
@@ -59,7 +59,7 @@ def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torc
     return (hidden_states * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
 
 
-class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):
+class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc]
     """Base of all MTPF models: the backbone, its adapters and their heads, saving and loading."""
 
     config_class = MtpfConfig
@@ -136,9 +136,11 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):
                     name: run_layers(views.bare, trunk, views.on_top(depth, layers))
                     for name, layers in tails.items()
                 }
-        depth = max((self.adapter_depth(name) for name in adapters if name is not None), default=1)
+        with CHANGES:
+            depth = max((self.adapter_depth(name) for name in adapters if name is not None), default=1)
+            own = {name: tail_views(self.backbone, depth, name) for name in adapters}
         trunk = run_trunk(self.backbone, depth, **inputs)
-        return {name: run_tail(self.backbone, trunk, name) for name in adapters}
+        return {name: run_layers(self.backbone, trunk, layers) for name, layers in own.items()}
 
     def _fixed_tails(self, adapters: list[str | None]) -> dict[str | None, list[nn.Module]]:
         loaded = set(self.adapters)
@@ -282,7 +284,8 @@ class MtpfModel(MtpfPreTrainedModel):
         """Yield the results of one text after the other, in flat memory; for streams of any length.
 
         Reads ``portion`` texts ahead (1,024 by default; 1 for a dialogue). Arguments and errors are those of
-        `predict`; unknown apps are refused by the call itself, a bad text when its portion is reached.
+        `predict`; unknown ``adapters`` are refused by the call itself, a bad text, or an unknown one of
+        ``adapter_names``, when its portion is reached.
 
         Returns:
             For each text, in order: with ``adapters`` a dict from app to result, with ``adapter_names`` the

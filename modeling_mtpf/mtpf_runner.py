@@ -26,6 +26,7 @@ class Runner:
             self.manifest = json.loads((folder / "export.json").read_text("utf-8"))
             needed, apps = self.manifest["needs_onnxruntime"], self.manifest["apps"]
             listed = {**self.manifest["files"], **{app["file"]: app for app in apps.values()}}
+            self.before, self.behind = self.manifest["special_tokens"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunnerError(f"{folder} is no folder of mtpf export: export.json: {error!r}") from error
         if [int(part) for part in ort.__version__.split(".")[:2]] < needed:
@@ -43,7 +44,6 @@ class Runner:
         except Exception as error:
             raise RunnerError(f"onnxruntime cannot read the graphs in {folder}: {error}") from error
         self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.before, self.behind = self.manifest["special_tokens"]
         self.apps = {name: self._app((folder / app["file"]).read_bytes()) for name, app in apps.items()}
 
     def _app(self, data):
@@ -78,9 +78,8 @@ class Runner:
             hidden = self.trunk.run(None, {"input_ids": ids, "attention_mask": mask})[0]
             for name in {name for window in batch for name in windows[window]}:
                 own = [row for row, window in enumerate(batch) if name in windows[window]]
-                inputs = {"hidden_states": hidden[own], "attention_mask": mask[own]}
-                logits = self.tail.run(["logits"], {**inputs, **self.apps[name]["inputs"]})[0]
-                for row, scores in zip(own, logits, strict=True):
+                data = {"hidden_states": hidden[own], "attention_mask": mask[own]} | self.apps[name]["inputs"]
+                for row, scores in zip(own, self.tail.run(["logits"], data)[0], strict=True):
                     piece = batch[row][1], scores[: len(rows[row])], windows[batch[row]][name]
                     pieces[name][batch[row][0]].append(piece)
         for name, found in pieces.items():
@@ -113,25 +112,25 @@ class Runner:
     def _entities(self, text, tokens, pieces, labels):
         """Label words by their first sub-word and join IOB2 spans."""
         scores = _softmax(np.concatenate([logits[part] for _, logits, part in pieces]))  # (tokens, labels)
-        words, spans, group = {}, [], None
+        words, runs, group = {}, [], None
         for token, (word, (start, end)) in enumerate(zip(tokens.word_ids, tokens.offsets, strict=True)):
             first, low, high = words.get(word, (token, start, end))
             words[word] = first, min(low, start), max(high, end)
         words = [own for word, own in words.items() if word is not None and own[1] < own[2]]
         limits = [*(start for _, start, _ in words[1:]), len(text)]
-        for (token, start, end), limit in zip(words, limits, strict=False):  # without words one limit is left
+        # Tokenizers of bytes count a text's first character for the space that they put before it, too.
+        pairs = [(own, limit) for own, limit in zip(words, limits, strict=False) if own[2] <= limit]
+        for (token, start, end), limit in pairs:
             while end < limit and unicodedata.category(text[end])[0] == "M":  # marks that tokenizers strip
                 end += 1
             prefix, _, kind = labels[int(scores[token].argmax())].partition("-")
             score = [scores[token].max()]
             if prefix == "I" and kind == group:
-                spans[-1].update(end=end, score=spans[-1]["score"] + score)
+                runs[-1].update(end=end, score=runs[-1]["score"] + score)
             elif prefix in ("B", "I"):
-                spans.append(dict(entity_group=kind, score=score, word="", start=start, end=end))
+                runs.append(dict(entity_group=kind, score=score, word="", start=start, end=end))
             group = kind if prefix in ("B", "I") else None
-        for span in spans:
-            span.update(score=float(np.mean(span["score"])), word=text[span["start"] : span["end"]])
-        return spans
+        return [{**s, "score": float(np.mean(s["score"])), "word": text[s["start"] : s["end"]]} for s in runs]
 
 
 def _softmax(logits):
@@ -141,7 +140,8 @@ def _softmax(logits):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Apply apps to the lines of standard input.")
     parser.add_argument("--app", action="append", required=True, help="may be given several times")
-    chosen, lines = parser.parse_args().app, sys.stdin.buffer.read().decode("utf-8", "replace").splitlines()
+    chosen = parser.parse_args().app
+    lines = [line.decode("utf-8", "replace").rstrip("\r\n") for line in sys.stdin.buffer]
     try:
         results = Runner(Path(__file__).parent).predict(lines, chosen)
     except RunnerError as error:

@@ -116,7 +116,7 @@ def _calibration_feeds(
 
     from .data.streams import TextStream
 
-    texts = [row.text for row in islice(TextStream(source), 20 * CALIBRATION_TEXTS) if row.text]
+    texts = [row.text for row in islice(TextStream(str(source)), 20 * CALIBRATION_TEXTS) if row.text]
     texts = texts[:: max(1, len(texts) // CALIBRATION_TEXTS)][:CALIBRATION_TEXTS]
     if not texts:
         raise MtpfError(f"{source} has no text to calibrate with; it needs a column 'text'.")

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from safetensors import SafetensorError
+
 from .adapter_files_mtpf import find_adapter, read_task
 from .adapters_mtpf import AdapterError
 from .errors import DataError, MtpfError
+from .texts_mtpf import MAX_CHARACTERS
 
 LINES_AHEAD = 1024
 JSON_SUFFIXES = (".jsonl", ".ndjson")
@@ -88,19 +91,30 @@ def predict_command(arguments: argparse.Namespace) -> None:
     if "-" in names and sys.stdin.isatty():
         sys.stderr.write("mtpf: reading texts from the terminal, one a line; end with Ctrl-D\n")
     waiting: deque[str] = deque()  # texts whose results have not come yet
-    texts = _remember(_texts(names, arguments.column), waiting)
+    faults: list[MtpfError] = []
+    texts = _remember(_until_fault(_texts(names, arguments.column), faults), waiting)
     try:
         results = model.predict_stream(texts, adapters, portion=arguments.lines_ahead)
         for row in _with_progress(results):
             line = {"text": waiting.popleft(), "results": row}
             sys.stdout.write(_as_json(line) + "\n")
             sys.stdout.flush() if not waiting else None
+        if faults:
+            raise faults[0]
     except (MtpfError, AdapterError):
         raise
     except ValueError as error:  # a text that is too long, a tokenizer that cannot be read
         raise MtpfError(str(error)) from error
     finally:
         _flush()
+
+
+def _until_fault(texts: Iterator[str], faults: list[MtpfError]) -> Iterator[str]:
+    """Yield texts up to the first that cannot be read: those before it still get their results."""
+    try:
+        yield from texts
+    except MtpfError as error:
+        faults.append(error)
 
 
 def _flush() -> None:
@@ -128,7 +142,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         raise MtpfError(f"The backbone {backbone} cannot be loaded: the folder has no config.json.")
     try:
         model = MtpfModel.from_pretrained(backbone, revision=revision or "main").eval()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise MtpfError(f"The backbone {backbone} cannot be loaded: {reason}") from error
     names: list[str] = []
@@ -153,8 +167,11 @@ def _texts(names: list[str], column: str) -> Iterator[str]:
         if name == "-":
             yield from _lines(sys.stdin.buffer, "standard input", None)
             continue
-        with open(name, "rb") as file:
-            yield from _lines(file, name, column if name.endswith(JSON_SUFFIXES) else None)
+        try:
+            with open(name, "rb") as file:
+                yield from _lines(file, name, column if name.endswith(JSON_SUFFIXES) else None)
+        except OSError as error:
+            raise DataError(f"{name} cannot be read: {error.strerror}.") from error
 
 
 def _lines(file: BinaryIO, name: str, column: str | None) -> Iterator[str]:
@@ -169,10 +186,14 @@ def _lines(file: BinaryIO, name: str, column: str | None) -> Iterator[str]:
             text = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError as error:
             raise DataError(f"{place} is not UTF-8: {error.reason}.") from error
-        if column is None:
-            yield text
-        elif text.strip():
-            yield _field(text, column, place)
+        if column is not None and not text.strip():
+            continue
+        text = text if column is None else _field(text, column, place)
+        if len(text) > MAX_CHARACTERS:
+            raise DataError(
+                f"{place} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read at once."
+            )
+        yield text
 
 
 def _field(text: str, column: str, place: str) -> str:

@@ -166,6 +166,11 @@ def adapter_view(module: nn.Module, adapter: str | None) -> nn.Module:
     if is_lora_layer(module):
         view = shallow_view(module)
         view.__dict__["_active_adapter"] = [] if adapter is None else [adapter]
+        # Tables of all adapters, in which another thread may be putting or deleting one.
+        for part in ("lora_A", "lora_B", "lora_dropout"):
+            view._modules[part] = shallow_view(module.get_submodule(part))
+        lora: Any = module
+        view.__dict__["scaling"] = dict(lora.scaling)
         view.__dict__["_disable_adapters"] = False
         return view
     children = {
@@ -185,8 +190,15 @@ def run_tail(encoder: Encoder, trunk: TrunkOutput, adapter: str | None) -> torch
     Returns:
         The last hidden states, ``(batch, tokens, hidden)``.
     """
-    tail = list(encoder_layers(encoder))[-len(trunk.calls) :]
-    return run_layers(encoder, trunk, [adapter_view(layer, adapter) for layer in tail])
+    return run_layers(encoder, trunk, tail_views(encoder, len(trunk.calls), adapter))
+
+
+def tail_views(encoder: Encoder, depth: int, adapter: str | None) -> list[nn.Module]:
+    """Return views of the last ``depth`` layers with one adapter active, or none.
+
+    They keep what they have when the adapter is deleted or replaced.
+    """
+    return [adapter_view(layer, adapter) for layer in list(encoder_layers(encoder))[-depth:]]
 
 
 def run_layers(encoder: Encoder, trunk: TrunkOutput, layers: list[nn.Module]) -> torch.Tensor:
@@ -209,4 +221,5 @@ __all__ = [
     "run_tail",
     "run_trunk",
     "shallow_view",
+    "tail_views",
 ]

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from conftest import ARCHITECTURES, BYTE_LEVEL, SENTENCES, encoder_config, make_tokenizer, randomize
 from transformers import AutoModel, PreTrainedTokenizerFast
 
-from modeling_mtpf import AdapterError, AdapterHead, LoraSettings, MtpfModel
+from modeling_mtpf import AdapterError, AdapterHead, LoraSettings, MtpfModel, export
 from modeling_mtpf.cli import main
 from modeling_mtpf.errors import MissingExtraError
 from modeling_mtpf.export import ExportError, export_onnx, read_manifest
@@ -141,13 +142,17 @@ def test_every_architecture_is_exported(architecture, tmp_path):
     encoder.save_pretrained(tmp_path / "encoder")
     tokenizer.save_pretrained(tmp_path / "encoder")
     app = make_app(tmp_path, tmp_path / "encoder", "intent", LoraSettings(r=4, layers=layers // 2))
-    export_onnx(tmp_path / "encoder", [app], tmp_path / "phone", layers=layers // 2)
-    model = torch_model(tmp_path / "encoder", app)
+    tags = make_app(
+        tmp_path, tmp_path / "encoder", "tags", LoraSettings(r=4, layers=1), "token-classification"
+    )
+    export_onnx(tmp_path / "encoder", [app, tags], tmp_path / "phone", layers=layers // 2)
+    model = torch_model(tmp_path / "encoder", app, tags)
     for rows, tokens in ((1, 1), (3, 40)):
         # RoBERTa of these large random weights was seen to differ by 1.1e-4 on padded rows of 40 tokens.
         assert difference(tmp_path / "phone", model, "intent", rows, tokens) < 5 * TOLERANCE
     runner = runner_of(tmp_path / "phone").Runner(tmp_path / "phone")
-    assert_same(runner.predict(AWKWARD, ["intent"]), model.predict(AWKWARD, ["intent"]))
+    texts = [*AWKWARD, "\tAda", "\u00a0Ada met Noor"]
+    assert_same(runner.predict(texts, ["intent", "tags"]), model.predict(texts, ["intent", "tags"]))
 
 
 def test_runner_without_torch_gives_what_predict_gives(exported, folders, tmp_path, fresh_process):
@@ -266,11 +271,39 @@ def test_adding_an_app_changes_no_other(copied, folders, tmp_path, capsys):
     app = make_app(tmp_path, folders / "backbone", "small", LoraSettings(r=2, layers=1))
     arguments = [str(folders / "backbone"), "--adapter", str(app), "--output", str(copied)]
     assert main(["export", *arguments]) == 0
-    assert "small.safetensors" in capsys.readouterr().out
+    assert "apps/small-" in capsys.readouterr().out
     assert {file: file.read_bytes() for file in before} == before
     assert runner.Runner(copied).predict(AWKWARD, ["entities", "intent"]) == outputs
     model = torch_model(folders / "backbone", app)
     assert_same(runner.Runner(copied).predict(AWKWARD, ["small"]), model.predict(AWKWARD, ["small"]))
+
+
+def test_a_replacement_that_fails_leaves_the_export_whole(copied, folders, monkeypatch):
+    runner = runner_of(copied)
+    before = runner.Runner(copied).predict(AWKWARD, ["intent"])
+    files = sorted(copied.rglob("*.safetensors"))
+    write = export._write
+
+    def full_disk(path, data):
+        if path.name == "export.json":
+            raise OSError(28, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(export, "_write", full_disk)
+    with pytest.raises(export.ExportError, match="cannot be written.*No space left"):
+        export_onnx(folders / "backbone", [f"intent={folders / 'entities'}"], copied)
+    assert runner.Runner(copied).predict(AWKWARD, ["intent"]) == before
+    monkeypatch.undo()
+    export_onnx(folders / "backbone", [f"intent={folders / 'entities'}"], copied)
+    after = runner.Runner(copied).predict(AWKWARD, ["intent", "entities"])
+    assert after["intent"] == after["entities"] and len(sorted(copied.rglob("*.safetensors"))) == len(files)
+
+
+def test_a_line_of_the_runner_is_one_text(exported):
+    text = "Ada\x0cmet\u2028Noor\nHi\r\n"
+    command = [sys.executable, str(exported / "runner.py"), "--app", "intent"]
+    done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=120)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 2
 
 
 def test_adapter_can_get_another_name(copied, folders):

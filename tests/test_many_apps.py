@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,8 @@ import torch
 
 from modeling_mtpf import AdapterError, AdapterHead, LoraSettings, MtpfModel
 from modeling_mtpf.adapter_files_mtpf import backbone_sha256
+from modeling_mtpf.frozen_mtpf import bits_digest
+from modeling_mtpf.trunk_mtpf import run_layers, run_trunk, tail_views
 
 TEXTS = ["Ada met Noor in London.", "Hi", "can you remind me to buy 3 tickets?", "café 東京 🙂 " * 12]
 
@@ -132,6 +135,58 @@ def test_apps_come_go_and_change_while_others_predict(model, folders, sixteen):
         thread.join()
     assert watcher.failures == [] and min(watcher.seen) > 0, watcher.seen
     assert model.predict(TEXTS, adapters=["entities", "intent"]) == expected
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_tails_that_were_taken_outlive_the_adapter(model, batch, training):
+    """With gradients, too: another thread may delete an adapter while the trunk runs."""
+    model.train(training)
+    inputs = batch("bert")
+    with torch.no_grad():
+        trunk = run_trunk(model.backbone, 2, **inputs)
+        layers = tail_views(model.backbone, 2, "entities")
+        torch.manual_seed(0)
+        expected = run_layers(model.backbone, trunk, layers)
+        model.delete_adapter("entities")
+        torch.manual_seed(0)
+        found = run_layers(model.backbone, trunk, layers)
+        torch.manual_seed(0)
+        bare = run_layers(model.backbone, trunk, tail_views(model.backbone, 2, None))
+    assert torch.equal(found, expected) and not torch.allclose(found, bare, atol=1e-3)
+
+
+def test_several_threads_load_and_delete(model, sixteen):
+    failures = []
+
+    def work(number: int) -> None:
+        try:
+            for _ in range(25):
+                model.load_adapter(sixteen / f"app-{number}", adapter_name=f"guest-{number}")
+                model.delete_adapter(f"guest-{number}")
+        except Exception as error:
+            failures.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failures == []
+
+
+@pytest.mark.parametrize("change", ["rows", "element"])
+def test_a_digest_of_weights_sees_changes(change):
+    weight = torch.randn(6, 8)
+    other = weight.flip(0) if change == "rows" else weight.clone()
+    if change == "element":
+        other[2, 3] += 1e-7
+    assert bits_digest(weight) == bits_digest(weight.clone()) != bits_digest(other)
+    assert bits_digest(weight[:, 0]) != bits_digest(other[:, 1])
 
 
 def test_a_stream_keeps_the_app_that_it_began_with(model, sixteen):
@@ -256,7 +311,7 @@ def test_memory_by_app_is_reported(model):
         "total": before["entities"]["lora"] + before["entities"]["head"],
     }
     model.merge_tail("entities")
-    linear = 2 * (32 * 32 + 32) + (64 * 32 + 64) + (64 * 32 + 32)
+    linear = 2 * (32 * 32) + (64 * 32) + (64 * 32)  # the biases are the backbone's own
     assert model.adapter_memory()["entities"]["merged_tail"] == 2 * 4 * linear
     model.unmerge_tail("entities")
     assert model.adapter_memory() == before

@@ -4,6 +4,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 CONTESTANTS = {"mtpf": 99, "peft": 99}
 APPS = 12
@@ -30,7 +31,8 @@ def _ours(folder: Path) -> dict[str, float]:
 
     model = wrapped_model()
     inputs = {"input_ids": torch.arange(1000, 1032)[None]}
-    times, removals, same, before = [], [], True, None
+    times, removals, same = [], [], True
+    before: Any = None
     for number in range(APPS):
         started = time.perf_counter()
         model.load_adapter(folder, adapter_name=f"app-{number}")

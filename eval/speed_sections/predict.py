@@ -70,7 +70,7 @@ def _pipeline(model, family: str, batch_size: int | None):
         options = {"aggregation_strategy": "simple", "stride": MAX_LENGTH // 4, **batch}
     else:
         options = {"truncation": True, "max_length": MAX_LENGTH, **batch}
-    pipe = pipeline(KINDS[family], model=task_model, tokenizer=tokenizer, device="cpu")
+    pipe = pipeline(KINDS[family], model=task_model, tokenizer=tokenizer, device="cpu")  # type: ignore
     return lambda texts: pipe(texts, **options)
 
 
