@@ -23,7 +23,7 @@ def test_sections_are_found_and_judged():
         assert set(medians) == set(section.CONTESTANTS)
         kept = [speed.judged(*numbers)["kept"] for numbers in section.compare(medians).values()]
         assert kept == expected[name]
-    with pytest.raises(SystemExit, match="no section 'none'; known: cache, joint, labels"):
+    with pytest.raises(SystemExit, match="no section 'none'; known: adapt, apps, cache"):
         speed.load_section("none")
 
 

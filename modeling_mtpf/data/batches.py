@@ -52,8 +52,8 @@ def row_batches(
         tokens: Tokens of a batch, about; 0 for `CPU_TOKENS` or `GPU_TOKENS`.
 
     Example:
-        >>> [(b.rows.tolist(), b.length) for b in row_batches([3, 20, 4, 4], 64, torch.device("cpu"))]
-        [([1, 2, 3, 0], 20)]
+        >>> [(b.rows.tolist(), b.length) for b in row_batches([3, 20, 4, 5], 64, torch.device("cpu"))]
+        [([1, 3, 2, 0], 20)]
     """
     tokens = tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
     if not wants_few_shapes(device, precision):
