@@ -292,7 +292,9 @@ def test_help_names_the_commands(capsys):
 
 def launch(command: list[str], tmp_path: Path) -> str:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment, cwd=tmp_path)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=1200, env=environment, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
