@@ -183,11 +183,13 @@ def _write_inputs(
 
 def _time_diagnostics(joint: Any, families: list, accelerator: Any) -> float:
     """Seconds of one measurement of the diagnostics, the second time."""
+    from modeling_mtpf.devices import wants_few_shapes
     from modeling_mtpf.pretraining.chunks import chunk_shape, plan_chunks
     from modeling_mtpf.pretraining.diagnostics import gradient_cosine, tail_similarity
     from modeling_mtpf.pretraining.dropout import fast_dropout_in
 
-    shape = chunk_shape(accelerator.device, MAX_LENGTH)
+    few_shapes = wants_few_shapes(accelerator.device, accelerator.mixed_precision)
+    shape = chunk_shape(accelerator.device, MAX_LENGTH, few_shapes=few_shapes)
     batch = plan_chunks({family.name: family.batch(0) for family in families}, shape, 0)
     started = 0.0
     with fast_dropout_in(joint.model.backbone), accelerator.autocast():

@@ -27,6 +27,7 @@ def test_every_row_is_there_once_and_finds_its_place(seed):
         length_multiple=int(rng.choice([1, 8, 16])),
         row_tokens=int(rng.choice([0, 32, 64])),
         max_length=60,
+        padding=int(rng.choice([0, 20])),
     )
     batches = random_batches(seed, {"ner": int(rng.integers(1, 40)), "tc": int(rng.integers(1, 40))})
     plan = plan_chunks(batches, shape, pad_token_id=0)
@@ -66,6 +67,19 @@ def test_few_shapes_and_little_padding_on_cpu():
         padding += plan.num_tokens - plan.num_real_tokens
     assert padding / (tokens + padding) < 0.13  # half of a multiple of 16 at a mean length of 65 is 0.11
     assert len({rows * length for rows, length in shapes}) < 50
+
+
+def test_hardly_any_padding_where_shapes_are_free():
+    shape = chunk_shape(torch.device("cpu"), 64, few_shapes=False)
+    tokens = padding = 0
+    for seed in range(40):
+        plan = plan_chunks(random_batches(seed, {"ner": 24, "tc": 32}), shape, pad_token_id=0)
+        chunks = [chunk.inputs["input_ids"] for chunk in plan.chunks]
+        assert all(ids.numel() <= shape.tokens for ids in chunks)
+        assert len(chunks) <= 2 + plan.num_real_tokens / 150  # few beginnings, too
+        tokens += plan.num_real_tokens
+        padding += plan.num_tokens - plan.num_real_tokens
+    assert padding / (tokens + padding) < 0.13
 
 
 def test_a_row_longer_than_a_chunk_is_a_chunk():

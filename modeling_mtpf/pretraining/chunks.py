@@ -3,7 +3,7 @@
 Each family's rows are sorted by length and cut into segments of similar length; segments of the same length
 are joined to chunks, so that the trunk runs once over rows of several families. Sorting removes nearly all
 padding. On CPUs in bf16 oneDNN compiles kernels for every new shape and keeps them, so lengths and numbers
-of rows come from a small set there.
+of rows come from a small set there; in float32 a chunk has the lengths that its rows happen to have.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.batches import CPU_PADDING, close_batches
 from ..data.words import IGNORE
 from .families import FamilyBatch
 
@@ -26,15 +27,23 @@ class ChunkShape:
         row_tokens: The rows of a segment times their length are a multiple of about this; 0 for any number
             of rows.
         max_length: Longest row that the encoder reads.
+        padding: Where it is above 0, lengths are no multiples: rows of all families, longest first, are
+            padded alike until that takes so many tokens.
     """
 
     tokens: int = 4096
     length_multiple: int = 16
     row_tokens: int = 512
     max_length: int = 512
+    padding: int = 0
 
     def padded(self, lengths: np.ndarray) -> np.ndarray:
-        """Return the padded lengths of rows."""
+        """Return the padded lengths of rows, int64 ``(rows,)``, which are all that a step computes."""
+        if self.padding:
+            padded = np.empty_like(lengths)
+            for rows, (_, length) in close_batches(lengths, self.tokens, self.padding):
+                padded[rows] = length
+            return padded
         multiples = -(-lengths // self.length_multiple) * self.length_multiple
         return np.maximum(lengths, np.minimum(multiples, self.max_length))
 
@@ -45,9 +54,20 @@ class ChunkShape:
         return min(-(-wanted // quantum) * quantum, most)
 
 
-def chunk_shape(device: torch.device, max_length: int, tokens: int = 0) -> ChunkShape:
-    """Return the shapes that suit a device; ``tokens`` overrides the size of a chunk."""
+def chunk_shape(
+    device: torch.device, max_length: int, tokens: int = 0, few_shapes: bool = True
+) -> ChunkShape:
+    """Return the shapes that suit a device.
+
+    Args:
+        device: Where they are computed.
+        max_length: Longest row that the encoder reads.
+        tokens: Size of a chunk, if not the device's own.
+        few_shapes: On CPUs, whether a new shape costs more than padding, see `devices.wants_few_shapes`.
+    """
     if device.type == "cpu":
+        if not few_shapes:
+            return ChunkShape(tokens or 4096, 1, 0, max_length, CPU_PADDING)
         return ChunkShape(tokens or 4096, 16, min(512, tokens or 512), max_length)
     return ChunkShape(tokens or 65536, 32, 0, max_length)
 
@@ -128,11 +148,10 @@ class _Segment:
     size: int
 
 
-def _segments(family: str, batch: FamilyBatch, shape: ChunkShape) -> list[_Segment]:
+def _segments(family: str, lengths: np.ndarray, padded: np.ndarray, shape: ChunkShape) -> list[_Segment]:
     """Cut a family's rows, longest first, into segments; shorter rows fill up, and only the last has gaps."""
-    lengths = np.array([len(row) for row in batch.rows])
     order = np.argsort(-lengths, kind="stable")
-    padded = shape.padded(lengths[order])
+    padded = padded[order]
     segments, start = [], 0
     while start < len(order):
         length = int(padded[start])
@@ -150,7 +169,14 @@ def plan_chunks(batches: dict[str, FamilyBatch], shape: ChunkShape, pad_token_id
         shape: Allowed shapes.
         pad_token_id: Fills ids.
     """
-    segments = [part for name, batch in batches.items() for part in _segments(name, batch, shape)]
+    lengths = {name: np.array([len(row) for row in batch.rows]) for name, batch in batches.items()}
+    padded = shape.padded(np.concatenate(list(lengths.values())))
+    parts = np.split(padded, np.cumsum([len(own) for own in lengths.values()])[:-1])
+    segments = [
+        segment
+        for (name, own), part in zip(lengths.items(), parts, strict=True)
+        for segment in _segments(name, own, part, shape)
+    ]
     groups: list[list[_Segment]] = []
     for segment in sorted(segments, key=lambda s: -s.length):  # stable: families keep their order
         last = groups[-1] if groups else []
@@ -167,8 +193,8 @@ def plan_chunks(batches: dict[str, FamilyBatch], shape: ChunkShape, pad_token_id
         for name in chunk.spans:
             orders[name] += [segment.rows for segment in group if segment.family == name]
     positions = {}
-    for name, parts in orders.items():
-        order = np.concatenate(parts)
+    for name, own_orders in orders.items():
+        order = np.concatenate(own_orders)
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         positions[name] = torch.from_numpy(place)

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from tqdm.auto import tqdm
 
+from ..devices import wants_few_shapes
 from ..errors import MtpfError
 from .checkpoint import load_checkpoint, save_checkpoint
 from .chunks import JointBatch, chunk_shape
@@ -128,7 +129,8 @@ class _Run:
             joint.compile_trunk()
         self.wrapped, self.optimizer = accelerator.prepare(joint, optimizer)
         longest = max(family.settings.max_length for family in families)
-        self.shape = chunk_shape(accelerator.device, longest, recipe.chunk_tokens)
+        few_shapes = wants_few_shapes(accelerator.device, accelerator.mixed_precision)
+        self.shape = chunk_shape(accelerator.device, longest, recipe.chunk_tokens, few_shapes)
         self.batches = Batches(
             families,
             self.shape,
