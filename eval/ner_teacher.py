@@ -28,9 +28,11 @@ from modeling_mtpf.data.packaged_encoder import resolve_encoder
 from modeling_mtpf.data.sources import open_source
 from modeling_mtpf.data.words import IGNORE, align_labels, encode_words, load_word_tokenizer
 from modeling_mtpf.devices import wants_few_shapes
-from modeling_mtpf.errors import MtpfError
+from modeling_mtpf.errors import MtpfError, RecipeError
 
 STATE = "_training_state.pt"
+DECISIVE = ("data", "encoder", "layers", "epochs", "learning_rate", "tokens", "sentences", "seed", "bf16")
+"""Arguments that must be the same when a run goes on."""
 MAX_LENGTH = 96
 
 
@@ -81,6 +83,20 @@ def full_batch(tokenizer, tagged: TaggedSet, rows: np.ndarray, tokens: int, few_
     return inputs, nn.functional.pad(labels, (0, 0, 0, missing), value=IGNORE)
 
 
+def check_same(now: dict[str, str], then: dict[str, str], file: Path) -> None:
+    """Refuse to go on with other arguments.
+
+    Raises:
+        RecipeError: With the first one that differs.
+    """
+    for key, value in now.items():
+        if then.get(key) != value:
+            raise RecipeError(
+                f"{file} was written with --{key} {then.get(key)}, this run has {value}; give the same, or "
+                "choose another --output_dir."
+            )
+
+
 def train(arguments: argparse.Namespace) -> bool:
     """Train for the epochs or the minutes that are left; return whether all epochs are done."""
     torch.manual_seed(arguments.seed)
@@ -97,8 +113,10 @@ def train(arguments: argparse.Namespace) -> bool:
     plan = [batch for epoch in epochs for batch in epoch]
     schedule = get_linear_schedule_with_warmup(optimizer, len(plan) // 20, len(plan))
     state_file, step = arguments.output_dir / STATE, 0
+    facts = {key: str(getattr(arguments, key)) for key in DECISIVE}
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True, map_location=device)
+        check_same(facts, state["facts"], state_file)
         step = state["step"]
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -124,7 +142,12 @@ def train(arguments: argparse.Namespace) -> bool:
         if step % 50 == 0:
             rate = seen / (time.time() - started)
             print(f"step {step}/{len(plan)} loss {np.mean(losses[-50:]):.3f} {rate:.0f} tokens/s", flush=True)
-    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    state = {
+        "facts": facts,
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
     if step < len(plan):
         torch.save(state | {"schedule": schedule.state_dict()}, state_file)
         return False

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from eval import ner_overlap, ner_teacher, speed, summarize_labels
+from eval import ner_teacher, speed, summarize_labels
 
 
 def test_sections_are_found_and_judged():
@@ -71,6 +71,8 @@ def test_a_teacher_is_trained_in_pieces_and_learns(encoders, tagged, tmp_path, c
     assert (output / ner_teacher.STATE).is_file() and not (output / "config.json").exists()
     state = torch.load(output / ner_teacher.STATE, weights_only=True)
     assert state["step"] == 0 and len(state["model"]) > 10
+    assert ner_teacher.main([*arguments, "--sentences", "9"]) == 2
+    assert "--sentences 0, this run has 9" in capsys.readouterr().err
     assert ner_teacher.main(arguments) == 0
     record = json.loads((output / "teacher.json").read_text())
     assert record["sets"]["people"] == {"sentences": 30, "types": ["PER"]} and record["last_loss"] < 0.5
@@ -109,14 +111,3 @@ def test_a_students_accuracy_stands_beside_what_guessing_reaches(tmp_path):
     table = summarize_labels.student_table([summarize_labels.run_record("mine", run, labels)])
     cells = table.splitlines()[-1].strip("| ").split(" | ")
     assert cells == "mine 0.500 1.500 0.005 0.025 0.045 0.065 0.085 0.105 0.500".split()
-
-
-def test_overlap_finds_whole_sentences_and_long_runs():
-    train = [tuple("a b c d e f g h i j".split()), ("see", "also"), tuple("the cat sat down".split())]
-    test = [
-        ("the", "cat", "sat", "down"),  # whole
-        ("see", "also"),  # whole, but says nothing
-        tuple("x c d e f g h i j y".split()),  # eight words in a row
-        tuple("x d e f g h i j y".split()),  # seven
-    ]
-    assert ner_overlap.overlap(train, test) == (1, 1)
