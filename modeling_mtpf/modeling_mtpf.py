@@ -190,7 +190,13 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
                 f"The checkpoint lacks {len(missing)} weights of the encoder, e.g. {sorted(missing)[0]!r}; "
                 f"it is not one of a {model.config.encoder_config.model_type} encoder, or it is incomplete."
             )
-        return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        finished = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        # Nothing here uses a pooler. One that is made up anew at each loading would give the backbone another
+        # sha256 each time, and no adapter would find the backbone that it was trained on.
+        for key in loading_info.missing_keys:
+            if key.startswith("backbone.") and ".pooler." in key:
+                model.get_parameter(key).data.zero_()
+        return finished
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):  # only heads: the encoder initialises its own modules

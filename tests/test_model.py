@@ -16,6 +16,7 @@ from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 import modeling_mtpf
 from modeling_mtpf import MtpfConfig, MtpfForSequenceClassification, MtpfForTokenClassification, MtpfModel
+from modeling_mtpf.adapter_files_mtpf import backbone_sha256
 from modeling_mtpf.modeling_mtpf import HUB_FILES, mean_pool
 
 STOCK = {
@@ -181,6 +182,15 @@ def test_checkpoints_of_task_models_load_as_in_transformers(batch, tmp_path, arc
     if task == "AutoModelForTokenClassification":
         ours = MtpfForTokenClassification.from_pretrained(tmp_path)
         assert torch.equal(ours.classifier.weight, whole.classifier.weight)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "xlm-roberta"])
+def test_a_checkpoint_without_a_pooler_is_the_same_backbone_at_each_loading(tmp_path, architecture):
+    stock = getattr(transformers, STOCK[architecture])
+    stock(encoder_config(architecture, 100), add_pooling_layer=False).save_pretrained(tmp_path)
+    first, second = (MtpfModel.from_pretrained(tmp_path) for _ in range(2))
+    assert any(".pooler." in name for name, _ in first.named_parameters())
+    assert backbone_sha256(first.backbone) == backbone_sha256(second.backbone)
 
 
 def test_a_checkpoint_without_the_encoder_is_refused(encoders, tmp_path):
