@@ -401,6 +401,28 @@ def test_a_smoke_run_draws_its_rows(arguments, data_folder):
     assert script.main([*command, "--seeds", "0"]) == 0
 
 
+def test_limits_are_kept_recorded_and_the_same_when_a_run_goes_on(arguments, tmp_path, capsys):
+    command = [*arguments, "--quick", "false", "--tasks", "btc", "--regime", "base", "--seeds", "0"]
+    limits = ["--ner_rows", "20", "--ner_steps", "10", "--test_rows", "10"]
+    assert script.main([*command, *limits, "--protocols", "ner"]) == 0
+    assert script.main([*command, *limits, "--protocols", "ner,ner10"]) == 0  # goes on
+    records = json.loads((tmp_path / "out" / "r.json").read_text())
+    sizes = {own["protocol"]: (own["n_train"], own["n_test"], own["config"]["fit"]["steps"]) for own in records}
+    assert sizes == {"ner": (20, 10, 10), "ner10": (2, 10, 10)}
+    for name, value in (("ner_rows", "30"), ("ner_steps", "11"), ("test_rows", "11")):
+        assert script.main([*command, *limits, f"--{name}", value, "--protocols", "ner"]) == 2
+        assert f"another {name.replace('ner_steps', 'settings.steps')}" in capsys.readouterr().err
+
+
+def test_each_seed_may_have_a_backbone_of_its_own(finished, encoders, capsys):
+    arguments, path = finished
+    other = [*arguments, "--backbone", str(encoders["distilbert"]), "--backbone_per_seed", "true"]
+    assert script.main([*other, "--seeds", "1"]) == 0
+    hashes = {own["seed"]: own["config"]["backbone"]["sha256"] for own in json.loads(path.read_text())}
+    assert hashes[0] != hashes[1]
+    assert script.main([*other, "--seeds", "0"]) == 2 and "another backbone.sha256" in capsys.readouterr().err
+
+
 def test_what_decides_a_value_is_in_its_hash(load, encoders, tmp_path):
     folder = load("bert", {"ner": None}).save_adapter(tmp_path / "ner", "ner")
     before = bench.adapter_sha256(str(folder))
@@ -424,6 +446,7 @@ def test_what_decides_a_value_is_in_its_hash(load, encoders, tmp_path):
         (["--seeds", "-1"], "a seed is at least 0"),
         (["--workers", "-1"], "workers must be at least 0"),
         (["--mixed_precision", "fp8"], "choose one of: auto, bf16, float32"),
+        (["--ner_rows", "9"], "ner_rows is 9; it must be at least 10"),
         (["--adapter", "x"], "did you mean 'adapter_"),
     ],
 )

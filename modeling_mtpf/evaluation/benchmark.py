@@ -41,6 +41,9 @@ Facts = dict[str, dict[str, Any]]
 QUICK_ROWS = 200
 """Rows of each split in a smoke run."""
 
+LEAST_ROWS = 10
+"""Smallest limit of rows and steps: a tenth of the rows must be something."""
+
 
 @dataclass(kw_only=True)
 class BenchmarkSettings:
@@ -65,6 +68,12 @@ class BenchmarkSettings:
         max_length: Longest text in tokens for text vectors (MTEB's of all-MiniLM-L6-v2 is 256).
         normalize: Scale text vectors of ``mteb`` to length 1, as sentence-transformers encoders do.
         mixed_precision: ``auto`` (bf16 where the device is fast at it), ``bf16`` or ``float32``.
+        ner_rows: NER apps are fitted on at most so many rows of train, and a quarter as many of validation,
+            drawn by the seed; ``ner10`` takes a tenth of them. By default all.
+        ner_steps: Steps of each NER fit, without early stopping; by default as `train/adapt.py` has it.
+        test_rows: At most so many rows of each test set, the same for every seed. By default all.
+        backbone_per_seed: The seeds are those of pre-finetuning runs, and each has a backbone of its own: the
+            records of other seeds may come from another one.
         workers: Processes (0: one a core). Each has its share of the cores.
         quick: A smoke run: few rows and steps; its numbers mean nothing.
     """
@@ -85,6 +94,10 @@ class BenchmarkSettings:
     max_length: int = 256
     normalize: bool = True
     mixed_precision: str = "auto"
+    ner_rows: int | None = None
+    ner_steps: int | None = None
+    test_rows: int | None = None
+    backbone_per_seed: bool = False
     workers: int = 0
     quick: bool = False
 
@@ -95,6 +108,10 @@ class BenchmarkSettings:
             )
         if self.workers < 0 or self.max_length < 4:
             raise RecipeError("workers must be at least 0, and max_length at least 4.")
+        for name in ("ner_rows", "ner_steps", "test_rows"):
+            value = getattr(self, name)
+            if value is not None and value < LEAST_ROWS:
+                raise RecipeError(f"{name} is {value}; it must be at least {LEAST_ROWS}.")
 
     def protocol_names(self) -> list[str]:
         """The chosen protocols."""
@@ -181,10 +198,12 @@ class Bench:
             "adapter.sha256": self.hashes[family],
             "precision": self.precision,
             "quick": self.settings.quick,
+            "test_rows": self.settings.test_rows,
         }
         if family == "tc":
             facts["max_length"] = self.settings.max_length
         else:
+            facts["ner_rows"] = self.settings.ner_rows
             chosen = vars(self._fit_settings(0)).items()
             facts |= {f"settings.{key}": value for key, value in chosen if key not in ("seed", "progress")}
         if protocol == "mteb":
@@ -192,8 +211,9 @@ class Bench:
         return facts
 
     def _fit_settings(self, seed: int) -> FitSettings:
-        quick: dict[str, Any] = {"steps": 20, "evaluations": 1} if self.settings.quick else {}
-        return FitSettings(seed=seed, mixed_precision=self.settings.mixed_precision, **quick)
+        steps = 20 if self.settings.quick else self.settings.ner_steps
+        fixed: dict[str, Any] = {"steps": steps, "evaluations": 1} if steps else {}
+        return FitSettings(seed=seed, mixed_precision=self.settings.mixed_precision, **fixed)
 
     def run(self, unit: Unit) -> Iterator[dict[str, Any]]:
         """Evaluate one unit, record by record."""
@@ -201,7 +221,7 @@ class Bench:
             for protocol, seed in unit.jobs:
                 yield self._ner(unit, protocol, seed)
             return
-        data = self._load(unit)
+        data = self._load(unit, unit.jobs[0][0], 0)
         test: Any = data.test
         texts = {"pool": data.train.inputs + data.validation.inputs, "test": test.inputs}
         vectors = {name: self._vectors(own) for name, own in texts.items()}
@@ -209,8 +229,9 @@ class Bench:
             run = self._mteb if protocol == "mteb" else self._full
             yield run(unit.task, data, vectors, seed)
 
-    def _load(self, unit: Unit, **options: Any) -> AppData:
-        data = load_task(unit.task, self.settings.data, **options)
+    def _load(self, unit: Unit, protocol: str, seed: int) -> AppData:
+        fraction = 0.1 if protocol == "ner10" else 1.0
+        data = load_task(unit.task, self.settings.data, train_fraction=fraction, seed=seed)
         if data.test is None:
             raise DataError(f"Task {unit.task.key} has no test split.")
         if unit.fingerprint not in (None, data.notes["fingerprint"]):
@@ -218,13 +239,23 @@ class Bench:
                 f"{self.settings.output} has records of {unit.task.key} on other data (fingerprint "
                 f"{unit.fingerprint}, not {data.notes['fingerprint']}); choose another --output."
             )
-        if self.settings.quick:
-            for name in ("train", "validation", "test"):
-                split: Examples = getattr(data, name)
+        for name, (most, draw) in self._limits(protocol, seed).items():
+            split: Examples = getattr(data, name)
+            if most is not None and most < len(split):
                 # Drawn, for some sets are sorted by label.
-                rows = np.random.default_rng(0).permutation(len(split))[:QUICK_ROWS]
+                rows = np.random.default_rng(draw).permutation(len(split))[:most]
                 setattr(data, name, split.take(np.sort(rows)))
         return data
+
+    def _limits(self, protocol: str, seed: int) -> dict[str, tuple[int | None, int]]:
+        """Split → the most rows that are used of it, and the seed of their draw."""
+        if self.settings.quick:
+            return dict.fromkeys(("train", "validation", "test"), (QUICK_ROWS, 0))
+        limits: dict[str, tuple[int | None, int]] = {"test": (self.settings.test_rows, 0)}
+        if PROTOCOLS[protocol] == "ner" and self.settings.ner_rows is not None:
+            limits["train"] = self.settings.ner_rows // (10 if protocol == "ner10" else 1), seed
+            limits["validation"] = self.settings.ner_rows // 4, seed
+        return limits
 
     def _vectors(self, texts: list[str]) -> StoredVectors:
         adapter = "bench-tc" if self.adapters["tc"] else None
@@ -285,7 +316,7 @@ class Bench:
         return self._record(task, "full", seed, "accuracy", scores, len(data.train), data, config)
 
     def _ner(self, unit: Unit, protocol: str, seed: int) -> dict[str, Any]:
-        data = self._load(unit, train_fraction=0.1 if protocol == "ner10" else 1.0, seed=seed)
+        data = self._load(unit, protocol, seed)
         app = fit_app(
             data,
             "ner",
@@ -326,6 +357,8 @@ class Bench:
                 "precision": self.precision,
                 "data": data.notes.get("fingerprint"),
                 "quick": self.settings.quick,
+                "test_rows": self.settings.test_rows,
+                "ner_rows": self.settings.ner_rows if task.family == "ner" else None,
             },
             "versions": versions(),
             "date": today(),
@@ -450,7 +483,10 @@ def check_same(settings: BenchmarkSettings, facts: Facts, records: list[dict[str
         DataError: With the first difference.
     """
     samples = {task.name: task.samples_per_label for task in all_tasks() if task.family == "tc"}
-    for record in (own for own in records if own["regime"] == settings.regime):
+    seeds = settings.seed_numbers() if settings.backbone_per_seed else None
+    for record in records:
+        if record["regime"] != settings.regime or (seeds is not None and record["seed"] not in seeds):
+            continue
         wanted = facts.get(record["protocol"])
         if wanted is None:  # of no protocol of this run, but of the same backbone
             wanted = {"backbone.sha256": next(iter(facts.values()))["backbone.sha256"]}
