@@ -3,10 +3,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install pretrain test lint clean
+.PHONY: help install pretrain study-report test lint clean
 
 help:  ## Show the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-13s %s\n", $$1, $$2}'
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,9 @@ install: $(VENV)/installed  ## Install the package with everything for training 
 
 pretrain: install  ## Run the demo: pre-finetune the packaged encoder for NER and TC, a few minutes on 2 cores
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train/pretrain.py
+
+study-report: install  ## Make all tables and pictures of docs/study.md anew from the raw records
+	$(BIN)/python eval/study.py report
 
 test: install lint  ## Lint, check types, run all tests on all cores
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal

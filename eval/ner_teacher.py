@@ -116,7 +116,7 @@ def train(arguments: argparse.Namespace) -> bool:
     facts = {key: str(getattr(arguments, key)) for key in DECISIVE}
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True, map_location=device)
-        check_same(facts, state["facts"], state_file)
+        check_same(facts, state.get("facts", {}), state_file)
         step = state["step"]
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])

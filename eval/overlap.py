@@ -136,6 +136,9 @@ def main(arguments: list[str] | None = None) -> int:
             f"{folder.parent.name}/{folder.name}": TestTexts(list(read_texts(folder / "test.parquet")))
             for folder in given.test
         }
+        labels = [source_label(source) for source in given.train]
+        if len(set(labels)) < len(labels):
+            raise DataError(f"Two sources have the same name: {', '.join(sorted(labels))}.")
         mark(tests, {source_label(source): training_texts(source) for source in given.train})
     except MtpfError as error:
         print(f"error: {error}", file=sys.stderr)

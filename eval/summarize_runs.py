@@ -10,7 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-WINDOW = 10
+from modeling_mtpf.evaluation.run_summaries import summarize_run
+
 COLUMNS = {
     "loss/ner": "NER loss",
     "pseudo_label_accuracy/ner": "pseudo-label accuracy",
@@ -19,34 +20,6 @@ COLUMNS = {
     "uniformity/tc": "uniformity",
     "gradient_cosine/all": "gradient cosine",
 }
-
-
-def summarize(folder: Path) -> dict:
-    """Return regime, settings, seconds, movement, and the means of the first and last logged lines."""
-    record = json.loads((folder / "run.json").read_text("utf-8"))
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    keys = sorted({key for line in lines for key in line if "/" in key})
-    values = {key: [line[key] for line in lines if key in line] for key in keys}
-    recipe = record["recipe"]
-    kept = ("backbone", "steps", "learning_rate", "adapter_learning_rate", "seed", "mixed_precision")
-    return {
-        "regime": record["regime"],
-        "settings": {key: recipe[key] for key in kept},
-        "data": record["data"],
-        "versions": record["versions"],
-        "hardware": record["hardware"],
-        "started": record["started"],
-        "seconds": record["seconds"],
-        "moved": record["moved"],
-        "first": {key: mean(value[:WINDOW]) for key, value in values.items()},
-        "last": {key: mean(value[-WINDOW:]) for key, value in values.items()},
-        "gradient_cosine": {key: v for key, v in values.items() if key.startswith("gradient_cosine/")},
-    }
-
-
-def mean(values: list[float]) -> float:
-    """Return the mean, rounded for the record."""
-    return round(sum(values) / len(values), 4)
 
 
 def table(runs: list[dict]) -> str:
@@ -77,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not (folder / "run.json").is_file():
             print(f"error: {folder} has no run.json; name output folders of finished runs.", file=sys.stderr)
             return 2
-    runs = [summarize(folder) for folder in options.runs]
+    runs = [summarize_run(folder) for folder in options.runs]
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(runs, indent=1) + "\n", "utf-8")
     print(table(runs))

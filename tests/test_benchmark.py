@@ -407,7 +407,9 @@ def test_limits_are_kept_recorded_and_the_same_when_a_run_goes_on(arguments, tmp
     assert script.main([*command, *limits, "--protocols", "ner"]) == 0
     assert script.main([*command, *limits, "--protocols", "ner,ner10"]) == 0  # goes on
     records = json.loads((tmp_path / "out" / "r.json").read_text())
-    sizes = {own["protocol"]: (own["n_train"], own["n_test"], own["config"]["fit"]["steps"]) for own in records}
+    sizes = {
+        own["protocol"]: (own["n_train"], own["n_test"], own["config"]["fit"]["steps"]) for own in records
+    }
     assert sizes == {"ner": (20, 10, 10), "ner10": (2, 10, 10)}
     for name, value in (("ner_rows", "30"), ("ner_steps", "11"), ("test_rows", "11")):
         assert script.main([*command, *limits, f"--{name}", value, "--protocols", "ner"]) == 2

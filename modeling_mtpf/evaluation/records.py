@@ -48,11 +48,13 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def write_records(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write all records in one go, one a line so that differences show."""
+def write_records(
+    path: str | Path, records: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], Any] = record_key
+) -> None:
+    """Write all records in one go, sorted by ``key``, one a line so that differences show."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(r, ensure_ascii=False, sort_keys=True) for r in sorted(records, key=record_key)]
+    lines = [json.dumps(r, ensure_ascii=False, sort_keys=True) for r in sorted(records, key=key)]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n", "utf-8")
     temporary.replace(path)
@@ -70,7 +72,7 @@ def add_record(
         record: The new one.
         check: Called with the records that are there; raises if the new one must not stand beside them.
     """
-    with _locked(Path(path)):
+    with locked(Path(path)):
         records = read_records(path)
         check(records)
         if record_key(record) not in {record_key(own) for own in records}:
@@ -78,7 +80,7 @@ def add_record(
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Wait until no other process holds the lock of a file, and hold it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as lock:
@@ -103,4 +105,4 @@ def today() -> str:
     return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
 
 
-__all__ = ["Key", "add_record", "read_records", "record_key", "today", "versions", "write_records"]
+__all__ = ["Key", "add_record", "locked", "read_records", "record_key", "today", "versions", "write_records"]

@@ -63,7 +63,8 @@ def tail_similarity(joint: JointModel, batch: JointBatch) -> dict[str, float]:
     """Linear CKA (arXiv 1905.00414) between two families' states of the same tokens, per tail layer.
 
     1 means that the families' LoRA leave the tails alike. Below the tails the states are the same by
-    construction. Costs less than a forward of the batch's first chunk per family.
+    construction. Costs about a forward of the batch: with fewer tokens than features CKA would be high by
+    itself.
 
     Returns:
         ``{"layer_4": …, "layer_5": …}``; empty unless two families have a LoRA.
@@ -71,15 +72,19 @@ def tail_similarity(joint: JointModel, batch: JointBatch) -> dict[str, float]:
     adapters = [name for name in joint.adapters.values() if name][:2]
     if len(adapters) < 2:
         return {}
-    encoder, chunk = joint.model.backbone, batch.chunks[0]
+    encoder = joint.model.backbone
     first = len(encoder_layers(encoder)) - joint.depth
+    found: list[list[list[torch.Tensor]]] = [[[] for _ in range(joint.depth)] for _ in adapters]
     with _without_dropout(joint):
-        trunk = run_trunk(encoder, joint.depth, **chunk.inputs)
-        states = [_tail_states(encoder, trunk, adapter) for adapter in adapters]
-    real = chunk.inputs["attention_mask"].bool()
+        for chunk in batch.chunks:
+            real = chunk.inputs["attention_mask"].bool()
+            trunk = run_trunk(encoder, joint.depth, **chunk.inputs)
+            for own, adapter in zip(found, adapters, strict=True):
+                for states, layer in zip(own, _tail_states(encoder, trunk, adapter), strict=True):
+                    states.append(layer[real].float())
     return {
-        f"layer_{first + depth}": linear_cka(a[real].float(), b[real].float())
-        for depth, (a, b) in enumerate(zip(*states, strict=True))
+        f"layer_{first + depth}": linear_cka(torch.cat(a), torch.cat(b))
+        for depth, (a, b) in enumerate(zip(*found, strict=True))
     }
 
 

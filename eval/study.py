@@ -1,0 +1,291 @@
+"""Run the study of eval/study.yaml, and make its report from the raw records.
+
+    python eval/study.py run --work runs/study --workers 2
+    python eval/study.py report --work runs/study
+    python eval/study.py rerun --work runs/study --workers 2 --count 3
+    python eval/study.py release --work runs/study me/my-encoder
+
+``run`` does what is not done yet: for each variant and seed the teacher, labels and starting encoder that it
+needs, then pre-finetuning, then the benchmark. The same command goes on after a stop. ``--only neutral/tpl``
+does the variants whose names begin so. ``report`` takes the records of a folder into eval/results and makes
+all tables and pictures of docs/study.md anew; without ``--work`` from the records that are there. ``rerun``
+draws some records, computes them again from what ``run`` has left in the folder, and compares. ``release``
+publishes a variant's backbone and adapters with complete cards.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from modeling_mtpf.errors import MtpfError, exit_without_extra
+
+exit_without_extra("train", "datasets", "sklearn", "yaml", "tqdm")
+exit_without_extra("eval", "evaluate", "seqeval", "scipy", "matplotlib")
+
+import numpy as np
+
+from modeling_mtpf.devices import available_cores
+from modeling_mtpf.errors import RecipeError
+from modeling_mtpf.evaluation.records import locked, read_records, write_records
+from modeling_mtpf.evaluation.run_summaries import summarize_run
+from modeling_mtpf.evaluation.study import add_run, read_study
+from modeling_mtpf.evaluation.study_pictures import draw_pictures
+from modeling_mtpf.evaluation.study_plan import Job, jobs, needed_stages, read_plan
+from modeling_mtpf.evaluation.study_tables import fill
+from modeling_mtpf.evaluation.tasks import DATA_VARIABLE
+from modeling_mtpf.hub import pull, push_adapter, push_backbone
+
+ROOT = Path(__file__).parent.parent
+PLAN = ROOT / "eval" / "study.yaml"
+RESULTS = ROOT / "eval" / "results"
+DOCUMENT = ROOT / "docs" / "study.md"
+RECORDS, RUNS, OVERLAP = "study.json", "study-runs.json", "study-overlap.json"
+
+
+class Runner:
+    """Runs commands, each on cores of its own, with a log file for each.
+
+    Args:
+        plan: See `study_plan.read_plan`.
+        work: Folder of everything that is made.
+        data: Folder of the data.
+        workers: Commands at a time.
+    """
+
+    def __init__(self, plan: dict[str, Any], work: Path, data: str, workers: int):
+        self.stages = plan["stages"]
+        self.work, self.data, cores = work, data, available_cores()
+        self.threads = max(cores // workers, 1)
+        self.free: SimpleQueue[int] = SimpleQueue()
+        for slot in range(workers):
+            self.free.put(slot)
+        self.running: set[subprocess.Popen] = set()
+        (work / "logs").mkdir(parents=True, exist_ok=True)
+
+    def command(self, name: str, arguments: list[str]) -> None:
+        """Run a script of this project; a slot is taken for as long.
+
+        Raises:
+            MtpfError: It failed; the log is named.
+        """
+        slot, log = self.free.get(), self.work / "logs" / f"{name}.log"
+        pinned = getattr(os, "sched_getaffinity", lambda _: set())(0)
+        own = sorted(pinned)[slot * self.threads : (slot + 1) * self.threads]
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), DATA_VARIABLE: self.data}
+        print(f"{name}: {arguments[0]} on {f'cores {own}' if own else 'all cores'}", flush=True)
+        try:
+            with log.open("a") as output:
+                process = subprocess.Popen(
+                    [sys.executable, *arguments],
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    cwd=ROOT,
+                    preexec_fn=(lambda: os.sched_setaffinity(0, own)) if own else None,
+                )
+                self.running.add(process)
+                status = process.wait()
+                self.running.discard(process)
+        finally:
+            self.free.put(slot)
+        if status:
+            raise MtpfError(f"{name} ended with status {status}; see {log}.")
+
+    def stop(self) -> None:
+        """Ask all commands that run to end; pre-finetuning writes a checkpoint first."""
+        for process in list(self.running):
+            process.terminate()
+
+    def stage(self, name: str) -> None:
+        """Make something ready, if it is not there; others that need it wait."""
+        with locked(self.work / name):
+            if not Path(self.stages[name]["done"]).is_file():
+                self.command(name, self.stages[name]["command"].split())
+
+    def job(self, job: Job) -> None:
+        """Train and measure one variant with one seed."""
+        for stage in needed_stages(self.stages, job.recipe, self.work):
+            self.stage(stage)
+        folder = job.folder(self.work)
+        if job.trains:
+            with locked(folder):
+                if not job.is_trained(self.work):
+                    self.command(job.name, ["train/pretrain.py", str(self.write_recipe(job))])
+            if job.of == job.variant:
+                add_run(self.work / RUNS, job.variant, summarize_run(folder))
+        if job.missing(read_records(self.work / RECORDS)):
+            self.command(f"{job.name}-benchmark", ["eval/benchmark.py", *self.benchmark(job)])
+        print(f"{job.name}: done", flush=True)
+
+    def write_recipe(self, job: Job) -> Path:
+        """Write the recipe of a run that goes on where it was stopped."""
+        import yaml
+
+        file = self.work / "recipes" / f"{job.name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        own = {"output_dir": str(job.folder(self.work)), "resume": "auto", "threads": self.threads}
+        file.write_text(yaml.safe_dump({**job.recipe, **own}, sort_keys=False), "utf-8")
+        return file
+
+    def benchmark(self, job: Job, **other: Any) -> list[str]:
+        """Arguments of eval/benchmark.py."""
+        folder = job.folder(self.work)
+        chosen = {
+            **job.benchmark,
+            "tasks": ",".join(job.benchmark["tasks"]),
+            "regime": job.variant,
+            "seeds": job.seed,
+            "backbone": folder / "backbone" if job.trains else job.recipe["backbone"],
+            "backbone_per_seed": str(job.trains).lower(),
+            "output": self.work / RECORDS,
+            "workers": 1,
+            **{f"adapter_{family}": folder / "adapters" / own for family, own in job.adapters.items()},
+            **other,
+        }
+        return [part for key, value in chosen.items() for part in (f"--{key}", str(value))]
+
+
+def open_plan(given: argparse.Namespace) -> tuple[list[Job], Runner]:
+    """Read the plan; return its jobs and what runs them."""
+    work, data = given.work.resolve(), given.data or os.environ.get(DATA_VARIABLE)
+    if not data:
+        raise RecipeError(f"Name the data by --data or the variable {DATA_VARIABLE}.")
+    data = str(Path(data).resolve())
+    plan = read_plan(PLAN, work, data)
+    return jobs(plan), Runner(plan, work, data, given.workers)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Do everything of the plan that is not done; a job that fails takes no other with it."""
+    planned, runner = open_plan(given)
+    chosen = [job for job in planned if any(job.variant.startswith(own) for own in given.only)]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(job.variant for job in planned))
+        raise RecipeError(f"No variant's name begins with {' or '.join(given.only)}; there are: {names}.")
+    failed: list[str] = []
+    with ThreadPoolExecutor(given.workers) as pool:
+        try:
+            for future in as_completed([pool.submit(runner.job, job) for job in chosen]):
+                if isinstance(error := future.exception(), MtpfError):
+                    failed.append(str(error))
+                    print(f"error: {error}", file=sys.stderr, flush=True)
+                elif error is not None:
+                    raise error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            runner.stop()
+            raise
+    if failed:
+        raise MtpfError(f"{len(failed)} of {len(chosen)} jobs failed, the first: {failed[0]}")
+    if "overlap" in runner.stages and given.only == [""]:
+        runner.stage("overlap")
+
+
+def rerun(given: argparse.Namespace) -> None:
+    """Compute some records again, from the same backbones and with the same settings, and print both values.
+
+    The other records of the run stand beside the new one, and the benchmark refuses to add to records that
+    were made with something else.
+
+    Raises:
+        MtpfError: A few-shot value is another one: it depends on nothing but vectors and draws.
+    """
+    planned, runner = open_plan(given)
+    found = {(job.variant, job.seed): job for job in planned}
+    records = read_records(runner.work / RECORDS)
+    known = [own for own in records if (own["regime"], own["seed"]) in found]
+    drawn = np.random.default_rng(given.seed).permutation(len(known))[: given.count]
+    differing = []
+    for record in (known[index] for index in drawn):
+        job = found[record["regime"], record["seed"]]
+        name = f"rerun-{job.name}-{record['task']}-{record['protocol']}"
+        output = runner.work / "rerun" / f"{name}.json"
+        beside = [own for own in records if own["regime"] == job.variant and own != record]
+        write_records(output, beside)
+        chosen = {"tasks": f"{record['family']}/{record['task']}", "protocols": record["protocol"]}
+        runner.command(name, ["eval/benchmark.py", *runner.benchmark(job, output=output, **chosen)])
+        again = next(own for own in read_records(output) if own not in beside)
+        difference = again["value"] - record["value"]
+        print(f"{name}: recorded {record['value']:.6f}, now {again['value']:.6f}, {difference:+.6f}")
+        if record["family"] == "tc" and difference:
+            differing.append(name)
+    if differing:
+        raise MtpfError(f"Not the recorded value: {', '.join(differing)}.")
+
+
+def release(given: argparse.Namespace) -> None:
+    """Publish the backbone of a variant, and one adapter a family, and fetch them again."""
+    planned, runner = open_plan(given)
+    wanted = (given.variant, given.seed)
+    job = next((own for own in planned if (own.variant, own.seed) == wanted), None)
+    if job is None or not (job.trains and job.is_trained(runner.work)):
+        raise RecipeError(f"{given.variant} with seed {given.seed} is no finished run of {runner.work}.")
+    folder = job.folder(runner.work)
+    records = read_records(runner.work / RECORDS)
+    own = [record for record in records if (record["regime"], record["seed"]) == wanted]
+    sha = push_backbone(folder / "backbone", given.repo, results=own)
+    print(f"{given.repo}@{sha}: {pull(given.repo, sha)}")
+    for family in job.adapters:
+        repo = f"{given.repo}-{family}"
+        adapter = push_adapter(
+            folder / "adapters" / family, repo, backbone_id=given.repo, backbone_revision=sha
+        )
+        print(f"{repo}@{adapter}: {pull(repo, adapter)}")
+
+
+def report(given: argparse.Namespace) -> None:
+    """Make all tables and pictures of the report anew."""
+    for name in (RECORDS, RUNS, OVERLAP) if given.work else ():
+        if (given.work / name).is_file():
+            shutil.copyfile(given.work / name, RESULTS / name)
+    study = read_study(RESULTS / RECORDS, RESULTS / RUNS, RESULTS / OVERLAP)
+    DOCUMENT.write_text(fill(DOCUMENT.read_text("utf-8"), study), "utf-8")
+    for picture in draw_pictures(study, DOCUMENT.parent / "study"):
+        print(picture)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    names = ("run", "rerun", "release", "report")
+    train, again, out, tables = (commands.add_parser(name) for name in names)
+    for command, function in zip((train, again, out, tables), (run, rerun, release, report), strict=True):
+        command.set_defaults(run=function)
+        needed = command is not tables
+        command.add_argument(
+            "--work", type=Path, required=needed, help="folder of models, labels and records"
+        )
+    for command in (train, again, out):
+        command.add_argument("--data", help=f"folder of the data; by default that of {DATA_VARIABLE}")
+        command.add_argument("--workers", type=int, default=1, help="commands at a time, each on its cores")
+    train.add_argument("--only", nargs="+", default=[""], help="beginnings of the names of variants")
+    again.add_argument("--count", type=int, default=3, help="how many records")
+    again.add_argument("--seed", type=int, default=0, help="of the draw")
+    out.add_argument("repo", help="owner/name of the backbone; adapters get the family's name behind it")
+    out.add_argument("--variant", default="neutral/tpl")
+    out.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line."""
+    given = build_parser().parse_args(arguments)
+    try:
+        given.run(given)
+    except MtpfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
