@@ -28,7 +28,8 @@ from modeling_mtpf.data.packaged_encoder import resolve_encoder
 from modeling_mtpf.data.sources import open_source
 from modeling_mtpf.data.words import IGNORE, align_labels, encode_words, load_word_tokenizer
 from modeling_mtpf.devices import wants_few_shapes
-from modeling_mtpf.errors import MtpfError, RecipeError
+from modeling_mtpf.errors import MtpfError
+from modeling_mtpf.settings import check_same_arguments
 
 STATE = "_training_state.pt"
 DECISIVE = ("data", "encoder", "layers", "epochs", "learning_rate", "tokens", "sentences", "seed", "bf16")
@@ -83,20 +84,6 @@ def full_batch(tokenizer, tagged: TaggedSet, rows: np.ndarray, tokens: int, few_
     return inputs, nn.functional.pad(labels, (0, 0, 0, missing), value=IGNORE)
 
 
-def check_same(now: dict[str, str], then: dict[str, str], file: Path) -> None:
-    """Refuse to go on with other arguments.
-
-    Raises:
-        RecipeError: With the first one that differs.
-    """
-    for key, value in now.items():
-        if then.get(key) != value:
-            raise RecipeError(
-                f"{file} was written with --{key} {then.get(key)}, this run has {value}; give the same, or "
-                "choose another --output_dir."
-            )
-
-
 def train(arguments: argparse.Namespace) -> bool:
     """Train for the epochs or the minutes that are left; return whether all epochs are done."""
     torch.manual_seed(arguments.seed)
@@ -116,7 +103,7 @@ def train(arguments: argparse.Namespace) -> bool:
     facts = {key: str(getattr(arguments, key)) for key in DECISIVE}
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True, map_location=device)
-        check_same(facts, state.get("facts", {}), state_file)
+        check_same_arguments(facts, state.get("facts", {}), state_file)
         step = state["step"]
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])

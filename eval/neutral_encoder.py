@@ -34,6 +34,11 @@ from transformers.trainer_utils import get_last_checkpoint
 from modeling_mtpf.data.packaged_encoder import resolve_encoder
 from modeling_mtpf.data.sources import fingerprint, open_source
 from modeling_mtpf.errors import MtpfError, RecipeError
+from modeling_mtpf.settings import check_same_arguments
+
+FACTS = "arguments.json"
+DECISIVE = ("text", "encoder", "fresh_layers", "steps", "batch_size", "length", "learning_rate", "seed")
+"""Arguments that must be the same when a run goes on."""
 
 
 class MaskedTrainer(Trainer):
@@ -121,14 +126,20 @@ def train(given: argparse.Namespace) -> dict:
         train_dataset=data,
         data_collator=DataCollatorForLanguageModeling(tokenizer, seed=given.seed),
     )
-    last = get_last_checkpoint(options.output_dir) if Path(options.output_dir).is_dir() else None
+    checkpoints = Path(options.output_dir)
+    facts = {key: str(getattr(given, key)) for key in DECISIVE}
+    if (checkpoints / FACTS).is_file():
+        check_same_arguments(facts, json.loads((checkpoints / FACTS).read_text("utf-8")), checkpoints)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    (checkpoints / FACTS).write_text(json.dumps(facts), "utf-8")
+    last = get_last_checkpoint(str(checkpoints))
     trainer.train(resume_from_checkpoint=last)
     # With the encoder's dropout, and its pooler: transformers makes up a missing one anew at each loading.
     trained = AutoModel.from_pretrained(encoder, dtype=torch.float32)
     trained.load_state_dict(model.bert.state_dict(), strict=False)
     trained.save_pretrained(given.output_dir)
     tokenizer.save_pretrained(given.output_dir)
-    shutil.rmtree(options.output_dir, ignore_errors=True)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return {
         "encoder": given.encoder,
         "fresh_layers": given.fresh_layers,

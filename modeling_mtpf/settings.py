@@ -119,6 +119,25 @@ def _convert(hint: Any, value: Any, path: str, converters: Converters) -> Any:
     raise RecipeError(f"{path} is {value!r}, but must be of type {hint.__name__}.")
 
 
+def check_same_arguments(now: dict[str, str], then: dict[str, str], place: Any) -> None:
+    """Refuse to go on with what was begun with other arguments.
+
+    Args:
+        now: The decisive arguments of this run.
+        then: Those of the run that is to go on.
+        place: Where its state is, for the message.
+
+    Raises:
+        RecipeError: With the first argument that differs.
+    """
+    for key, value in now.items():
+        if then.get(key) != value:
+            raise RecipeError(
+                f"{place} was written with --{key} {then.get(key)}, this run has {value}; give the same, or "
+                "choose another --output_dir."
+            )
+
+
 def nearest(value: str, known: list[str]) -> str:
     """Return ``did you mean …?`` where one of the known values is close, else nothing."""
     close = difflib.get_close_matches(str(value), known, n=1)
@@ -151,4 +170,12 @@ def _first_entry(text: str) -> str:
     return " ".join(kept)
 
 
-__all__ = ["build", "describe_keys", "dotted", "nearest", "parse_arguments", "read_overrides"]
+__all__ = [
+    "build",
+    "check_same_arguments",
+    "describe_keys",
+    "dotted",
+    "nearest",
+    "parse_arguments",
+    "read_overrides",
+]
