@@ -138,7 +138,7 @@ class Runner:
         folder = job.folder(self.work)
         chosen = {
             **job.benchmark,
-            "tasks": ",".join(job.benchmark["tasks"]),
+            "tasks": ",".join(job.tasks),
             "regime": job.variant,
             "seeds": job.seed,
             "backbone": folder / "backbone" if job.trains else job.recipe["backbone"],

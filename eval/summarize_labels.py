@@ -80,8 +80,9 @@ def table(records: list[dict]) -> str:
     """Return a Markdown table: mean scores over the gold sets for each teacher and K."""
     lines = ["| teacher | K | " + " | ".join(SCORES) + " | empty | tiny |", "|---" * (len(SCORES) + 4) + "|"]
     for record in records:
-        means = [sum(gold[key] for gold in record["gold"]) / max(1, len(record["gold"])) for key in SCORES]
-        values = " | ".join(f"{value:.3f}" for value in means)
+        gold = record["gold"]
+        means = [f"{sum(own[key] for own in gold) / len(gold):.3f}" if gold else "–" for key in SCORES]
+        values = " | ".join(means)
         empty, tiny = record["empty_clusters"], record["tiny_clusters"]
         lines.append(f"| {record['teacher']} | {record['clusters']} | {values} | {empty} | {tiny} |")
     return "\n".join(lines)

@@ -44,6 +44,12 @@ class Job:
         """Whether there is anything to train."""
         return self.recipe["regime"] != "base"
 
+    @property
+    def tasks(self) -> list[str]:
+        """Those of the families that the benchmark's protocols measure."""
+        families = {PROTOCOLS[protocol] for protocol in self.benchmark["protocols"].split(",")}
+        return [task for task in self.benchmark["tasks"] if task.split("/")[0] in families]
+
     def folder(self, work: Path) -> Path:
         """Where the run is."""
         return work / "runs" / self.of.replace("/", "-") / f"seed-{self.seed}"
@@ -70,7 +76,7 @@ class Job:
         done = {record_key(record) for record in records}
         return any(
             (self.variant, self.seed, task, protocol) not in done
-            for task in self.benchmark["tasks"]
+            for task in self.tasks
             for protocol in self.benchmark["protocols"].split(",")
             if PROTOCOLS[protocol] == task.split("/")[0]
         )
