@@ -96,6 +96,20 @@ def blocks(tokenizer, source, length: int, count: int) -> Dataset:
     return Dataset.from_dict({"input_ids": rows})
 
 
+def last_checkpoint(given: argparse.Namespace, folder: Path) -> str | None:
+    """Return the checkpoint to go on from, if there is one, and note the arguments for the next time.
+
+    Raises:
+        RecipeError: It was written with other arguments.
+    """
+    facts = {key: str(getattr(given, key)) for key in DECISIVE}
+    if (folder / FACTS).is_file():
+        check_same_arguments(facts, json.loads((folder / FACTS).read_text("utf-8")), folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FACTS).write_text(json.dumps(facts), "utf-8")
+    return get_last_checkpoint(str(folder))
+
+
 def train(given: argparse.Namespace) -> dict:
     """Train, save the encoder without its head, and return the record."""
     set_seed(given.seed)
@@ -104,8 +118,9 @@ def train(given: argparse.Namespace) -> dict:
     model = fresh_top(encoder, given.fresh_layers)
     source = open_source(given.text, {"text": "text"})
     data = blocks(tokenizer, source, given.length, given.steps * given.batch_size)
+    checkpoints = given.output_dir / "_checkpoints"
     options = TrainingArguments(
-        output_dir=str(given.output_dir / "_checkpoints"),
+        output_dir=str(checkpoints),
         max_steps=given.steps,
         per_device_train_batch_size=given.batch_size,
         learning_rate=given.learning_rate,
@@ -126,14 +141,7 @@ def train(given: argparse.Namespace) -> dict:
         train_dataset=data,
         data_collator=DataCollatorForLanguageModeling(tokenizer, seed=given.seed),
     )
-    checkpoints = Path(options.output_dir)
-    facts = {key: str(getattr(given, key)) for key in DECISIVE}
-    if (checkpoints / FACTS).is_file():
-        check_same_arguments(facts, json.loads((checkpoints / FACTS).read_text("utf-8")), checkpoints)
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    (checkpoints / FACTS).write_text(json.dumps(facts), "utf-8")
-    last = get_last_checkpoint(str(checkpoints))
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=last_checkpoint(given, checkpoints))
     # With the encoder's dropout, and its pooler: transformers makes up a missing one anew at each loading.
     trained = AutoModel.from_pretrained(encoder, dtype=torch.float32)
     trained.load_state_dict(model.bert.state_dict(), strict=False)

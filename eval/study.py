@@ -75,7 +75,7 @@ class Runner:
             MtpfError: It failed; the log is named.
         """
         slot, log = self.free.get(), self.work / "logs" / f"{name}.log"
-        pinned = getattr(os, "sched_getaffinity", lambda _: set())(0)
+        pinned: set[int] = getattr(os, "sched_getaffinity", lambda _: set())(0)
         own = sorted(pinned)[slot * self.threads : (slot + 1) * self.threads]
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), DATA_VARIABLE: self.data}
         print(f"{name}: {arguments[0]} on {f'cores {own}' if own else 'all cores'}", flush=True)
@@ -229,14 +229,14 @@ def release(given: argparse.Namespace) -> None:
     folder = job.folder(runner.work)
     records = read_records(runner.work / RECORDS)
     own = [record for record in records if (record["regime"], record["seed"]) == wanted]
-    sha = push_backbone(folder / "backbone", given.repo, results=own)
+    sha = str(push_backbone(folder / "backbone", given.repo, results=own))
     print(f"{given.repo}@{sha}: {pull(given.repo, sha)}")
     for family in job.adapters:
         repo = f"{given.repo}-{family}"
-        adapter = push_adapter(
+        pushed = push_adapter(
             folder / "adapters" / family, repo, backbone_id=given.repo, backbone_revision=sha
         )
-        print(f"{repo}@{adapter}: {pull(repo, adapter)}")
+        print(f"{repo}@{pushed}: {pull(repo, str(pushed))}")
 
 
 def report(given: argparse.Namespace) -> None:

@@ -40,8 +40,8 @@ def contrast(cells: Cells, protocol: str, first: str, second: str) -> Contrast |
     pairs = {}
     for task in tasks_of(cells, protocol):
         one, other = cells.get((protocol, task, first), {}), cells.get((protocol, task, second), {})
-        if seeds := one.keys() & other.keys():
-            pairs[task] = {seed: one[seed] - other[seed] for seed in seeds}
+        if both := one.keys() & other.keys():
+            pairs[task] = {seed: one[seed] - other[seed] for seed in both}
     if not pairs:
         return None
     differences = [float(np.mean(list(own.values()))) for own in pairs.values()]
