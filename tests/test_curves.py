@@ -30,7 +30,7 @@ def test_summary_of_runs_has_means_and_no_paths(tmp_path, capsys):
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     keys = ("backbone", "steps", "learning_rate", "adapter_learning_rate", "seed", "mixed_precision")
     record = {"regime": "tpl", "recipe": dict.fromkeys(keys, 1) | {"output_dir": str(tmp_path)}, "moved": {}}
-    record |= dict.fromkeys(("data", "versions", "hardware", "started", "seconds"), 0)
+    record |= dict.fromkeys(("data", "versions", "hardware", "started", "seconds", "resumed_at"), 0)
     (run / "run.json").write_text(json.dumps(record))
     output = tmp_path / "results" / "runs.json"
     assert summarize_runs.main([str(run), "--output", str(output)]) == 0

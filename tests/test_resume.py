@@ -223,21 +223,27 @@ def test_two_processes_resume_bit_for_bit(arguments, tmp_path, encoders, capsys)
     assert seen == json.loads((tmp_path / "alone" / "run.json").read_text())["data"]["ner"]["words_seen"]
 
 
-def broken_at(monkeypatch, call: int, value: float, rows: int | None) -> None:
-    """Let the NER objective give a bad number, for some rows or for all, in one of its calls."""
-    forward = ClusterObjective.forward
-    calls = []
+def broken_at(monkeypatch, step: int, value: float, rows: int | None) -> None:
+    """Let the NER objective give bad numbers in one step, for some rows of its first chunk or for all rows."""
+    forward, loss = ClusterObjective.forward, ClusterObjective.loss
+    chunks, steps = [], []
 
     def broken(objective, *rest):
         found = forward(objective, *rest)
-        calls.append(1)
-        if len(calls) != call:
+        if len(steps) + 1 != step:
             return found
+        chunks.append(1)
         factor = torch.ones_like(found)
-        factor[:rows] = value
+        if rows is None or len(chunks) == 1:
+            factor[:rows] = value
         return found * factor
 
+    def counted(objective, *rest):
+        steps.append(1)
+        return loss(objective, *rest)
+
     monkeypatch.setattr(ClusterObjective, "forward", broken)
+    monkeypatch.setattr(ClusterObjective, "loss", counted)
 
 
 @pytest.mark.parametrize(

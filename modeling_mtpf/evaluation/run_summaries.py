@@ -34,7 +34,7 @@ def summarize_run(folder: Path) -> dict[str, Any]:
         "hardware": record["hardware"],
         "started": record["started"],
         "seconds": record["seconds"],
-        "resumed_at": record["resumed_at"],
+        "resumed_at": record.get("resumed_at"),
         "moved": record["moved"],
         "sizes": _sizes(folder),
         "first": {key: _mean(value[:WINDOW]) for key, value in values.items()},
