@@ -29,6 +29,7 @@ exit_without_extra("train", "datasets", "sklearn", "yaml", "tqdm")
 exit_without_extra("eval", "evaluate", "seqeval", "scipy", "matplotlib")
 
 import numpy as np
+import yaml
 
 from modeling_mtpf.devices import available_cores
 from modeling_mtpf.errors import RecipeError
@@ -125,8 +126,6 @@ class Runner:
 
     def write_recipe(self, job: Job) -> Path:
         """Write the recipe of a run that goes on where it was stopped."""
-        import yaml
-
         file = self.work / "recipes" / f"{job.name}.yaml"
         file.parent.mkdir(parents=True, exist_ok=True)
         own = {"output_dir": str(job.folder(self.work)), "resume": "auto", "threads": self.threads}

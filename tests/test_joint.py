@@ -291,6 +291,13 @@ def test_tail_similarity_is_one_for_equal_adapters(make):
     assert tail_similarity(make(task_primary=False)[0], plan(batches)) == {}
 
 
+def test_tail_similarity_looks_at_all_tokens_of_a_batch(make):
+    joint, batches = make()
+    whole, cut = (plan_chunks(batches, ChunkShape(tokens, 32, 0, 32), 0) for tokens in (4096, 64))
+    assert len(whole.chunks) == 1 and len(cut.chunks) > 3
+    assert tail_similarity(joint, cut) == pytest.approx(tail_similarity(joint, whole), rel=1e-5)
+
+
 # Gradient caching
 
 

@@ -215,13 +215,15 @@ recipe:
 benchmark: {protocols: "ner,mteb", quick: "true", tasks: [ner/btc, tc/sst2]}
 seeds: [0]
 variants:
+  tiny/base: {start: tiny, regime: base}
   tiny/tpl: {start: tiny, regime: tpl}
   tiny/tpl-swapped: {start: tiny, regime: tpl, of: tiny/tpl, after: 1, adapters: {ner: tc, tc: ner}}
 """
 
 
+@pytest.mark.hub
 @pytest.mark.slow
-def test_a_small_study_runs_and_never_twice(encoders, tmp_path, monkeypatch, capsys):
+def test_a_small_study_runs_once_and_is_published(encoders, hub, tmp_path, monkeypatch, capsys):
     data, work = tmp_path / "data", tmp_path / "work"
     for split in ("train", "validation", "test"):
         for family, rows in (
@@ -240,20 +242,30 @@ def test_a_small_study_runs_and_never_twice(encoders, tmp_path, monkeypatch, cap
     records = json.loads((work / script.RECORDS).read_text())
     adapters = {(own["regime"], own["family"]): own["config"]["adapter"]["name"] for own in records}
     assert adapters == {
+        ("tiny/base", "ner"): None, ("tiny/base", "tc"): None,
         ("tiny/tpl", "ner"): "ner", ("tiny/tpl", "tc"): "tc",
         ("tiny/tpl-swapped", "ner"): "tc", ("tiny/tpl-swapped", "tc"): "ner",
     }  # fmt: skip
-    assert len({own["config"]["backbone"]["sha256"] for own in records}) == 1
+    hashes = {own["regime"]: own["config"]["backbone"]["sha256"] for own in records}
+    assert hashes["tiny/base"] != hashes["tiny/tpl"] == hashes["tiny/tpl-swapped"]
     assert [(run["variant"], run["seed"]) for run in read_runs(work / script.RUNS)] == [("tiny/tpl", 0)]
     assert str(tmp_path) not in (work / script.RUNS).read_text() + (work / script.RECORDS).read_text()
     before = (work / script.RECORDS).read_bytes()
     assert script.main(["rerun", "--work", str(work), "--data", str(data), "--count", "1"]) == 0
     assert "+0.000000" in capsys.readouterr().out
+    place = ["--work", str(work), "--data", str(data)]
+    assert script.main(["release", *place, "mtpf/tiny", "--variant", "tiny/tpl"]) == 0
+    folders = [Path(line.split(": ")[1]) for line in capsys.readouterr().out.splitlines()]
+    cards = [(folder / "README.md").read_text("utf-8") for folder in folders]
+    assert len(cards) == 3 and "| sst2 | accuracy |" in cards[0]
+    assert all("`mtpf/tiny` at commit" in card for card in cards[1:])
+    assert script.main(["release", *place, "mtpf/tiny", "--variant", "tiny/base"]) == 2
+    assert "is no finished run" in capsys.readouterr().err
     monkeypatch.setattr(script.subprocess, "Popen", lambda *a, **k: pytest.fail("done before"))
     assert script.main(command) == 0
     assert (work / script.RECORDS).read_bytes() == before
     assert (
-        script.main([*command, "--only", "tinny/"]) == 2 and "there are: tiny/tpl" in capsys.readouterr().err
+        script.main([*command, "--only", "tinny/"]) == 2 and "there are: tiny/base" in capsys.readouterr().err
     )
 
 

@@ -1,7 +1,5 @@
 """The benchmark: tasks × protocols × seeds of one regime, resumable, on several processes."""
 
-import hashlib
-import json
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, ProcessPoolExecutor, as_completed
@@ -16,17 +14,13 @@ from ..adaptation import FitSettings, fit_app
 from ..adaptation.app import open_backbone
 from ..adaptation.text_probe import choose_probe
 from ..adaptation.text_vectors import embed_texts
-from ..adapter_files_mtpf import (
-    ADAPTER_CONFIG_FILE,
-    ADAPTER_WEIGHTS_FILE,
-    backbone_sha256,
-    find_adapter,
-)
+from ..adapter_files_mtpf import backbone_sha256
 from ..data.app_data import AppData, Examples
 from ..devices import PRECISIONS, available_cores, uses_bf16
 from ..errors import DataError, RecipeError
 from ..settings import nearest
 from .embeddings import StoredVectors
+from .identities import adapter_sha256, public_name, tokenizer_sha256
 from .metrics import text_scores
 from .records import add_record, read_records, record_key, today, versions
 from .tasks import Task, all_tasks, check_task, load_task, select_tasks
@@ -371,28 +365,6 @@ class Bench:
 def unit_length(vectors: np.ndarray) -> np.ndarray:
     """Scale vectors to length 1, ``(rows, width)``."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-def public_name(identifier: str | None) -> str | None:
-    """Name a backbone or adapter without its local path."""
-    return Path(identifier).name if identifier and Path(identifier).exists() else identifier
-
-
-def adapter_sha256(adapter: str | None, revision: str | None = None) -> str | None:
-    """Return the sha256 of an adapter's weights and of its config, which says how they are applied."""
-    if adapter is None:
-        return None
-    folder, digest = find_adapter(adapter, revision), hashlib.sha256()
-    for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE):
-        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def tokenizer_sha256(tokenizer: Any) -> str:
-    """Return the sha256 of a fast tokenizer as it works, whatever files it came from."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state.update(padding=None, truncation=None)  # every call sets them anew
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------ running

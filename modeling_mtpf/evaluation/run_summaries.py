@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from ..data.sources import source_name
-from ..pretraining.run_record import METRICS_FILE, RUN_FILE
+from ..pretraining.run_record import FREE_KEYS, METRICS_FILE, RUN_FILE
 
 WINDOW = 10
 """Logged lines that are averaged at the start and at the end of a run."""
 CURVES = ("loss/ner", "loss/tc", "pseudo_label_accuracy/ner", "retrieval_accuracy/tc", "uniformity/tc")
 DIAGNOSTICS = ("gradient_cosine/", "tail_cka/")
-LOCAL = ("output_dir", "resume", "threads", "keep", "save_every", "report_to", "prefetch")
-"""Keys of a recipe that change no number."""
 
 
 def summarize_run(folder: Path) -> dict[str, Any]:
@@ -25,7 +23,7 @@ def summarize_run(folder: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (folder / METRICS_FILE).read_text("utf-8").splitlines()]
     keys = sorted({key for line in lines for key in line if "/" in key})
     values = {key: [line[key] for line in lines if key in line] for key in keys}
-    recipe = {key: value for key, value in record["recipe"].items() if key not in LOCAL}
+    recipe = {key: value for key, value in record["recipe"].items() if key not in FREE_KEYS}
     return {
         "regime": record["regime"],
         "recipe": _without_paths(recipe),

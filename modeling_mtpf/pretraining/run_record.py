@@ -310,6 +310,7 @@ def summary(folder: Path, record: dict[str, Any]) -> str:
 
 
 __all__ = [
+    "FREE_KEYS",
     "METRICS_FILE",
     "RUN_FILE",
     "MetricsLog",
