@@ -283,6 +283,9 @@ def main(arguments: list[str] | None = None) -> int:
     except MtpfError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on.", file=sys.stderr)
+        return 130
     return 0
 
 
