@@ -8,6 +8,12 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches beyond this machine
 os.environ["OMP_NUM_THREADS"] = "1"  # models here are tiny: threads would only wait for each other
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    # Each worker keeps to its cores, and so do the scripts that it starts: two that both take all cores
+    # make every product wait for a thread that has lost its core.
+    cores, workers = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    if own := set(cores[int(worker.removeprefix("gw")) :: workers]):
+        os.sched_setaffinity(0, own)
 
 import pytest
 import torch
