@@ -14,13 +14,16 @@ publishes a variant's backbone and adapters with complete cards.
 """
 
 import argparse
+import heapq
 import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 from modeling_mtpf.errors import MtpfError, exit_without_extra
@@ -49,6 +52,44 @@ DOCUMENT = ROOT / "docs" / "study.md"
 RECORDS, RUNS, OVERLAP = "study.json", "study-runs.json", "study-overlap.json"
 
 
+class Slots:
+    """So many commands may run at a time; a slot that gets free goes to the first of those that wait."""
+
+    def __init__(self, number: int):
+        self.free = list(range(number))[::-1]
+        self.waiting: list[tuple[int, int]] = []
+        self.changed, self.stopped = threading.Condition(), False
+
+    @contextmanager
+    def take(self, place: int) -> Iterator[int]:
+        """Wait for a slot, and hold it; the lowest ``place`` comes first.
+
+        Raises:
+            MtpfError: All was stopped in the meantime.
+        """
+        own = (place, threading.get_ident())
+        with self.changed:
+            heapq.heappush(self.waiting, own)
+            self.changed.wait_for(lambda: self.stopped or (self.free and self.waiting[0] == own))
+            if self.stopped:
+                raise MtpfError("stopped")
+            heapq.heappop(self.waiting)
+            slot = self.free.pop()
+            self.changed.notify_all()
+        try:
+            yield slot
+        finally:
+            with self.changed:
+                self.free.append(slot)
+                self.changed.notify_all()
+
+    def stop(self) -> None:
+        """Give no slot away any more."""
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
+
+
 class Runner:
     """Runs commands, each on cores of its own, with a log file for each.
 
@@ -63,24 +104,24 @@ class Runner:
         self.stages = plan["stages"]
         self.work, self.data, cores = work, data, available_cores()
         self.threads = max(cores // workers, 1)
-        self.free: SimpleQueue[int] = SimpleQueue()
-        for slot in range(workers):
-            self.free.put(slot)
+        self.slots = Slots(workers)
         self.running: set[subprocess.Popen] = set()
+        self.failed: dict[str, str] = {}
+        self.first: dict[Path, int] = {}
         (work / "logs").mkdir(parents=True, exist_ok=True)
 
-    def command(self, name: str, arguments: list[str]) -> None:
-        """Run a script of this project; a slot is taken for as long.
+    def command(self, name: str, arguments: list[str], place: int = 0) -> None:
+        """Run a script of this project when it is its turn; a slot is taken for as long.
 
         Raises:
             MtpfError: It failed; the log is named.
         """
-        slot, log = self.free.get(), self.work / "logs" / f"{name}.log"
-        pinned: set[int] = getattr(os, "sched_getaffinity", lambda _: set())(0)
-        own = sorted(pinned)[slot * self.threads : (slot + 1) * self.threads]
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), DATA_VARIABLE: self.data}
-        print(f"{name}: {arguments[0]} on {f'cores {own}' if own else 'all cores'}", flush=True)
-        try:
+        log = self.work / "logs" / f"{name}.log"
+        with self.slots.take(place) as slot:
+            pinned: set[int] = getattr(os, "sched_getaffinity", lambda _: set())(0)
+            own = sorted(pinned)[slot * self.threads : (slot + 1) * self.threads]
+            environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), DATA_VARIABLE: self.data}
+            print(f"{name}: {arguments[0]} on {f'cores {own}' if own else 'all cores'}", flush=True)
             with log.open("a") as output:
                 process = subprocess.Popen(
                     [sys.executable, *arguments],
@@ -93,35 +134,41 @@ class Runner:
                 self.running.add(process)
                 status = process.wait()
                 self.running.discard(process)
-        finally:
-            self.free.put(slot)
         if status:
             raise MtpfError(f"{name} ended with status {status}; see {log}.")
 
     def stop(self) -> None:
         """Ask all commands that run to end; pre-finetuning writes a checkpoint first."""
+        self.slots.stop()
         for process in list(self.running):
             process.terminate()
 
     def stage(self, name: str) -> None:
-        """Make something ready, if it is not there; others that need it wait."""
+        """Make something ready, before all else, if it is not there; others that need it wait."""
         with locked(self.work / name):
+            if name in self.failed:
+                raise MtpfError(self.failed[name])
             if not Path(self.stages[name]["done"]).is_file():
-                self.command(name, self.stages[name]["command"].split())
+                try:
+                    self.command(name, self.stages[name]["command"].split(), place=-1)
+                except MtpfError as error:
+                    self.failed[name] = str(error)
+                    raise
 
-    def job(self, job: Job) -> None:
-        """Train and measure one variant with one seed."""
+    def job(self, job: Job, place: int) -> None:
+        """Train and measure one variant with one seed; of what is ready the lowest ``place`` comes first."""
         for stage in needed_stages(self.stages, job.recipe, self.work):
             self.stage(stage)
         folder = job.folder(self.work)
         if job.trains:
             with locked(folder):
                 if not job.is_trained(self.work):
-                    self.command(job.name, ["train/pretrain.py", str(self.write_recipe(job))])
+                    recipe = str(self.write_recipe(job))
+                    self.command(job.name, ["train/pretrain.py", recipe], self.first[folder])
             if job.of == job.variant:
                 add_run(self.work / RUNS, job.variant, summarize_run(folder))
         if job.missing(read_records(self.work / RECORDS)):
-            self.command(f"{job.name}-benchmark", ["eval/benchmark.py", *self.benchmark(job)])
+            self.command(f"{job.name}-benchmark", ["eval/benchmark.py", *self.benchmark(job)], place)
         print(f"{job.name}: done", flush=True)
 
     def write_recipe(self, job: Job) -> Path:
@@ -156,7 +203,7 @@ def open_plan(given: argparse.Namespace) -> tuple[list[Job], Runner]:
     if not data:
         raise RecipeError(f"Name the data by --data or the variable {DATA_VARIABLE}.")
     data = str(Path(data).resolve())
-    plan = read_plan(PLAN, work, data)
+    plan = read_plan(given.plan, work, data)
     return jobs(plan), Runner(plan, work, data, given.workers)
 
 
@@ -167,10 +214,12 @@ def run(given: argparse.Namespace) -> None:
     if not chosen:
         names = ", ".join(dict.fromkeys(job.variant for job in planned))
         raise RecipeError(f"No variant's name begins with {' or '.join(given.only)}; there are: {names}.")
+    for place, job in enumerate(chosen):  # several jobs may measure one run
+        runner.first.setdefault(job.folder(runner.work), place)
     failed: list[str] = []
-    with ThreadPoolExecutor(given.workers) as pool:
+    with ThreadPoolExecutor(len(chosen)) as pool:  # most wait: for a slot, or for what they need
         try:
-            for future in as_completed([pool.submit(runner.job, job) for job in chosen]):
+            for future in as_completed([pool.submit(runner.job, job, i) for i, job in enumerate(chosen)]):
                 if isinstance(error := future.exception(), MtpfError):
                     failed.append(str(error))
                     print(f"error: {error}", file=sys.stderr, flush=True)
@@ -266,6 +315,7 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (train, again, out):
         command.add_argument("--data", help=f"folder of the data; by default that of {DATA_VARIABLE}")
         command.add_argument("--workers", type=int, default=1, help="commands at a time, each on its cores")
+        command.add_argument("--plan", type=Path, default=PLAN, help="another plan than eval/study.yaml")
     train.add_argument("--only", nargs="+", default=[""], help="beginnings of the names of variants")
     again.add_argument("--count", type=int, default=3, help="how many records")
     again.add_argument("--seed", type=int, default=0, help="of the draw")

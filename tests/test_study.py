@@ -2,6 +2,8 @@
 
 import json
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 
@@ -10,7 +12,7 @@ import pytest
 from datasets import Dataset
 
 from eval import study as script
-from modeling_mtpf.errors import DataError, RecipeError
+from modeling_mtpf.errors import DataError, MtpfError, RecipeError
 from modeling_mtpf.evaluation.contrasts import contrast, sign_flip_test
 from modeling_mtpf.evaluation.study import Study, add_run, read_runs, read_study
 from modeling_mtpf.evaluation.study_pictures import draw_pictures
@@ -199,6 +201,41 @@ def test_a_run_of_another_plan_is_refused(tmp_path):
 def test_layers_stand_as_they_lie():
     names = ["all", "layer_10", "layer_2", "embeddings"]
     assert sorted(names, key=layer_place) == ["embeddings", "layer_2", "layer_10", "all"]
+
+
+def test_a_free_slot_goes_to_the_first_of_the_plan_that_waits():
+    slots, order = script.Slots(1), []
+
+    def work(place: int) -> None:
+        with slots.take(place):
+            order.append(place)
+
+    with ThreadPoolExecutor(4) as pool:
+        with slots.take(0):
+            done = [pool.submit(work, place) for place in (7, 1, 1, 3)]
+            while len(slots.waiting) < 4:
+                time.sleep(0.01)
+        for future in done:
+            future.result(timeout=10)
+        assert order == [1, 1, 3, 7] and slots.free == [0]
+        with slots.take(0):
+            waiting = pool.submit(work, 2)
+            while not slots.waiting:
+                time.sleep(0.01)
+            slots.stop()
+            with pytest.raises(MtpfError, match="stopped"):
+                waiting.result(timeout=10)
+
+
+def test_what_failed_to_get_ready_is_tried_once(tmp_path, monkeypatch):
+    plan = {
+        "stages": {"labels": {"done": str(tmp_path / "labels.json"), "command": "-c raise(SystemExit(3))"}}
+    }
+    runner = script.Runner(plan, tmp_path, "data", 1)
+    for _ in range(2):
+        with pytest.raises(MtpfError, match=r"labels ended with status 3; see .*labels\.log"):
+            runner.stage("labels")
+        monkeypatch.setattr(script.subprocess, "Popen", lambda *a, **k: pytest.fail("tried before"))
 
 
 TINY = """
