@@ -249,8 +249,8 @@ def rerun(given: argparse.Namespace) -> None:
     records = read_records(runner.work / RECORDS)
     known = [own for own in records if (own["regime"], own["seed"]) in found]
     drawn = np.random.default_rng(given.seed).permutation(len(known))[: given.count]
-    differing = []
-    for record in (known[index] for index in drawn):
+
+    def compute(record: dict[str, Any]) -> tuple[str, dict[str, Any], float]:
         job = found[record["regime"], record["seed"]]
         name = f"rerun-{job.name}-{record['task']}-{record['protocol']}"
         output = runner.work / "rerun" / f"{name}.json"
@@ -258,11 +258,15 @@ def rerun(given: argparse.Namespace) -> None:
         write_records(output, beside)
         chosen = {"tasks": f"{record['family']}/{record['task']}", "protocols": record["protocol"]}
         runner.command(name, ["eval/benchmark.py", *runner.benchmark(job, output=output, **chosen)])
-        again = next(own for own in read_records(output) if own not in beside)
-        difference = again["value"] - record["value"]
-        print(f"{name}: recorded {record['value']:.6f}, now {again['value']:.6f}, {difference:+.6f}")
-        if record["family"] == "tc" and difference:
-            differing.append(name)
+        return name, record, next(own for own in read_records(output) if own not in beside)["value"]
+
+    differing = []
+    with ThreadPoolExecutor(given.workers) as pool:
+        for name, record, value in pool.map(compute, (known[index] for index in drawn)):
+            difference = value - record["value"]
+            print(f"{name}: recorded {record['value']:.6f}, now {value:.6f}, {difference:+.6f}")
+            if record["family"] == "tc" and difference:
+                differing.append(name)
     if differing:
         raise MtpfError(f"Not the recorded value: {', '.join(differing)}.")
 

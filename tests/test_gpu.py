@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from test_apps import FLOAT, TEXTS, TOKENS, ner_data, tc_data
 from test_joint import gradients, make, plan  # noqa: F401  a fixture
@@ -38,7 +39,7 @@ def test_a_run_on_a_gpu_has_the_losses_of_one_on_a_cpu(arguments, tmp_path, monk
     assert pretrain.main(arguments(output_dir=tmp_path / "gpu", **chosen)) == 0
     with monkeypatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setenv("ACCELERATE_USE_CPU", "true")
+        AcceleratorState._reset_state(reset_partial_state=True)
         assert pretrain.main(arguments(output_dir=tmp_path / "cpu", **chosen)) == 0
     devices = [
         json.loads((tmp_path / d / "run.json").read_text())["hardware"]["device"] for d in ("gpu", "cpu")

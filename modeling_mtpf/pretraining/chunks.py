@@ -17,8 +17,8 @@ from ..data.batches import CPU_PADDING, GPU_TOKENS, close_batches
 from ..data.words import IGNORE
 from .families import FamilyBatch
 
-GPU_PADDING = 8192
-"""Tokens of padding that take a GPU about as long as the kernel launches of another chunk."""
+GPU_PADDING = 4096
+"""Tokens of padding that take a GPU no longer than the kernel launches of another chunk."""
 
 
 @dataclass(frozen=True)
