@@ -1,4 +1,4 @@
-"""Run the study of eval/study.yaml, and make its report from the raw records.
+"""Run the study of eval/study_gpu.yaml or eval/study_cpu.yaml, and make its report from the raw records.
 
     python eval/study.py run --work runs/study --workers 2
     python eval/study.py report --work runs/study
@@ -7,9 +7,10 @@
 
 ``run`` does what is not done yet: for each variant and seed the teacher, labels and starting encoder that it
 needs, then pre-finetuning, then the benchmark. The same command goes on after a stop. ``--only neutral/tpl``
-does the variants whose names begin so. ``report`` takes the records of a folder into eval/results and makes
-all tables and pictures of docs/study.md anew; without ``--work`` from the records that are there. ``rerun``
-draws some records, computes them again from what ``run`` has left in the folder, and compares. ``release``
+does the variants whose names begin so. The plan is the one for GPUs where there is one, else the small one
+for CPUs; ``--plan`` names another. ``report`` takes the records of a folder into eval/results and makes all
+tables and pictures of docs/study.md anew; without ``--work`` from the records that are there. ``rerun`` draws
+some records, computes them again from what ``run`` has left in the folder, and compares. ``release``
 publishes a variant's backbone and adapters with complete cards.
 """
 
@@ -32,6 +33,7 @@ exit_without_extra("train", "datasets", "sklearn", "yaml", "tqdm")
 exit_without_extra("eval", "evaluate", "seqeval", "scipy", "matplotlib")
 
 import numpy as np
+import torch
 import yaml
 
 from modeling_mtpf.devices import available_cores
@@ -46,10 +48,11 @@ from modeling_mtpf.evaluation.tasks import DATA_VARIABLE
 from modeling_mtpf.hub import pull, push_adapter, push_backbone
 
 ROOT = Path(__file__).parent.parent
-PLAN = ROOT / "eval" / "study.yaml"
+PLANS = {name: ROOT / "eval" / f"study_{name}.yaml" for name in ("gpu", "cpu")}
 RESULTS = ROOT / "eval" / "results"
 DOCUMENT = ROOT / "docs" / "study.md"
 RECORDS, RUNS, OVERLAP = "study.json", "study-runs.json", "study-overlap.json"
+"""Names in the folder of a study; in ``RESULTS`` the plan's name follows ``study``."""
 
 
 class Slots:
@@ -110,7 +113,7 @@ class Runner:
         self.first: dict[Path, int] = {}
         (work / "logs").mkdir(parents=True, exist_ok=True)
 
-    def command(self, name: str, arguments: list[str], place: int = 0) -> None:
+    def command(self, name: str, arguments: list[str], place: int = 0, all_cores: bool = False) -> None:
         """Run a script of this project when it is its turn; a slot is taken for as long.
 
         Raises:
@@ -118,9 +121,10 @@ class Runner:
         """
         log = self.work / "logs" / f"{name}.log"
         with self.slots.take(place) as slot:
-            pinned: set[int] = getattr(os, "sched_getaffinity", lambda _: set())(0)
-            own = sorted(pinned)[slot * self.threads : (slot + 1) * self.threads]
-            environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), DATA_VARIABLE: self.data}
+            pinned = sorted(getattr(os, "sched_getaffinity", lambda _: ())(0))
+            own = pinned if all_cores else pinned[slot * self.threads : (slot + 1) * self.threads]
+            threads = available_cores() if all_cores else self.threads
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads), DATA_VARIABLE: self.data}
             print(f"{name}: {arguments[0]} on {f'cores {own}' if own else 'all cores'}", flush=True)
             with log.open("a") as output:
                 process = subprocess.Popen(
@@ -148,9 +152,10 @@ class Runner:
         with locked(self.work / name):
             if name in self.failed:
                 raise MtpfError(self.failed[name])
-            if not Path(self.stages[name]["done"]).is_file():
+            stage = self.stages[name]
+            if not Path(stage["done"]).is_file():
                 try:
-                    self.command(name, self.stages[name]["command"].split(), place=-1)
+                    self.command(name, stage["command"].split(), -1, stage.get("cores") == "all")
                 except MtpfError as error:
                     self.failed[name] = str(error)
                     raise
@@ -291,15 +296,23 @@ def release(given: argparse.Namespace) -> None:
         print(f"{repo}@{pushed}: {pull(repo, str(pushed))}")
 
 
+def recorded(name: str) -> list[Path]:
+    """Where the records of a plan of this name are kept: measurements, runs, overlap."""
+    return [RESULTS / file.replace("study", f"study-{name}") for file in (RECORDS, RUNS, OVERLAP)]
+
+
 def report(given: argparse.Namespace) -> None:
     """Make all tables and pictures of the report anew."""
-    for name in (RECORDS, RUNS, OVERLAP) if given.work else ():
-        if (given.work / name).is_file():
-            shutil.copyfile(given.work / name, RESULTS / name)
-    study = read_study(RESULTS / RECORDS, RESULTS / RUNS, RESULTS / OVERLAP)
-    DOCUMENT.write_text(fill(DOCUMENT.read_text("utf-8"), study), "utf-8")
-    for picture in draw_pictures(study, DOCUMENT.parent / "study"):
-        print(picture)
+    if given.work:
+        name = read_plan(given.plan, given.work, "data")["name"]
+        for file, kept in zip((RECORDS, RUNS, OVERLAP), recorded(name), strict=True):
+            if (given.work / file).is_file():
+                shutil.copyfile(given.work / file, kept)
+    studies = {name: read_study(*recorded(name)) for name in PLANS}
+    DOCUMENT.write_text(fill(DOCUMENT.read_text("utf-8"), studies), "utf-8")
+    for name, study in studies.items():
+        for picture in draw_pictures(study, DOCUMENT.parent / "study", name):
+            print(picture)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -308,6 +321,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
+    device = "gpu" if torch.cuda.is_available() else "cpu"
     names = ("run", "rerun", "release", "report")
     train, again, out, tables = (commands.add_parser(name) for name in names)
     for command, function in zip((train, again, out, tables), (run, rerun, release, report), strict=True):
@@ -316,10 +330,10 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--work", type=Path, required=needed, help="folder of models, labels and records"
         )
+        command.add_argument("--plan", type=Path, default=PLANS[device], help="of the study")
     for command in (train, again, out):
         command.add_argument("--data", help=f"folder of the data; by default that of {DATA_VARIABLE}")
         command.add_argument("--workers", type=int, default=1, help="commands at a time, each on its cores")
-        command.add_argument("--plan", type=Path, default=PLAN, help="another plan than eval/study.yaml")
     train.add_argument("--only", nargs="+", default=[""], help="beginnings of the names of variants")
     again.add_argument("--count", type=int, default=3, help="how many records")
     again.add_argument("--seed", type=int, default=0, help="of the draw")

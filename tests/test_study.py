@@ -146,22 +146,24 @@ def test_runs_of_one_variant_and_seed_replace_each_other(tmp_path):
 
 def test_a_document_is_filled_in_place_and_only_there(tmp_path):
     study = Study(made_up_records(), [made_up_run()], {"sources": {"pairs": "all"}, "tasks": {}})
-    text = "Before.\n\n<!-- table: cost -->old<!-- end -->\n\nAfter.\n"
-    filled = fill(text, study)
-    assert filled.startswith("Before.\n\n<!-- table: cost -->\n\n| variant |") and filled.endswith("After.\n")
-    assert fill(filled, study) == filled
-    with pytest.raises(DataError, match="'costs'"):
-        fill("<!-- table: costs --><!-- end -->", study)
-    pictures = draw_pictures(study, tmp_path)
+    text = "Before.\n\n<!-- table: cpu cost -->old<!-- end -->\n\nAfter.\n"
+    filled = fill(text, {"cpu": study})
+    assert filled.startswith("Before.\n\n<!-- table: cpu cost -->\n\n| variant |") and filled.endswith("After.\n")
+    assert fill(filled, {"cpu": study}) == filled
+    with pytest.raises(DataError, match="'cpu costs'"):
+        fill("<!-- table: cpu costs --><!-- end -->", {"cpu": study})
+    pictures = draw_pictures(study, tmp_path, "cpu")
     assert [picture.name for picture in pictures] == [
-        "tasks-neutral.svg", "gradients-neutral.svg", "curves-neutral.svg",
+        "cpu-tasks-neutral.svg", "cpu-gradients-neutral.svg", "cpu-curves-neutral.svg",
     ]  # fmt: skip
     before = [picture.read_bytes() for picture in pictures]
-    assert [picture.read_bytes() for picture in draw_pictures(study, tmp_path)] == before
+    assert [picture.read_bytes() for picture in draw_pictures(study, tmp_path, "cpu")] == before
 
 
-def test_the_plan_names_what_each_run_needs(tmp_path):
-    plan = read_plan(script.PLAN, tmp_path, "DATA")
+@pytest.mark.parametrize("name", script.PLANS)
+def test_the_plan_names_what_each_run_needs(tmp_path, name):
+    plan = read_plan(script.PLANS[name], tmp_path, "DATA")
+    assert plan["name"] == name
     found = {(job.variant, job.seed): job for job in jobs(plan)}
     tpl, ner = found["neutral/tpl", 0], found["neutral/ner", 1]
     assert set(tpl.recipe["families"]) == {"ner", "tc"} and set(ner.recipe["families"]) == {"ner"}
@@ -174,12 +176,14 @@ def test_the_plan_names_what_each_run_needs(tmp_path):
     assert swapped.folder(tmp_path) == found["neutral/tpl", 2].folder(tmp_path)
     assert swapped.recipe == found["neutral/tpl", 2].recipe
     stages = plan["stages"]
+    pairs = ["pairs"] if "pairs" in stages else []
     assert needed_stages(stages, ner.recipe, tmp_path) == ["teacher", "labels_tuned", "neutral"]
+    assert needed_stages(stages, tpl.recipe, tmp_path) == ["teacher", "labels_tuned", *pairs, "neutral"]
     assert needed_stages(stages, found["neutral/ner-last", 0].recipe, tmp_path) == ["neutral", "labels_last"]
-    assert needed_stages(stages, found["packaged/tc", 0].recipe, tmp_path) == []
+    assert needed_stages(stages, found["packaged/tc", 0].recipe, tmp_path) == pairs
     assert "{work}" not in json.dumps(plan) and "{data}" not in json.dumps(plan)
     with pytest.raises(RecipeError, match="space"):
-        read_plan(script.PLAN, tmp_path / "a b", "DATA")
+        read_plan(script.PLANS[name], tmp_path / "a b", "DATA")
 
 
 def test_a_run_of_another_plan_is_refused(tmp_path):
@@ -273,8 +277,8 @@ def test_a_small_study_runs_once_and_is_published(encoders, hub, tmp_path, monke
     (data / "pairs.jsonl").write_text("\n".join(pairs))
     plan = tmp_path / "plan.yaml"
     plan.write_text(TINY.replace("TINY_ENCODER", str(encoders["bert"])))
-    monkeypatch.setattr(script, "PLAN", plan)
-    command = ["run", "--work", str(work), "--data", str(data)]
+    place = ["--work", str(work), "--data", str(data), "--plan", str(plan)]
+    command = ["run", *place]
     assert script.main(command) == 0, capsys.readouterr().err
     records = json.loads((work / script.RECORDS).read_text())
     adapters = {(own["regime"], own["family"]): own["config"]["adapter"]["name"] for own in records}
@@ -288,9 +292,8 @@ def test_a_small_study_runs_once_and_is_published(encoders, hub, tmp_path, monke
     assert [(run["variant"], run["seed"]) for run in read_runs(work / script.RUNS)] == [("tiny/tpl", 0)]
     assert str(tmp_path) not in (work / script.RUNS).read_text() + (work / script.RECORDS).read_text()
     before = (work / script.RECORDS).read_bytes()
-    assert script.main(["rerun", "--work", str(work), "--data", str(data), "--count", "1"]) == 0
+    assert script.main(["rerun", *place, "--count", "1"]) == 0
     assert "+0.000000" in capsys.readouterr().out
-    place = ["--work", str(work), "--data", str(data)]
     assert script.main(["release", *place, "mtpf/tiny", "--variant", "tiny/tpl"]) == 0
     folders = [Path(line.split(": ")[1]) for line in capsys.readouterr().out.splitlines()]
     cards = [(folder / "README.md").read_text("utf-8") for folder in folders]
@@ -310,28 +313,32 @@ def test_a_small_study_runs_once_and_is_published(encoders, hub, tmp_path, monke
 
 
 @pytest.fixture(scope="module")
-def committed() -> tuple[str, Study]:
-    files = (script.RESULTS / name for name in (script.RECORDS, script.RUNS, script.OVERLAP))
-    return script.DOCUMENT.read_text("utf-8"), read_study(*files)
+def committed() -> tuple[str, dict[str, Study]]:
+    studies = {name: read_study(*script.recorded(name)) for name in script.PLANS}
+    return script.DOCUMENT.read_text("utf-8"), studies
 
 
+@pytest.mark.parametrize("name", script.PLANS)
 @pytest.mark.parametrize("family, protocol", [("NER", "ner"), ("TC", "mteb")])
-def test_averages_of_the_report_computed_otherwise(committed, family, protocol):
-    document, study = committed
-    cells = re.search(rf"^\| neutral \| {family}[^|]*\| (.+) \|$", document, re.MULTILINE)[1].split(" | ")
+def test_averages_of_the_report_computed_otherwise(committed, name, family, protocol):
+    document, studies = committed
+    table = document.split(f"<!-- table: {name} averages -->")[1].split("<!-- end -->")[0]
+    cells = re.search(rf"^\| neutral \| {family}[^|]*\| (.+) \|$", table, re.MULTILINE)[1].split(" | ")
     tasks, seeds, *shown = cells
     assert tasks == "12"
     for regime, cell in zip(("base", "ner", "tc", "naive", "tpl"), shown, strict=True):
         values = {
             (own["task"], own["seed"]): 100 * own["value"]
-            for own in study.records
+            for own in studies[name].records
             if own["protocol"] == protocol and own["regime"] == f"neutral/{regime}"
         }
         chosen = [value for (_, seed), value in values.items() if seed < int(seeds)]
-        assert len(chosen) == 12 * int(seeds)
-        assert cell.split(" ± ")[0] == f"{sum(chosen) / len(chosen):.2f}"
+        assert len(chosen) == (0 if cell == "–" else 12 * int(seeds))
+        if chosen:
+            assert cell.split(" ± ")[0] == f"{sum(chosen) / len(chosen):.2f}"
 
 
 def test_the_report_is_made_from_the_committed_records(committed):
-    document, study = committed
-    assert fill(document, study) == document
+    document, studies = committed
+    assert fill(document, studies) == document
+    assert {*re.findall(r"<!-- table: (\w+) ", document)} == {*script.PLANS}

@@ -66,9 +66,14 @@ def tokenize_columns(
 
     def encode(rows: dict[str, list]) -> dict[str, list]:
         found: dict[str, list] = {
-            column: tokenizer(rows[column], truncation=True, max_length=max_length, padding=False)[
-                "input_ids"
-            ]
+            column: tokenizer(
+                rows[column],
+                truncation=True,
+                max_length=max_length,
+                padding=False,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )["input_ids"]
             for column in columns
         }
         found["keys"] = [[text_key(text) for text in row] for row in zip(*rows.values(), strict=True)]

@@ -12,7 +12,7 @@ from .study_tables import layer_place
 COLOURS = {"base": "0.5", "ner": "tab:blue", "tc": "tab:orange", "naive": "tab:red", "tpl": "tab:green"}
 
 
-def draw_pictures(study: Study, folder: Path) -> list[Path]:
+def draw_pictures(study: Study, folder: Path, prefix: str) -> list[Path]:
     """Draw all pictures as SVG files whose bytes depend on the records alone, and return their paths."""
     import matplotlib
 
@@ -26,7 +26,7 @@ def draw_pictures(study: Study, folder: Path) -> list[Path]:
         for name, draw in (("tasks", _tasks), ("gradients", _gradients), ("curves", _curves)):
             figure = draw(plt, study, start)
             if figure is not None:
-                drawn.append(folder / f"{name}-{start}.svg")
+                drawn.append(folder / f"{prefix}-{name}-{start}.svg")
                 figure.savefig(drawn[-1], metadata={"Date": None})
                 plt.close(figure)
     return drawn

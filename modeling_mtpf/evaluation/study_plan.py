@@ -140,10 +140,14 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def needed_stages(stages: dict[str, dict[str, str]], recipe: dict[str, Any], work: Path) -> list[str]:
-    """Return the stages whose folders a recipe names, and those that they need, in the plan's order."""
+    """Return the stages whose folders a recipe names or that its families need, and those that these need.
+
+    They come in the plan's order.
+    """
     texts, found = [json.dumps(recipe)], []
     for name, stage in reversed(stages.items()):
-        if any(f"{work / name}{end}" in text for text in texts for end in '"/ .'):
+        named = any(f"{work / name}{end}" in text for text in texts for end in '"/ .')
+        if named or stage.get("needed_by") in recipe["families"]:
             texts.append(stage["command"] + " ")
             found.append(name)
     return found[::-1]

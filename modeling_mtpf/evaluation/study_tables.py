@@ -328,20 +328,21 @@ BLOCKS: dict[str, Callable[[Study], str]] = {
 }
 
 
-def fill(document: str, study: Study) -> str:
-    """Return the document with every ``<!-- table: NAME -->`` … ``<!-- end -->`` made anew.
+def fill(document: str, studies: dict[str, Study]) -> str:
+    """Return the document with every ``<!-- table: STUDY NAME -->`` … ``<!-- end -->`` made anew.
 
     Raises:
-        DataError: It names a table that does not exist.
+        DataError: It names a study or a table that does not exist.
     """
 
     def block(match: re.Match) -> str:
-        name = match[1]
-        if name not in BLOCKS:
-            raise DataError(f"The document wants a table {name!r}; known: {', '.join(BLOCKS)}.")
-        return f"<!-- table: {name} -->\n\n{BLOCKS[name](study)}\n\n<!-- end -->"
+        own, name = match[1], match[2]
+        if own not in studies or name not in BLOCKS:
+            known = f"studies: {', '.join(studies)}; tables: {', '.join(BLOCKS)}"
+            raise DataError(f"The document wants a table {f'{own} {name}'!r}; known {known}.")
+        return f"<!-- table: {own} {name} -->\n\n{BLOCKS[name](studies[own])}\n\n<!-- end -->"
 
-    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", block, document, flags=re.DOTALL)
+    return re.sub(r"<!-- table: (\w+) (\w+) -->.*?<!-- end -->", block, document, flags=re.DOTALL)
 
 
 __all__ = ["BLOCKS", "CLAIMS", "fill", "layer_place"]
