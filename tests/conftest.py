@@ -227,6 +227,8 @@ def hub(tmp_path, monkeypatch):
         patched["HUGGINGFACE_CO_URL_TEMPLATE"] = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         for name, value in patched.items():
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        # transformers keeps a client of the first address; to an ended server it tries again for 47 seconds.
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)
         yield server
 
 
