@@ -4,7 +4,7 @@ Texts are compared in lower case and without punctuation; raw text is cut into s
 teacher that has seen a test text would look better than it is.
 
     python eval/overlap.py --test ner/crossner_politics tc/banking77 --train pairs wikipedia.parquet:6000 \
-        ner/multiconer2_en/train.parquet --output eval/results/study-overlap.json
+        ner/multiconer2_en/train.parquet --output overlap.json
 
 A source is a file or a folder of files with ``tokens``, ``anchor`` and ``positive``, or ``text``; ``:6000``
 takes its first 6,000 rows.

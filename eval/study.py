@@ -1,9 +1,9 @@
 """Run the study of eval/study_gpu.yaml or eval/study_cpu.yaml, and make its report from the raw records.
 
-    python eval/study.py run --work runs/study --workers 2
-    python eval/study.py report --work runs/study
-    python eval/study.py rerun --work runs/study --workers 2 --count 3
-    python eval/study.py release --work runs/study me/my-encoder
+    python eval/study.py run --work runs/study-cpu --workers 2
+    python eval/study.py report --work runs/study-cpu
+    python eval/study.py rerun --work runs/study-cpu --workers 2 --count 3
+    python eval/study.py release --work runs/study-cpu me/my-encoder
 
 ``run`` does what is not done yet: for each variant and seed the teacher, labels and starting encoder that it
 needs, then pre-finetuning, then the benchmark. The same command goes on after a stop. ``--only neutral/tpl``
@@ -18,10 +18,12 @@ import argparse
 import heapq
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,7 +44,7 @@ from modeling_mtpf.evaluation.records import locked, read_records, write_records
 from modeling_mtpf.evaluation.run_summaries import summarize_run
 from modeling_mtpf.evaluation.study import add_run, read_study
 from modeling_mtpf.evaluation.study_pictures import draw_pictures
-from modeling_mtpf.evaluation.study_plan import Job, jobs, needed_stages, read_plan
+from modeling_mtpf.evaluation.study_plan import Job, jobs, keep_plan, needed_stages, plan_of, read_plan
 from modeling_mtpf.evaluation.study_tables import fill
 from modeling_mtpf.evaluation.tasks import DATA_VARIABLE
 from modeling_mtpf.hub import pull, push_adapter, push_backbone
@@ -60,11 +62,11 @@ class Slots:
 
     def __init__(self, number: int):
         self.free = list(range(number))[::-1]
-        self.waiting: list[tuple[int, int]] = []
+        self.waiting: list[tuple[float, int]] = []
         self.changed, self.stopped = threading.Condition(), False
 
     @contextmanager
-    def take(self, place: int) -> Iterator[int]:
+    def take(self, place: float) -> Iterator[int]:
         """Wait for a slot, and hold it; the lowest ``place`` comes first.
 
         Raises:
@@ -109,11 +111,13 @@ class Runner:
         self.threads = max(cores // workers, 1)
         self.slots = Slots(workers)
         self.running: set[subprocess.Popen] = set()
-        self.failed: dict[str, str] = {}
-        self.first: dict[Path, int] = {}
+        self.starting = threading.Lock()
+        self.failed: dict[Path, str] = {}
+        self.locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
+        self.places: dict[Path, float] = {}
         (work / "logs").mkdir(parents=True, exist_ok=True)
 
-    def command(self, name: str, arguments: list[str], place: int = 0, all_cores: bool = False) -> None:
+    def command(self, name: str, arguments: list[str], place: float = 0, all_cores: bool = False) -> None:
         """Run a script of this project when it is its turn; a slot is taken for as long.
 
         Raises:
@@ -127,15 +131,18 @@ class Runner:
             environment = os.environ | {"OMP_NUM_THREADS": str(threads), DATA_VARIABLE: self.data}
             print(f"{name}: {arguments[0]} on {f'cores {own}' if own else 'all cores'}", flush=True)
             with log.open("a") as output:
-                process = subprocess.Popen(
-                    [sys.executable, *arguments],
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    cwd=ROOT,
-                    preexec_fn=(lambda: os.sched_setaffinity(0, own)) if own else None,
-                )
-                self.running.add(process)
+                with self.starting:  # a stop finds what was started, and what was not is never started
+                    if self.slots.stopped:
+                        raise MtpfError("stopped")
+                    process = subprocess.Popen(
+                        [sys.executable, *arguments],
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        env=environment,
+                        cwd=ROOT,
+                        preexec_fn=(lambda: os.sched_setaffinity(0, own)) if own else None,
+                    )
+                    self.running.add(process)
                 status = process.wait()
                 self.running.discard(process)
         if status:
@@ -143,22 +150,50 @@ class Runner:
 
     def stop(self) -> None:
         """Ask all commands that run to end; pre-finetuning writes a checkpoint first."""
-        self.slots.stop()
-        for process in list(self.running):
-            process.terminate()
+        with self.starting:
+            self.slots.stop()
+            for process in list(self.running):
+                process.terminate()
+
+    @contextmanager
+    def together(self, threads: int) -> Iterator[ThreadPoolExecutor]:
+        """Give a pool of threads for calls of `command`; what ends the block ends the commands, too."""
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                yield pool
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                self.stop()
+                raise
+
+    def make(self, folder: Path, done: Callable[[], bool], command: Callable[[], None]) -> None:
+        """Make a folder, if it is not there; others that need it wait, and share a failure."""
+        with self.locks[folder], locked(folder):
+            if folder in self.failed:
+                raise MtpfError(self.failed[folder])
+            if not done():
+                try:
+                    command()
+                except MtpfError as error:
+                    self.failed[folder] = str(error)
+                    raise
 
     def stage(self, name: str) -> None:
-        """Make something ready, before all else, if it is not there; others that need it wait."""
-        with locked(self.work / name):
-            if name in self.failed:
-                raise MtpfError(self.failed[name])
-            stage = self.stages[name]
-            if not Path(stage["done"]).is_file():
-                try:
-                    self.command(name, stage["command"].split(), -1, stage.get("cores") == "all")
-                except MtpfError as error:
-                    self.failed[name] = str(error)
-                    raise
+        """Make something ready."""
+        stage, folder = self.stages[name], self.work / name
+        place, all_cores = self.places.get(folder, -1), stage.get("cores") == "all"
+        self.make(
+            folder,
+            Path(stage["done"]).is_file,
+            lambda: self.command(name, stage["command"].split(), place, all_cores),
+        )
+
+    def queue(self, planned: list[Job]) -> None:
+        """Note the order: a run or a stage comes as early as the first job that needs it."""
+        for place, job in enumerate(planned):
+            for name in needed_stages(self.stages, job.recipe, self.work):
+                self.places.setdefault(self.work / name, place - 0.5)
+            self.places.setdefault(job.folder(self.work), place)
 
     def job(self, job: Job, place: int) -> None:
         """Train and measure one variant with one seed; of what is ready the lowest ``place`` comes first."""
@@ -166,10 +201,13 @@ class Runner:
             self.stage(stage)
         folder = job.folder(self.work)
         if job.trains:
-            with locked(folder):
-                if not job.is_trained(self.work):
-                    recipe = str(self.write_recipe(job))
-                    self.command(job.name, ["train/pretrain.py", recipe], self.first[folder])
+            self.make(
+                folder,
+                lambda: job.is_trained(self.work),
+                lambda: self.command(
+                    job.name, ["train/pretrain.py", str(self.write_recipe(job))], self.places[folder]
+                ),
+            )
             if job.of == job.variant:
                 add_run(self.work / RUNS, job.variant, summarize_run(folder))
         if job.missing(read_records(self.work / RECORDS)):
@@ -209,7 +247,9 @@ def open_plan(given: argparse.Namespace) -> tuple[list[Job], Runner]:
         raise RecipeError(f"Name the data by --data or the variable {DATA_VARIABLE}.")
     data = str(Path(data).resolve())
     plan = read_plan(given.plan, work, data)
-    return jobs(plan), Runner(plan, work, data, given.workers)
+    runner = Runner(plan, work, data, given.workers)
+    keep_plan(given.plan, work)
+    return jobs(plan), runner
 
 
 def run(given: argparse.Namespace) -> None:
@@ -219,21 +259,15 @@ def run(given: argparse.Namespace) -> None:
     if not chosen:
         names = ", ".join(dict.fromkeys(job.variant for job in planned))
         raise RecipeError(f"No variant's name begins with {' or '.join(given.only)}; there are: {names}.")
-    for place, job in enumerate(chosen):  # several jobs may measure one run
-        runner.first.setdefault(job.folder(runner.work), place)
+    runner.queue(chosen)
     failed: list[str] = []
-    with ThreadPoolExecutor(len(chosen)) as pool:  # most wait: for a slot, or for what they need
-        try:
-            for future in as_completed([pool.submit(runner.job, job, i) for i, job in enumerate(chosen)]):
-                if isinstance(error := future.exception(), MtpfError):
-                    failed.append(str(error))
-                    print(f"error: {error}", file=sys.stderr, flush=True)
-                elif error is not None:
-                    raise error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            runner.stop()
-            raise
+    with runner.together(len(chosen)) as pool:  # most wait: for a slot, or for what they need
+        for future in as_completed([pool.submit(runner.job, job, i) for i, job in enumerate(chosen)]):
+            if isinstance(error := future.exception(), MtpfError):
+                failed.append(str(error))
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            elif error is not None:
+                raise error
     if failed:
         raise MtpfError(f"{len(failed)} of {len(chosen)} jobs failed, the first: {failed[0]}")
     if "overlap" in runner.stages and given.only == [""]:
@@ -266,7 +300,7 @@ def rerun(given: argparse.Namespace) -> None:
         return name, record, next(own for own in read_records(output) if own not in beside)["value"]
 
     differing = []
-    with ThreadPoolExecutor(given.workers) as pool:
+    with runner.together(given.workers) as pool:
         for name, record, value in pool.map(compute, (known[index] for index in drawn)):
             difference = value - record["value"]
             print(f"{name}: recorded {record['value']:.6f}, now {value:.6f}, {difference:+.6f}")
@@ -304,7 +338,9 @@ def recorded(name: str) -> list[Path]:
 def report(given: argparse.Namespace) -> None:
     """Make all tables and pictures of the report anew."""
     if given.work:
-        name = read_plan(given.plan, given.work, "data")["name"]
+        name = plan_of(given.work)
+        if name not in PLANS:
+            raise RecipeError(f"{given.work} is of the plan {name!r}; the report has: {', '.join(PLANS)}.")
         for file, kept in zip((RECORDS, RUNS, OVERLAP), recorded(name), strict=True):
             if (given.work / file).is_file():
                 shutil.copyfile(given.work / file, kept)
@@ -330,10 +366,10 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--work", type=Path, required=needed, help="folder of models, labels and records"
         )
-        command.add_argument("--plan", type=Path, default=PLANS[device], help="of the study")
     for command in (train, again, out):
         command.add_argument("--data", help=f"folder of the data; by default that of {DATA_VARIABLE}")
         command.add_argument("--workers", type=int, default=1, help="commands at a time, each on its cores")
+        command.add_argument("--plan", type=Path, default=PLANS[device], help="of the study")
     train.add_argument("--only", nargs="+", default=[""], help="beginnings of the names of variants")
     again.add_argument("--count", type=int, default=3, help="how many records")
     again.add_argument("--seed", type=int, default=0, help="of the draw")
@@ -358,4 +394,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what runs is stopped, too
     sys.exit(main())

@@ -82,17 +82,6 @@ def test_hardly_any_padding_where_shapes_are_free():
     assert padding / (tokens + padding) < 0.13
 
 
-def test_few_chunks_on_gpus():
-    shape, few = chunk_shape(torch.device("cuda"), 60), chunk_shape(torch.device("cpu"), 60, few_shapes=False)
-    for seed in range(10):
-        batches = random_batches(seed, {"ner": 128, "tc": 512}, longest=60)
-        plan = plan_chunks(batches, shape, pad_token_id=0)
-        lengths = [chunk.inputs["input_ids"].shape[1] for chunk in plan.chunks]
-        assert all(length % 8 == 0 or length == 60 for length in lengths)  # the last multiple is beyond
-        assert len(lengths) <= 5 < len(plan_chunks(batches, few, pad_token_id=0).chunks)
-        assert plan.num_tokens - plan.num_real_tokens < len(lengths) * 4096 + 8 * 640
-
-
 def test_a_row_longer_than_a_chunk_is_a_chunk():
     batch = FamilyBatch([np.arange(100), np.arange(3)])
     plan = plan_chunks({"tc": batch}, ChunkShape(64, 16, 32, 512), 0)

@@ -16,7 +16,7 @@ from modeling_mtpf.errors import DataError, MtpfError, RecipeError
 from modeling_mtpf.evaluation.contrasts import contrast, sign_flip_test
 from modeling_mtpf.evaluation.study import Study, add_run, read_runs, read_study
 from modeling_mtpf.evaluation.study_pictures import draw_pictures
-from modeling_mtpf.evaluation.study_plan import Job, jobs, needed_stages, read_plan
+from modeling_mtpf.evaluation.study_plan import Job, jobs, keep_plan, needed_stages, plan_of, read_plan
 from modeling_mtpf.evaluation.study_tables import CLAIMS, average_table, claim_table, fill, layer_place
 
 ROOT = Path(__file__).parent.parent
@@ -148,7 +148,9 @@ def test_a_document_is_filled_in_place_and_only_there(tmp_path):
     study = Study(made_up_records(), [made_up_run()], {"sources": {"pairs": "all"}, "tasks": {}})
     text = "Before.\n\n<!-- table: cpu cost -->old<!-- end -->\n\nAfter.\n"
     filled = fill(text, {"cpu": study})
-    assert filled.startswith("Before.\n\n<!-- table: cpu cost -->\n\n| variant |") and filled.endswith("After.\n")
+    assert filled.startswith("Before.\n\n<!-- table: cpu cost -->\n\n| variant |") and filled.endswith(
+        "After.\n"
+    )
     assert fill(filled, {"cpu": study}) == filled
     with pytest.raises(DataError, match="'cpu costs'"):
         fill("<!-- table: cpu costs --><!-- end -->", {"cpu": study})
@@ -207,6 +209,13 @@ def test_layers_stand_as_they_lie():
     assert sorted(names, key=layer_place) == ["embeddings", "layer_2", "layer_10", "all"]
 
 
+def wait_until(reached) -> None:
+    end = time.monotonic() + 30
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_a_free_slot_goes_to_the_first_of_the_plan_that_waits():
     slots, order = script.Slots(1), []
 
@@ -217,15 +226,13 @@ def test_a_free_slot_goes_to_the_first_of_the_plan_that_waits():
     with ThreadPoolExecutor(4) as pool:
         with slots.take(0):
             done = [pool.submit(work, place) for place in (7, 1, 1, 3)]
-            while len(slots.waiting) < 4:
-                time.sleep(0.01)
+            wait_until(lambda: len(slots.waiting) == 4)
         for future in done:
             future.result(timeout=10)
         assert order == [1, 1, 3, 7] and slots.free == [0]
         with slots.take(0):
             waiting = pool.submit(work, 2)
-            while not slots.waiting:
-                time.sleep(0.01)
+            wait_until(lambda: slots.waiting)
             slots.stop()
             with pytest.raises(MtpfError, match="stopped"):
                 waiting.result(timeout=10)
@@ -242,7 +249,65 @@ def test_what_failed_to_get_ready_is_tried_once(tmp_path, monkeypatch):
         monkeypatch.setattr(script.subprocess, "Popen", lambda *a, **k: pytest.fail("tried before"))
 
 
+def test_what_runs_is_stopped_and_nothing_is_begun_after(tmp_path):
+    runner = script.Runner({"stages": {}}, tmp_path, "data", 1)
+    with pytest.raises(KeyboardInterrupt), runner.together(2) as pool:
+        first = pool.submit(runner.command, "long", ["-c", "import time; time.sleep(60)"])
+        wait_until(lambda: runner.running)
+        second = pool.submit(runner.command, "next", ["-c", "open('begun', 'w')"])
+        wait_until(lambda: runner.slots.waiting)
+        raise KeyboardInterrupt
+    with pytest.raises(MtpfError, match="long ended with status -15"):
+        first.result(timeout=0)
+    with pytest.raises(MtpfError, match="stopped"):
+        second.result(timeout=0)
+    assert not (tmp_path / "logs" / "next.log").exists()
+
+
+def test_a_stage_comes_as_early_as_what_needs_it_and_may_have_all_cores(tmp_path):
+    text = TINY.replace(
+        "stages:", "stages:\n  pairs: {done: '{work}/pairs', needed_by: tc, cores: all, command: CODE}"
+    )
+    (tmp_path / "plan.yaml").write_text(text.replace("CODE", "-c print(open('/proc/self/status').read())"))
+    plan = read_plan(tmp_path / "plan.yaml", tmp_path, "DATA")
+    runner = script.Runner(plan, tmp_path, "data", 1)
+    runner.queue(jobs(plan))
+    assert runner.places[tmp_path / "pairs"] == runner.places[tmp_path / "labels"] == 0.5
+    assert runner.places[tmp_path / "runs" / "tiny-tpl" / "seed-0"] == 1  # that tpl-swapped measures, too
+    runner.threads = 1
+    seen = []
+    runner.command = lambda *arguments: seen.append(arguments)
+    for name in ("pairs", "labels"):
+        runner.stage(name)
+    assert [(own[0], *own[2:]) for own in seen] == [("pairs", 0.5, True), ("labels", 0.5, False)]
+
+
+def test_a_folder_belongs_to_one_plan(tmp_path):
+    plan, work = tmp_path / "plan.yaml", tmp_path / "work"
+    work.mkdir()
+    with pytest.raises(RecipeError, match="no folder of a study"):
+        plan_of(work)
+    plan.write_text(TINY)
+    keep_plan(plan, work)
+    assert plan_of(work) == "tiny"
+    plan.write_text(TINY.replace("*8)", "*9)"))
+    keep_plan(plan, work)  # nothing of that stage is there yet
+    (work / "labels.jsonl").touch()
+    plan.write_text(TINY.replace("*8)", "*10)").replace("seeds: [0]", "seeds: [0, 1]"))
+    with pytest.raises(RecipeError, match="'labels' .* made with another command"):
+        keep_plan(plan, work)
+    plan.write_text(TINY.replace("*8)", "*9)").replace("seeds: [0]", "seeds: [0, 1]"))
+    keep_plan(plan, work)
+    plan.write_text(TINY.replace("name: tiny", "name: cpu"))
+    with pytest.raises(RecipeError, match="of the plan 'tiny', not 'cpu'"):
+        keep_plan(plan, work)
+    plan.write_text(TINY.replace("name: tiny\n", ""))
+    with pytest.raises(RecipeError, match="no key 'name'"):
+        read_plan(plan, work, "DATA")
+
+
 TINY = """
+name: tiny
 stages:
   labels:
     done: "{work}/labels.jsonl"
@@ -342,3 +407,5 @@ def test_the_report_is_made_from_the_committed_records(committed):
     document, studies = committed
     assert fill(document, studies) == document
     assert {*re.findall(r"<!-- table: (\w+) ", document)} == {*script.PLANS}
+    drawn = {f"study/{picture.name}" for picture in (script.DOCUMENT.parent / "study").iterdir()}
+    assert drawn == {*re.findall(r"\(([^)]+\.svg)\)", document)}

@@ -13,6 +13,9 @@ from ..pretraining.run_record import FREE_KEYS, RUN_FILE
 from .benchmark import PROTOCOLS
 from .records import record_key
 
+PLAN_COPY = "plan.yaml"
+"""In the folder of a study: the plan that it was last run with."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -102,13 +105,50 @@ def read_plan(path: Path, work: Path, data: str) -> dict[str, Any]:
     """Read a plan and fill in the folders.
 
     Raises:
-        RecipeError: A folder's name has a space in it, at which commands are split.
+        RecipeError: A folder's name has a space in it, at which commands are split; or the plan has no name.
     """
     for folder in (str(work), data):
         if len(folder.split()) != 1:
             raise RecipeError(f"The folder {folder!r} has a space in its name; choose another one.")
     text = path.read_text("utf-8").replace("{work}", str(work)).replace("{data}", data)
-    return yaml.safe_load(text)
+    plan = yaml.safe_load(text)
+    if "name" not in plan:
+        raise RecipeError(f"{path} has no key 'name', under which its records are kept.")
+    return plan
+
+
+def keep_plan(path: Path, work: Path) -> None:
+    """Leave a copy of the plan in the folder of the study; other variants and stages may come later.
+
+    Raises:
+        RecipeError: What is there was made by a plan of another name, or by a stage that is now another.
+    """
+    kept, text = work / PLAN_COPY, path.read_text("utf-8")
+    if kept.is_file():
+        now, then = yaml.safe_load(text), yaml.safe_load(kept.read_text("utf-8"))
+        if now["name"] != then["name"]:
+            raise RecipeError(
+                f"{work} is of the plan {then['name']!r}, not {now['name']!r}; choose another --work."
+            )
+        for name in now["stages"].keys() & then["stages"].keys():
+            made = Path(then["stages"][name]["done"].replace("{work}", str(work))).exists()
+            if made and now["stages"][name] != then["stages"][name]:
+                raise RecipeError(
+                    f"The stage {name!r} of {work} was made with another command than the plan has now; "
+                    "remove what it made, or choose another --work."
+                )
+    kept.write_text(text, "utf-8")
+
+
+def plan_of(work: Path) -> str:
+    """Return the name of the plan that a folder was made by.
+
+    Raises:
+        RecipeError: It is not the folder of a study.
+    """
+    if not (work / PLAN_COPY).is_file():
+        raise RecipeError(f"{work} is no folder of a study: it has no {PLAN_COPY}.")
+    return yaml.safe_load((work / PLAN_COPY).read_text("utf-8"))["name"]
 
 
 def jobs(plan: dict[str, Any]) -> list[Job]:
@@ -153,4 +193,14 @@ def needed_stages(stages: dict[str, dict[str, str]], recipe: dict[str, Any], wor
     return found[::-1]
 
 
-__all__ = ["Job", "differences", "jobs", "merged", "needed_stages", "read_plan"]
+__all__ = [
+    "PLAN_COPY",
+    "Job",
+    "differences",
+    "jobs",
+    "keep_plan",
+    "merged",
+    "needed_stages",
+    "plan_of",
+    "read_plan",
+]

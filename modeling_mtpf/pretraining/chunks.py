@@ -3,8 +3,7 @@
 Each family's rows are sorted by length and cut into segments of similar length; segments of the same length
 are joined to chunks, so that the trunk runs once over rows of several families. Sorting removes nearly all
 padding. On CPUs in bf16 oneDNN compiles kernels for every new shape and keeps them, so lengths and numbers
-of rows come from a small set there; elsewhere a chunk has the lengths that its rows happen to have. On GPUs
-beginning a chunk costs as much as many tokens, so that a step of short rows is one chunk.
+of rows come from a small set there; in float32 a chunk has the lengths that its rows happen to have.
 """
 
 from dataclasses import dataclass, field, fields, replace
@@ -13,12 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.batches import CPU_PADDING, GPU_TOKENS, close_batches
+from ..data.batches import CPU_PADDING, close_batches
 from ..data.words import IGNORE
 from .families import FamilyBatch
-
-GPU_PADDING = 4096
-"""Tokens of padding that take a GPU no longer than the kernel launches of another chunk."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +27,8 @@ class ChunkShape:
         row_tokens: The rows of a segment times their length are a multiple of about this; 0 for any number
             of rows.
         max_length: Longest row that the encoder reads.
-        padding: Where it is above 0, rows of all families, longest first, are padded alike until that takes
-            so many tokens.
+        padding: Where it is above 0, lengths are no multiples: rows of all families, longest first, are
+            padded alike until that takes so many tokens.
     """
 
     tokens: int = 4096
@@ -47,7 +43,7 @@ class ChunkShape:
             padded = np.empty_like(lengths)
             for rows, (_, length) in close_batches(lengths, self.tokens, self.padding):
                 padded[rows] = length
-            lengths = padded
+            return padded
         multiples = -(-lengths // self.length_multiple) * self.length_multiple
         return np.maximum(lengths, np.minimum(multiples, self.max_length))
 
@@ -73,7 +69,7 @@ def chunk_shape(
         if not few_shapes:
             return ChunkShape(tokens or 4096, 1, 0, max_length, CPU_PADDING)
         return ChunkShape(tokens or 4096, 16, min(512, tokens or 512), max_length)
-    return ChunkShape(tokens or GPU_TOKENS, 8, 0, max_length, GPU_PADDING)
+    return ChunkShape(tokens or 65536, 32, 0, max_length)
 
 
 @dataclass
