@@ -266,15 +266,14 @@ def test_what_runs_is_stopped_and_nothing_is_begun_after(tmp_path):
 
 def test_a_stage_comes_as_early_as_what_needs_it_and_may_have_all_cores(tmp_path):
     text = TINY.replace(
-        "stages:", "stages:\n  pairs: {done: '{work}/pairs', needed_by: tc, cores: all, command: CODE}"
+        "stages:", "stages:\n  pairs: {done: '{work}/pairs', needed_by: tc, cores: all, command: -c pass}"
     )
-    (tmp_path / "plan.yaml").write_text(text.replace("CODE", "-c print(open('/proc/self/status').read())"))
+    (tmp_path / "plan.yaml").write_text(text)
     plan = read_plan(tmp_path / "plan.yaml", tmp_path, "DATA")
     runner = script.Runner(plan, tmp_path, "data", 1)
     runner.queue(jobs(plan))
     assert runner.places[tmp_path / "pairs"] == runner.places[tmp_path / "labels"] == 0.5
     assert runner.places[tmp_path / "runs" / "tiny-tpl" / "seed-0"] == 1  # that tpl-swapped measures, too
-    runner.threads = 1
     seen = []
     runner.command = lambda *arguments: seen.append(arguments)
     for name in ("pairs", "labels"):
@@ -304,6 +303,30 @@ def test_a_folder_belongs_to_one_plan(tmp_path):
     plan.write_text(TINY.replace("name: tiny\n", ""))
     with pytest.raises(RecipeError, match="no key 'name'"):
         read_plan(plan, work, "DATA")
+
+
+def test_a_report_takes_the_records_of_a_folder_under_its_plans_name(tmp_path, monkeypatch, capsys):
+    work, results = tmp_path / "work", tmp_path / "results"
+    for folder in (work, results, tmp_path / "docs"):
+        folder.mkdir()
+    monkeypatch.setattr(script, "RESULTS", results)
+    monkeypatch.setattr(script, "DOCUMENT", tmp_path / "docs" / "study.md")
+    script.DOCUMENT.write_text(
+        "<!-- table: cpu averages --><!-- end --><!-- table: gpu averages --><!-- end -->"
+    )
+    (work / script.RECORDS).write_text(json.dumps(made_up_records()))
+    (work / script.RUNS).write_text(json.dumps([made_up_run()]))
+    assert script.main(["report", "--work", str(work)]) == 2 and "no plan.yaml" in capsys.readouterr().err
+    (work / "plan.yaml").write_text(TINY)
+    assert script.main(["report", "--work", str(work)]) == 2 and "'tiny'" in capsys.readouterr().err
+    assert not any(results.iterdir())
+    (work / "plan.yaml").write_text(TINY.replace("name: tiny", "name: gpu"))
+    assert script.main(["report", "--work", str(work)]) == 0
+    assert sorted(file.name for file in results.iterdir()) == ["study-gpu-runs.json", "study-gpu.json"]
+    cpu, gpu = script.DOCUMENT.read_text().split("<!-- table: gpu")
+    assert "| neutral |" in gpu and "| neutral |" not in cpu
+    drawn = {picture.name for picture in (tmp_path / "docs" / "study").iterdir()}
+    assert drawn == {f"gpu-{name}-neutral.svg" for name in ("tasks", "gradients", "curves")}
 
 
 TINY = """

@@ -100,9 +100,9 @@ class Study:
 
     @cached_property
     def cells(self) -> Cells:
-        """Values in percent."""
+        """Values in percent; none of a plan that has not been run."""
         check_settings(self.records)
-        return gather(self.records)
+        return gather(self.records) if self.records else {}
 
     @cached_property
     def starts(self) -> list[str]:
