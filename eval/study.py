@@ -57,6 +57,23 @@ RECORDS, RUNS, OVERLAP = "study.json", "study-runs.json", "study-overlap.json"
 """Names in the folder of a study; in ``RESULTS`` the plan's name follows ``study``."""
 
 
+@contextmanager
+def on_cores(cores: list[int]) -> Iterator[None]:
+    """Pin this thread, and the processes that it starts, to some cores; leave it as it is if none are named.
+
+    A ``preexec_fn`` would do so in the child, but can hang in a process with threads, and a stop with it.
+    """
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 class Slots:
     """So many commands may run at a time; a slot that gets free goes to the first of those that wait."""
 
@@ -134,14 +151,14 @@ class Runner:
                 with self.starting:  # a stop finds what was started, and what was not is never started
                     if self.slots.stopped:
                         raise MtpfError("stopped")
-                    process = subprocess.Popen(
-                        [sys.executable, *arguments],
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        env=environment,
-                        cwd=ROOT,
-                        preexec_fn=(lambda: os.sched_setaffinity(0, own)) if own else None,
-                    )
+                    with on_cores(own):
+                        process = subprocess.Popen(
+                            [sys.executable, *arguments],
+                            stdout=output,
+                            stderr=subprocess.STDOUT,
+                            env=environment,
+                            cwd=ROOT,
+                        )
                     self.running.add(process)
                 status = process.wait()
                 self.running.discard(process)

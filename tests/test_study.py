@@ -1,6 +1,7 @@
 """The study: verdicts and tables from records, the report against an independent look at the committed ones."""
 
 import json
+import os
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -247,6 +248,19 @@ def test_what_failed_to_get_ready_is_tried_once(tmp_path, monkeypatch):
         with pytest.raises(MtpfError, match=r"labels ended with status 3; see .*labels\.log"):
             runner.stage("labels")
         monkeypatch.setattr(script.subprocess, "Popen", lambda *a, **k: pytest.fail("tried before"))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no cores to choose here")
+def test_a_command_has_cores_of_its_own(tmp_path):
+    before = os.sched_getaffinity(0)
+    runner = script.Runner({"stages": {}}, tmp_path, "data", len(before))
+    show = "import os; print(*os.sched_getaffinity(0))"
+    runner.command("own", ["-c", show])
+    assert (tmp_path / "logs" / "own.log").read_text().split() == [str(min(before))]
+    runner.command("all", ["-c", show], all_cores=True)
+    assert (
+        {*map(int, (tmp_path / "logs" / "all.log").read_text().split())} == before == os.sched_getaffinity(0)
+    )
 
 
 def test_what_runs_is_stopped_and_nothing_is_begun_after(tmp_path):
