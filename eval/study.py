@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -120,7 +121,12 @@ class Runner:
         work: Folder of everything that is made.
         data: Folder of the data.
         workers: Commands at a time.
+
+    Attributes:
+        grace: Seconds that commands have to end after a stop.
     """
+
+    grace = 60.0
 
     def __init__(self, plan: dict[str, Any], work: Path, data: str, workers: int):
         self.stages = plan["stages"]
@@ -166,11 +172,21 @@ class Runner:
             raise MtpfError(f"{name} ended with status {status}; see {log}.")
 
     def stop(self) -> None:
-        """Ask all commands that run to end; pre-finetuning writes a checkpoint first."""
+        """Ask all commands that run to end, and after a while make them.
+
+        Pre-finetuning writes a checkpoint first.
+        """
         with self.starting:
             self.slots.stop()
-            for process in list(self.running):
+            running = list(self.running)
+            for process in running:
                 process.terminate()
+        end = time.monotonic() + self.grace
+        for process in running:
+            try:
+                process.wait(max(end - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                process.kill()
 
     @contextmanager
     def together(self, threads: int) -> Iterator[ThreadPoolExecutor]:

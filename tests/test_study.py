@@ -250,17 +250,39 @@ def test_what_failed_to_get_ready_is_tried_once(tmp_path, monkeypatch):
         monkeypatch.setattr(script.subprocess, "Popen", lambda *a, **k: pytest.fail("tried before"))
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no cores to choose here")
-def test_a_command_has_cores_of_its_own(tmp_path):
+@pytest.fixture
+def all_cores():
+    """All cores that there are, though the tests are pinned to some."""
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("no cores to choose here")
     before = os.sched_getaffinity(0)
-    runner = script.Runner({"stages": {}}, tmp_path, "data", len(before))
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # the system leaves those that are allowed
+    yield os.sched_getaffinity(0)
+    os.sched_setaffinity(0, before)
+
+
+def test_a_command_has_cores_of_its_own(tmp_path, all_cores):
+    if len(all_cores) < 2:
+        pytest.skip("one core is the same as all")
+    runner = script.Runner({"stages": {}}, tmp_path, "data", len(all_cores))
     show = "import os; print(*os.sched_getaffinity(0))"
     runner.command("own", ["-c", show])
-    assert (tmp_path / "logs" / "own.log").read_text().split() == [str(min(before))]
+    assert (tmp_path / "logs" / "own.log").read_text().split() == [str(min(all_cores))]
     runner.command("all", ["-c", show], all_cores=True)
-    assert (
-        {*map(int, (tmp_path / "logs" / "all.log").read_text().split())} == before == os.sched_getaffinity(0)
-    )
+    found = {*map(int, (tmp_path / "logs" / "all.log").read_text().split())}
+    assert found == all_cores == os.sched_getaffinity(0)
+
+
+def test_what_does_not_end_when_asked_is_made_to(tmp_path):
+    runner = script.Runner({"stages": {}}, tmp_path, "data", 1)
+    runner.grace = 0.2
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(99)"
+    with pytest.raises(KeyboardInterrupt), runner.together(1) as pool:
+        done = pool.submit(runner.command, "deaf", ["-c", deaf])
+        wait_until(lambda: runner.running and (tmp_path / "logs" / "deaf.log").read_text())
+        raise KeyboardInterrupt
+    with pytest.raises(MtpfError, match="deaf ended with status -9"):
+        done.result()
 
 
 def test_what_runs_is_stopped_and_nothing_is_begun_after(tmp_path):
@@ -420,19 +442,19 @@ def committed() -> tuple[str, dict[str, Study]]:
     return script.DOCUMENT.read_text("utf-8"), studies
 
 
-@pytest.mark.parametrize("name", script.PLANS)
+@pytest.mark.parametrize("name, start", [("cpu", "neutral"), ("gpu", "neutral"), ("gpu", "packaged")])
 @pytest.mark.parametrize("family, protocol", [("NER", "ner"), ("TC", "mteb")])
-def test_averages_of_the_report_computed_otherwise(committed, name, family, protocol):
+def test_averages_of_the_report_computed_otherwise(committed, name, start, family, protocol):
     document, studies = committed
     table = document.split(f"<!-- table: {name} averages -->")[1].split("<!-- end -->")[0]
-    cells = re.search(rf"^\| neutral \| {family}[^|]*\| (.+) \|$", table, re.MULTILINE)[1].split(" | ")
+    cells = re.search(rf"^\| {start} \| {family}[^|]*\| (.+) \|$", table, re.MULTILINE)[1].split(" | ")
     tasks, seeds, *shown = cells
     assert tasks == "12"
     for regime, cell in zip(("base", "ner", "tc", "naive", "tpl"), shown, strict=True):
         values = {
             (own["task"], own["seed"]): 100 * own["value"]
             for own in studies[name].records
-            if own["protocol"] == protocol and own["regime"] == f"neutral/{regime}"
+            if own["protocol"] == protocol and own["regime"] == f"{start}/{regime}"
         }
         chosen = [value for (_, seed), value in values.items() if seed < int(seeds)]
         assert len(chosen) == (0 if cell == "–" else 12 * int(seeds))
