@@ -21,7 +21,7 @@ pretrain: install  ## Run the demo: pre-finetune the packaged encoder for NER an
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train/pretrain.py
 
 study-report: install  ## Make all tables and pictures of docs/study.md anew from the raw records
-	$(BIN)/python eval/study.py report
+	$(BIN)/python eval/study/run.py report
 
 test: install lint  ## Lint, check types, run all tests on all cores
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal

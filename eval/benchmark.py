@@ -26,11 +26,11 @@ import datasets
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from modeling_mtpf.adapters_mtpf import AdapterError
 from modeling_mtpf.errors import DataError, RecipeError
 from modeling_mtpf.evaluation.benchmark import BenchmarkSettings, plan, run_benchmark
 from modeling_mtpf.evaluation.records import read_records
 from modeling_mtpf.evaluation.report import draw, published_table, report
+from modeling_mtpf.model.adapters_mtpf import AdapterError
 from modeling_mtpf.settings import describe_keys, parse_arguments, read_overrides
 
 

@@ -235,7 +235,7 @@ def hub(tmp_path, monkeypatch):
 @pytest.fixture
 def no_waiting(monkeypatch):
     """Try failed requests again at once."""
-    monkeypatch.setattr("modeling_mtpf.hub_client.RETRY_WAITS", (0.0, 0.0))
+    monkeypatch.setattr("modeling_mtpf.hub.client.RETRY_WAITS", (0.0, 0.0))
 
 
 LABELS = {

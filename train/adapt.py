@@ -29,8 +29,8 @@ from transformers.utils import logging as transformers_logging
 
 from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.adaptation.app import summary
-from modeling_mtpf.adapters_mtpf import AdapterError
 from modeling_mtpf.devices import available_cores
+from modeling_mtpf.model.adapters_mtpf import AdapterError
 from modeling_mtpf.settings import describe_keys, parse_arguments
 
 

@@ -20,6 +20,8 @@ from pathlib import Path
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the demo lies beside this script, not in the package
+
 from modeling_mtpf.errors import MtpfError, exit_without_extra
 
 exit_without_extra("train", "accelerate", "datasets", "sklearn", "yaml", "tqdm", "matplotlib", "syntok")
@@ -28,9 +30,8 @@ import datasets
 from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
-from modeling_mtpf.adapter_files_mtpf import backbone_sha256
-from modeling_mtpf.adapters_mtpf import AdapterError
-from modeling_mtpf.pretraining import demo
+from modeling_mtpf.model.adapter_files_mtpf import backbone_sha256
+from modeling_mtpf.model.adapters_mtpf import AdapterError
 from modeling_mtpf.pretraining.checkpoint import clear_leftovers, read_state
 from modeling_mtpf.pretraining.curves import draw_run
 from modeling_mtpf.pretraining.diagnostics import adapter_movement, backbone_movement
@@ -50,6 +51,7 @@ from modeling_mtpf.pretraining.run_record import (
     write_run_file,
 )
 from modeling_mtpf.pretraining.setup import load_backbone, make_accelerator, prepare_families, whole_model
+from train.demo import apps as demo
 
 DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
 

@@ -34,9 +34,9 @@ from transformers.utils import logging as transformers_logging
 
 from modeling_mtpf.devices import available_cores
 from modeling_mtpf.labelling.label import label_corpus
-from modeling_mtpf.labelling.record import summary
 from modeling_mtpf.labelling.settings import PseudoLabelSettings
 from modeling_mtpf.labelling.stopwatch import Stopwatch
+from modeling_mtpf.labelling.summary import summary
 
 
 @dataclass

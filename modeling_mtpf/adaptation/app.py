@@ -15,22 +15,22 @@ from transformers import PreTrainedTokenizerBase
 
 from hub_cards import adapter_card
 
-from ..adapter_files_mtpf import ADAPTER_CONFIG_FILE, backbone_sha256, read_task
-from ..adapters_mtpf import AdapterError, count_parameters, validate_adapter_name
-from ..configuration_mtpf import encoder_layout, max_tokens
 from ..data.app_data import FAMILIES, AppData, Examples, check_app_data, load_app_data
 from ..data.packaged_encoder import resolve_encoder
 from ..data.words import load_word_tokenizer
 from ..errors import MtpfError, RecipeError
-from ..evaluation.metrics import entity_scores
-from ..modeling_mtpf import MtpfModel
+from ..metrics import entity_scores
+from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, backbone_sha256, read_task
+from ..model.adapters_mtpf import AdapterError, count_parameters, validate_adapter_name
+from ..model.configuration_mtpf import encoder_layout, max_tokens
+from ..model.modeling_mtpf import MtpfModel
 from ..settings import nearest
-from . import text_lora, text_probe, token_lora  # noqa: F401  they register themselves
-from .methods import method_named
+from .methods import text_lora, text_probe, token_lora  # noqa: F401  they register themselves
+from .methods.registry import method_named
+from .methods.text_lora import score_texts
+from .methods.token_lora import tag_words
 from .settings import FitResult, FitSettings
 from .storage import stored_dtype
-from .text_lora import score_texts
-from .token_lora import tag_words
 
 logger = logging.getLogger(__name__)
 

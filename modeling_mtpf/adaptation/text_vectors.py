@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.batches import row_batches
 from ..data.encoding import encode_rows
 from ..devices import precision
-from ..modeling_mtpf import MtpfModel, mean_pool
+from ..model.modeling_mtpf import MtpfModel, mean_pool
 
 
 @torch.inference_mode()

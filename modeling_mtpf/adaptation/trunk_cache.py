@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 from ..data.batches import row_batches
 from ..data.encoding import EncodedRows
 from ..devices import precision, uses_bf16
-from ..modeling_mtpf import MtpfModel
-from ..trunk_mtpf import TrunkOutput, encoder_layers, run_trunk
+from ..model.modeling_mtpf import MtpfModel
+from ..model.trunk_mtpf import TrunkOutput, encoder_layers, run_trunk
 
 
 class TrunkCache:

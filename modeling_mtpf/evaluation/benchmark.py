@@ -12,19 +12,19 @@ import torch
 
 from ..adaptation import FitSettings, fit_app
 from ..adaptation.app import open_backbone
-from ..adaptation.text_probe import choose_probe
+from ..adaptation.methods.text_probe import choose_probe
 from ..adaptation.text_vectors import embed_texts
-from ..adapter_files_mtpf import backbone_sha256
 from ..data.app_data import AppData, Examples
 from ..devices import PRECISIONS, available_cores, uses_bf16
 from ..errors import DataError, RecipeError
+from ..metrics import text_scores
+from ..model.adapter_files_mtpf import backbone_sha256
 from ..settings import nearest
-from .embeddings import StoredVectors
+from .few_shot import SEED, few_shot
 from .identities import adapter_sha256, public_name, tokenizer_sha256
-from .metrics import text_scores
 from .records import add_record, read_records, record_key, today, versions
 from .tasks import Task, all_tasks, check_task, load_task, select_tasks
-from .text_protocols import SEED, few_shot
+from .vector_cache import StoredVectors
 
 PROTOCOLS = {"ner": "ner", "ner10": "ner", "mteb": "tc", "full": "tc"}
 """Protocol → family."""

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..adapter_files_mtpf import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, find_adapter
+from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, find_adapter
 
 
 def public_name(identifier: str | None) -> str | None:

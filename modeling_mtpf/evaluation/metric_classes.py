@@ -7,7 +7,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from .metrics import entity_scores, text_scores
+from ..metrics import entity_scores, text_scores
 
 
 class EntityF1(evaluate.Metric):

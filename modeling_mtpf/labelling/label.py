@@ -20,14 +20,11 @@ from accelerate import PartialState
 from safetensors.numpy import load_file, save
 from tqdm.auto import tqdm
 
-from ..adapter_files_mtpf import backbone_sha256
 from ..data.streams import TextStream
 from ..data.words import IGNORE
 from ..devices import release_free_memory
 from ..errors import DataError
-from .clustering import ClusterFit, assign
-from .corpus import CorpusPlan, shards, survey
-from .files import (
+from ..files import (
     CENTROIDS_FILE,
     CLUSTERS_FILE,
     PLAN_FILE,
@@ -36,11 +33,14 @@ from .files import (
     write_bytes,
     write_shard,
 )
+from ..model.adapter_files_mtpf import backbone_sha256
+from .clustering import ClusterFit, assign
+from .corpus import CorpusPlan, shards, survey
 from .quality import GoldSet
-from .record import describe
 from .segmentation import split_sentences
 from .settings import PseudoLabelSettings
 from .stopwatch import Stopwatch
+from .summary import describe
 from .teacher import WordEncoder, load_teacher
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib
 
-from .files import write_bytes
+from ..files import write_bytes
 from .quality import GoldScores
 from .statistics import ClusterStatistics
 

@@ -14,7 +14,7 @@ import torch
 
 from ..data.batches import CPU_PADDING, close_batches
 from ..data.words import IGNORE
-from .families import FamilyBatch
+from .families.base import FamilyBatch
 
 
 @dataclass(frozen=True)

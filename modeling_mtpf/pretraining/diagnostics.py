@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..configuration_mtpf import encoder_layout
-from ..trunk_mtpf import Encoder, TrunkOutput, adapter_view, encoder_layers, run_trunk
+from ..model.configuration_mtpf import encoder_layout
+from ..model.trunk_mtpf import Encoder, TrunkOutput, adapter_view, encoder_layers, run_trunk
 from .chunks import ChunkShape, JointBatch, plan_chunks
 from .joint import JointModel
 

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..modeling_mtpf import MtpfModel
-from ..trunk_mtpf import encoder_layers, run_tail, run_trunk
+from ..model.modeling_mtpf import MtpfModel
+from ..model.trunk_mtpf import encoder_layers, run_tail, run_trunk
 from .chunks import Chunk, JointBatch
-from .families import Family
+from .families.base import Family
 
 REGIMES = ("base", "naive", "tpl")
 """Regimes besides those named like a family: nothing trained; all families without TPL; all with TPL."""

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import MtpfError
 from .chunks import ChunkShape, JointBatch, plan_chunks
-from .families import Family
+from .families.base import Family
 
 
 class Batches:

@@ -19,7 +19,7 @@ from .chunks import JointBatch, chunk_shape
 from .diagnostics import gradient_cosine, tail_similarity
 from .distributed import mean_over_processes
 from .dropout import fast_dropout_in
-from .families import Family
+from .families.base import Family
 from .joint import JointModel, JointOutput
 from .loader import Batches, load_batches
 from .recipe import Recipe

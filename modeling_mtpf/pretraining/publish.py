@@ -8,10 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from hub_cards import adapter_card, backbone_card, training_summary
 
-from ..adapter_files_mtpf import ADAPTER_CONFIG_FILE, TASK_FILE
-from ..adapters_mtpf import count_parameters
-from ..hub_files import TRAINING_FILE
-from ..modeling_mtpf import MtpfModel
+from ..hub.files import TRAINING_FILE
+from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, TASK_FILE
+from ..model.adapters_mtpf import count_parameters
+from ..model.modeling_mtpf import MtpfModel
 
 
 def save_run(

@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from ..adapters_mtpf import LoraSettings
 from ..errors import RecipeError
+from ..model.adapters_mtpf import LoraSettings
 from ..settings import build, describe_keys, nearest, read_overrides
-from .families import FAMILIES, FamilySettings
+from .families.base import FAMILIES, FamilySettings
 from .joint import REGIMES
 
 

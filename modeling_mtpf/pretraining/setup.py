@@ -10,14 +10,14 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import get_cosine_schedule_with_warmup
 
-from ..configuration_mtpf import encoder_layout, max_tokens
 from ..data.packaged_encoder import resolve_encoder
 from ..data.words import load_word_tokenizer
 from ..devices import available_cores, fast_bf16
 from ..errors import RecipeError
-from ..modeling_mtpf import MtpfModel
-from . import ner, tc  # noqa: F401  both register themselves
-from .families import FAMILIES, Family, RunContext
+from ..model.configuration_mtpf import encoder_layout, max_tokens
+from ..model.modeling_mtpf import MtpfModel
+from .families import ner, tc  # noqa: F401  both register themselves
+from .families.base import FAMILIES, Family, RunContext
 from .joint import JointModel, families_of_regime, parameter_groups
 from .recipe import Recipe, resolved
 

@@ -1,0 +1,218 @@
+"""What an export costs in quality: apps on real tasks, in torch and as ONNX, on the same test rows.
+
+    python eval/checks/export_quality.py --apps runs/apps --exports runs/exports --calibration texts.parquet \
+        --output eval/results/export-quality.json
+    python eval/checks/export_quality.py --tasks ner/fin,tc/emotion --apps runs/apps --exports runs/exports --output out.json
+
+Apps are fitted on the packaged encoder, quickly and on few rows, where their folder is not there yet. Task data is
+found under MTPF_DATA or on the Hub. Words, labels and metrics are those of `eval/benchmark.py`: an export takes the
+place of the model in them.
+"""  # noqa: E501
+
+import argparse
+import json
+import logging
+import random
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+import torch
+from torch import nn
+
+from modeling_mtpf.adaptation import FitSettings, fit_app
+from modeling_mtpf.adaptation.app import open_backbone, score_app
+from modeling_mtpf.data.app_data import AppData
+from modeling_mtpf.evaluation.tasks import Task, load_task, select_tasks
+from modeling_mtpf.export import export_onnx, read_manifest
+from modeling_mtpf.export.runner import Runner
+from modeling_mtpf.model.adapter_files_mtpf import read_task
+
+TASKS = {
+    "ner/fin": "lora",
+    "ner/snips": "lora",
+    "ner/btc": "lora",
+    "ner/bc5cdr": "lora",
+    "ner/hwu64": "lora",
+    "tc/emotion": "lora",
+    "tc/massive_scenario": "lora",
+    "tc/tweet_sentiment_extraction": "lora",
+    "tc/tweeteval_irony": "lora",
+    "tc/banking77": "probe",
+    "tc/mtop_intent": "probe",
+    "tc/sst2": "probe",
+}
+"""Task → way of fitting; ten or so, of both families and both ways."""
+ROWS = {"train": 1500, "validation": 250}
+STEPS, EVALUATIONS = 250, 5
+METRICS = {"ner": "entity_f1", "tc": "accuracy"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "float32": {"int8": False},
+    "int8": {"int8": True},
+    "int8-static": {"int8": True, "calibration": None},
+}
+
+
+class ExportedModel:
+    """An export in the place of an `MtpfModel`: as much of it as scoring an app asks for."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, folder: Path, threads: int):
+        self.runner = Runner(folder, threads)
+        self.config = SimpleNamespace(hidden_size=self.runner.manifest["backbone"]["hidden_size"])
+        self.heads = {name: self._head(app) for name, app in self.runner.apps.items()}
+
+    @staticmethod
+    def _head(app: dict[str, Any]) -> Any:
+        weight, bias = (torch.from_numpy(app["inputs"][f"head.{key}"]) for key in ("weight", "bias"))
+        head: Any = nn.Linear(*weight.shape).requires_grad_(False)
+        head.weight.copy_(weight.T)
+        head.bias.copy_(bias)
+        head.kind, head.labels, head.max_length = app["kind"], app["labels"], app["max_length"]
+        return head
+
+    def eval(self) -> "ExportedModel":
+        """Change nothing: graphs do not train."""
+        return self
+
+    def encode_adapters(self, adapters: list[str], **inputs) -> dict[str, torch.Tensor]:
+        """Run the trunk once and the tail for each app; see `MtpfModel.encode_adapters`."""
+        feed = {name: inputs[name].numpy() for name in ("input_ids", "attention_mask")}
+        feed = {
+            "attention_mask": feed["attention_mask"],
+            "hidden_states": self.runner.trunk.run(None, feed)[0],
+        }
+        outputs = {
+            name: self.runner.tail.run(["last_hidden_state"], {**feed, **self.runner.apps[name]["inputs"]})[0]
+            for name in adapters
+        }
+        return {name: torch.from_numpy(np.array(output)) for name, output in outputs.items()}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tasks", default=",".join(TASKS), help="with commas between them")
+    parser.add_argument("--apps", type=Path, required=True, help="folder of the apps, fitted if need be")
+    parser.add_argument("--exports", type=Path, required=True, help="folder of the exports, made if need be")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="with commas between them")
+    parser.add_argument("--calibration", help="raw text for the static variant")
+    parser.add_argument("--test_rows", type=int, default=600)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--fit_only", action="store_true")
+    parser.add_argument("--output", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    logging.basicConfig(stream=sys.stderr, level=logging.ERROR)
+    torch.set_num_threads(given.threads)
+    tasks = [select_tasks(key, {key.split("/")[0]})[0] for key in given.tasks.split(",")]
+    for task in tasks:
+        fit(task, given.apps)
+    if given.fit_only:
+        return 0
+    folders = export(tasks, given)
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    records = []
+    for task in tasks:
+        records.append(score(task, folders, given))
+        given.output.write_text(json.dumps(records, indent=1) + "\n", "utf-8")
+    print(f"\n{'mean of the differences, points':<40}", end="")
+    for variant in folders:
+        points = [record["difference"][variant] for record in records]
+        print(f"{variant} {np.mean(points):+.2f} (worst {min(points):+.2f})", end="  ")
+    print()
+    return 0
+
+
+def fit(task: Task, apps: Path) -> None:
+    """Fit the app of a task on a part of its rows, unless its folder is there."""
+    folder = apps / app_name(task)
+    if folder.exists():
+        return
+    data = load_task(task)
+    for split, most in ROWS.items():
+        setattr(data, split, some(data, split, most))
+    data.test = None
+    settings = FitSettings(steps=STEPS, evaluations=EVALUATIONS)
+    app = fit_app(data, task.family, output_dir=folder, method=TASKS.get(task.key, "auto"), settings=settings)
+    print(f"fitted {task.key} in {app.record['seconds']:.0f} s: {app.metrics}", flush=True)
+
+
+def some(data: AppData, split: str, most: int) -> Any:
+    """Return a split, or so many of its rows drawn with a fixed seed."""
+    rows = getattr(data, split)
+    if len(rows) <= most:
+        return rows
+    return rows.take(sorted(random.Random(0).sample(range(len(rows)), most)))
+
+
+def app_name(task: Task) -> str:
+    """Return a task's name as an app's."""
+    return task.key.replace("/", "-").replace("_", "-")
+
+
+def export(tasks: list[Task], given: argparse.Namespace) -> dict[str, Path]:
+    """Export all apps in each variant; an export that is there is used, and gets what apps it lacks."""
+    folders = {}
+    for variant in given.variants.split(","):
+        options = dict(VARIANTS[variant])
+        folder = folders[variant] = given.exports / variant
+        if "calibration" in options:
+            if given.calibration is None:
+                folders.pop(variant)
+                continue
+            options["calibration"] = given.calibration
+        there = read_manifest(folder)["apps"] if folder.exists() else {}
+        missing = [given.apps / app_name(task) for task in tasks if app_name(task) not in there]
+        if there:
+            options.pop("calibration", None)  # graphs that are there stay
+        if missing:
+            print(export_onnx("packaged", missing, folder, **options), flush=True)
+    return folders
+
+
+def score(task: Task, folders: dict[str, Path], given: argparse.Namespace) -> dict[str, Any]:
+    """Score one app in torch and in every export."""
+    model, tokenizer = open_backbone("packaged")
+    name = model.load_adapter(given.apps / app_name(task))
+    test = some(load_task(task), "test", given.test_rows)
+    metric = METRICS[task.family]
+    values, seconds = {}, {}
+    contestants: dict[str, Any] = {"torch": model}
+    for key in ("torch", *folders):
+        own: Any = contestants.get(key) or ExportedModel(folders[key], given.threads)
+        started = time.perf_counter()
+        values[key] = round(float(score_app(own, tokenizer, name, test)[metric]), 4)
+        seconds[key] = round(time.perf_counter() - started, 1)
+    app = read_task(given.apps / app_name(task))
+    difference = {key: round(100 * (values[key] - values["torch"]), 2) for key in folders}
+    print(f"{task.key:<32}{metric:<12}", *(f"{key} {values[key]:.4f}" for key in values), flush=True)
+    return {
+        "regime": "base",
+        "seed": 0,
+        "task": task.name,
+        "family": task.family,
+        "metric": metric,
+        "value": values["torch"],
+        "exported": {key: values[key] for key in folders},
+        "difference": difference,
+        "seconds": seconds,
+        "method": app["method"],
+        "training_data": app["training_data"],
+        "n_test": len(test),
+        "config": {"backbone": "packaged", "steps": app["settings"]["steps"], "threads": given.threads},
+        "versions": {p: metadata.version(p) for p in ("torch", "transformers", "onnx", "onnxruntime")},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

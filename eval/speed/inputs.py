@@ -1,0 +1,205 @@
+"""Inputs and runs that the training sections of `speed` share.
+
+Every contestant sees the same rows in `PASSES` passes; all but the last warm up and are not timed. A peer
+whose batches have new shapes in each pass still compiles kernels for some of them in the last.
+"""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+PASSES = 3
+PAIRS_PER_BATCH = 64
+SENTENCES_PER_BATCH = 32
+MAX_LENGTH = 256
+"""The packaged encoder's own limit in sentence-transformers."""
+CLUSTERS = 200
+
+
+def read_pairs(folder: str, count: int = PAIRS_PER_BATCH) -> dict[str, list[tuple[str, str]]]:
+    """Return ``count`` pairs of every source, without a text that comes twice."""
+    from modeling_mtpf.data.sources import expand_pair_sources, open_source
+
+    chosen: dict[str, list[tuple[str, str]]] = {}
+    for name, source in expand_pair_sources([folder]).items():
+        rows = open_source(source, {"anchor": "text", "positive": "text"}).shuffle(seed=0)
+        seen: set[str] = set()
+        own = chosen[name] = []
+        for row in rows:
+            pair = row["anchor"], row["positive"]
+            texts = {text.strip().lower() for text in pair}
+            if len(own) < count and "" not in texts and len(texts) == 2 and not texts & seen:
+                own.append(pair)
+                seen |= texts
+            if len(own) == count:
+                break
+    return {name: own for name, own in chosen.items() if len(own) == count}
+
+
+def read_sentences(source: str, count: int) -> list[list[str]]:
+    """Return the words of the first sentences of a text source, cut at 60 words."""
+    from modeling_mtpf.data.sources import open_source, source_files
+
+    file = source_files(source)[0]
+    sentences: list[list[str]] = []
+    for row in open_source(file, {"text": "text"}):
+        for sentence in row["text"].split(". "):
+            words = sentence.split()[:60]
+            if len(words) > 2:
+                sentences.append(words)
+        if len(sentences) >= count:
+            break
+    return sentences[:count]
+
+
+def labels_of(words: list[str]) -> list[int]:
+    """Give each word a label that depends on the word only."""
+    return [sum(word.encode()) % CLUSTERS for word in words]
+
+
+def our_run(
+    options: dict,
+    *,
+    regime: str,
+    steps: int,
+    pairs: int = PAIRS_PER_BATCH,
+    batches_per_source: int = 1,
+    cache: bool = False,
+    chunk_tokens: int = 0,
+) -> dict[str, float]:
+    """Train with this package and time the last pass, tokenizing included.
+
+    Args:
+        options: Of `speed`.
+        regime: ``tc``, ``ner`` or ``tpl``.
+        steps: Batches of a pass.
+        pairs: Pairs per batch.
+        batches_per_source: Batches that a source has in a pass.
+        cache: Whether gradients are cached.
+        chunk_tokens: Size of a chunk; by default that of the device.
+    """
+    import datasets
+    import psutil
+
+    from modeling_mtpf.pretraining.families.ner import NerSettings
+    from modeling_mtpf.pretraining.families.tc import TcFamily, TcSettings
+    from modeling_mtpf.pretraining.joint import JointModel
+    from modeling_mtpf.pretraining.loop import Progress, train
+    from modeling_mtpf.pretraining.recipe import Recipe
+    from modeling_mtpf.pretraining.run_record import MetricsLog
+    from modeling_mtpf.pretraining.setup import load_backbone, make_accelerator, prepare_families
+
+    class Timed(MetricsLog):
+        def add(self, *rest: Any) -> None:
+            super().add(*rest)
+            marks.append(time.perf_counter())
+
+    marks: list[float] = []
+    with tempfile.TemporaryDirectory() as work:
+        datasets.config.HF_DATASETS_CACHE = Path(work) / "cache"  # tokenizing must not be done already
+        inputs = _write_inputs(
+            options, Path(work), regime, steps, pairs * batches_per_source, steps // batches_per_source
+        )
+        settings: dict[str, Any] = {
+            "ner": NerSettings(batch_size=SENTENCES_PER_BATCH, max_length=MAX_LENGTH, data=inputs["ner"]),
+            "tc": TcSettings(batch_size=pairs, max_length=MAX_LENGTH, pairs=inputs["tc"]),
+        }
+        recipe = Recipe(
+            regime=regime,
+            families={name: settings[name] for name in ("ner", "tc") if regime in (name, "tpl")},
+            steps=PASSES * steps,
+            threads=options["threads"],
+            save_every=0,
+            diagnostics_every=0,
+            log_every=10**6,
+            gradient_cache=cache,
+            chunk_tokens=chunk_tokens,
+            output_dir=work,
+        )
+        accelerator = make_accelerator(recipe)
+        model = load_backbone(recipe)
+        started = time.perf_counter()
+        families, _ = prepare_families(recipe, model, Path(work), accelerator)
+        prepared = time.perf_counter() - started
+        for family in families:
+            if isinstance(family, TcFamily):  # every source once a pass, as for the peer
+                family.chooser = InTurn(len(family.sources), batches_per_source)  # type: ignore[assignment]
+        joint = JointModel(model, families, regime == "tpl", cache)
+        before = psutil.Process().memory_info().rss
+        log = Timed(Path(work), True)
+        train(recipe, joint, families, accelerator, log, Path(work), Progress(0, None, {}, {}))
+        log.close()
+        diagnostics = _time_diagnostics(joint, families, accelerator) if regime == "tpl" else 0.0
+    seconds = last_pass(marks)
+    return {
+        "seconds": round(seconds + prepared, 3),
+        "seconds_tokenizing": round(prepared, 3),
+        "pairs_per_second": round(steps * pairs / (seconds + prepared), 2),
+        "sentences_per_second": round(steps * SENTENCES_PER_BATCH / (seconds + prepared), 2),
+        "seconds_per_step": round((seconds + prepared) / steps, 4),
+        "seconds_diagnostics": round(diagnostics, 4),
+        "padding": log.lines[-1]["padding"],
+        "before_mb": round(before / (1 << 20), 1),
+    }
+
+
+class InTurn:
+    """Takes the place of `SourceSampler`: all batches of the first source, then those of the next."""
+
+    def __init__(self, sources: int, batches: int):
+        self.sources, self.batches = sources, batches
+
+    def choose(self, step: int) -> tuple[int, int]:
+        """Return the source of a step, and how many earlier steps drew the same source."""
+        passes, place = divmod(step, self.sources * self.batches)
+        return place // self.batches, passes * self.batches + place % self.batches
+
+
+def _write_inputs(
+    options: dict, work: Path, regime: str, steps: int, pairs: int, sources: int
+) -> dict[str, Any]:
+    """Write the rows to files, as a user has them."""
+    inputs: dict[str, Any] = {"ner": None, "tc": []}
+    if regime in ("tc", "tpl"):
+        folder = work / "pairs"
+        folder.mkdir()
+        found = read_pairs(options["pairs"], pairs)
+        by_length = sorted(found, key=lambda name: sum(len(a) + len(p) for a, p in found[name]))
+        first = (len(by_length) - sources) // 2  # those of middle length, where not all are wanted
+        for name in by_length[first : first + sources]:
+            rows = found[name]
+            lines = [json.dumps({"anchor": a, "positive": p}) for a, p in rows]
+            (folder / f"{name}.jsonl").write_text("\n".join(lines))
+        inputs["tc"] = [str(folder)]
+    if regime in ("ner", "tpl"):
+        sentences = read_sentences(options["text"], steps * SENTENCES_PER_BATCH)
+        lines = [json.dumps({"words": words, "clusters": labels_of(words)}) for words in sentences]
+        (work / "labels.jsonl").write_text("\n".join(lines))
+        inputs["ner"] = str(work / "labels.jsonl")
+    return inputs
+
+
+def _time_diagnostics(joint: Any, families: list, accelerator: Any) -> float:
+    """Seconds of one measurement of the diagnostics, the second time."""
+    from modeling_mtpf.devices import wants_few_shapes
+    from modeling_mtpf.pretraining.chunks import chunk_shape, plan_chunks
+    from modeling_mtpf.pretraining.diagnostics import gradient_cosine, tail_similarity
+    from modeling_mtpf.pretraining.dropout import fast_dropout_in
+
+    few_shapes = wants_few_shapes(accelerator.device, accelerator.mixed_precision)
+    shape = chunk_shape(accelerator.device, MAX_LENGTH, few_shapes=few_shapes)
+    batch = plan_chunks({family.name: family.batch(0) for family in families}, shape, 0)
+    started = 0.0
+    with fast_dropout_in(joint.model.backbone), accelerator.autocast():
+        for _ in range(2):
+            started = time.perf_counter()
+            gradient_cosine(joint, batch, shape)
+            tail_similarity(joint, batch)
+    return time.perf_counter() - started
+
+
+def last_pass(marks: list[float]) -> float:
+    """Seconds of the last pass, from the times at which steps ended."""
+    return marks[-1] - marks[len(marks) * (PASSES - 1) // PASSES - 1]

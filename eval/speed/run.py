@@ -1,0 +1,139 @@
+"""Speed and memory beside plain references, in the same run on the same machine.
+
+    python eval/speed/run.py --sections labels --text texts.parquet --output speed.json
+    python eval/speed/run.py --sections tc,ner,joint,cache --text texts.parquet --pairs pairs \
+        --output speed.json
+
+A section is a module ``eval/speed/sections/NAME.py`` with
+
+* ``CONTESTANTS``: name → in how many rounds at most it takes part,
+* ``measure(contestant, options)``: does the work in a fresh process and returns its numbers,
+* ``compare(medians)``: from contestant → median of each number to the ratios that count: what → (value,
+  ``<=`` or ``>=``, limit).
+
+Every contestant runs in a process of its own, in turn with the others of the same round; its peak memory
+(``peak_mb``) is what the operating system counted for that process. This script itself imports nothing large:
+a process's peak is never below the size of the one that starts it.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # sections share code in eval.speed.inputs
+
+SECTIONS = Path(__file__).parent / "sections"
+PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "scikit-learn", "mtpf")
+
+
+def load_section(name: str) -> ModuleType:
+    """Import a section by its name."""
+    spec = importlib.util.spec_from_file_location(name, SECTIONS / f"{name}.py")
+    if spec is None or spec.loader is None or not (SECTIONS / f"{name}.py").is_file():
+        known = ", ".join(sorted(file.stem for file in SECTIONS.glob("*.py")))
+        raise SystemExit(f"error: there is no section {name!r}; known: {known}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_contestant(section: str, contestant: str, options: dict) -> dict[str, float]:
+    """Measure one contestant in a process of its own."""
+    command = [sys.executable, __file__, "--contestant", contestant, "--sections", section]
+    with tempfile.TemporaryFile("w+") as errors:  # a pipe that nobody empties would stop the contestant
+        child = subprocess.Popen(
+            [*command, "--options", json.dumps(options)], stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        assert child.stdout is not None
+        output = child.stdout.read()
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            errors.seek(0)
+            raise SystemExit(f"error: {section}/{contestant} failed:\n{errors.read()[-2000:]}")
+    # Linux counts in KiB, macOS in bytes.
+    peak = usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    return {**json.loads(output.splitlines()[-1]), "peak_mb": round(peak, 1)}
+
+
+def run_section(name: str, rounds: int, options: dict) -> dict:
+    """Run all contestants in turn, round after round, and compare their medians."""
+    section = load_section(name)
+    results: dict[str, list[dict[str, float]]] = {contestant: [] for contestant in section.CONTESTANTS}
+    for number in range(rounds):
+        for contestant, most in section.CONTESTANTS.items():
+            if number < most:
+                results[contestant].append(run_contestant(name, contestant, options))
+                print(f"round {number + 1}, {name}/{contestant}: {results[contestant][-1]}", flush=True)
+    medians = {
+        contestant: {key: statistics.median(r[key] for r in runs) for key in runs[0]}
+        for contestant, runs in results.items()
+    }
+    compared = {what: judged(*numbers) for what, numbers in section.compare(medians).items()}
+    return {"rounds": results, "medians": medians, "compared": compared}
+
+
+def judged(value: float, sign: str, limit: float) -> dict:
+    """Return a number with its limit and whether it keeps to it."""
+    kept = value <= limit if sign == "<=" else value >= limit
+    return {"value": round(value, 4), "limit": f"{sign} {limit:g}", "kept": kept}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sections", default="labels", help="names with commas between them")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--text", help="raw text: a file or folder with a column 'text'")
+    parser.add_argument("--pairs", help="a folder of files with columns 'anchor' and 'positive'")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--output", type=Path, help="raw numbers as JSON")
+    parser.add_argument("--contestant", help=argparse.SUPPRESS)
+    parser.add_argument("--options", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.contestant:
+        numbers = load_section(given.sections).measure(given.contestant, json.loads(given.options))
+        print(json.dumps(numbers))
+        return 0
+    options = {"text": given.text, "pairs": given.pairs, "threads": given.threads}
+    record: dict = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "threads": given.threads,
+        "versions": {name: metadata.version(name) for name in PACKAGES if _installed(name)},
+    }
+    sections = record["sections"] = {}
+    for name in given.sections.split(","):
+        sections[name] = run_section(name, given.rounds, options)
+        for what, verdict in sections[name]["compared"].items():
+            print(f"{name}: {what}: {verdict['value']} ({verdict['limit']}: {verdict['kept']})")
+    if given.output:
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        given.output.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return 0
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(metadata.version(package))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""TC by linear probe: logistic regression on the mean-pooled vectors of the frozen backbone with a LoRA."""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+from threadpoolctl import threadpool_limits
+from transformers import PreTrainedTokenizerBase
+
+from ...data.app_data import AppData
+from ...metrics import text_scores
+from ...model.adapters_mtpf import AdapterHead, LoraSettings, lora_parameters
+from ...model.modeling_mtpf import MtpfModel
+from ..settings import FitResult, FitSettings
+from ..storage import round_to_stored
+from ..text_vectors import embed_texts
+from .lora import add_app
+from .registry import register_method
+
+STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+"""Inverse strengths of regularisation (scikit-learn's C); all are tried."""
+
+FEW, FOLDS = 50, 5
+"""Fewer held-out texts than this say too little about a strength; then so many folds of all texts do."""
+
+
+@register_method("tc", "probe")
+def fit_text_probe(
+    model: MtpfModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    data: AppData,
+    start_from: str | None,
+    settings: FitSettings,
+) -> FitResult:
+    """Fit a TC app by linear probe and leave it in the model under ``name``; see `methods.FitMethod`.
+
+    The LoRA is the one of ``start_from``, as it is stored; without one, a LoRA of rank 1 that changes
+    nothing, for an app's folder always holds one. The strength of regularisation is chosen on validation;
+    when validation was held out from the training data, the final probe is fitted on both, and when it has
+    fewer than `FEW` rows, the strength is chosen by folds of both.
+    """
+    head = AdapterHead("text-classification", data.labels, model.config.hidden_size, settings.max_length)
+    torch.manual_seed(settings.seed)
+    add_app(model, name, head, start_from, LoraSettings(r=1, alpha=1, layers=1))
+    round_to_stored(lora_parameters(model.backbone, name), settings)  # the probe sees what will be stored
+    train, validation = (
+        embed_texts(
+            model,
+            tokenizer,
+            split.inputs,
+            name,
+            max_length=settings.max_length,
+            mixed_precision=settings.mixed_precision,
+            progress=settings.progress,
+        )
+        for split in (data.train, data.validation)
+    )
+    options = settings.class_weights, settings.seed
+    both = np.concatenate([train, validation]), [*data.train.labels, *data.validation.labels]
+    folded = data.held_out and len(validation) < FEW
+    if folded:
+        strength, best = choose_by_folds(*both, *options)
+    else:
+        probe, best = choose_probe(train, data.train.labels, validation, data.validation.labels, *options)
+        strength = probe.C
+    if data.held_out:
+        probe = _fit_probe(*both, strength, *options)
+    _fill_head(model.heads[name], probe)
+    details = {
+        "C": strength,
+        "validation_accuracy_by_C": best.details,
+        "chosen_by": f"{FOLDS} stratified folds" if folded else "validation",
+        "refitted_with_validation": data.held_out,
+    }
+    return FitResult(best.score, best.validation, details)
+
+
+def choose_probe(
+    train: np.ndarray,
+    train_labels: Sequence[str],
+    validation: np.ndarray,
+    validation_labels: Sequence[str],
+    class_weights: str = "none",
+    seed: int = 0,
+) -> tuple[LogisticRegression, FitResult]:
+    """Fit logistic regression with the strength of regularisation that is best on validation.
+
+    That is the one of the highest accuracy, and of equal ones that of the lower log-loss.
+
+    Args:
+        train: Vectors ``(texts, width)``.
+        train_labels: Their labels.
+        validation: Vectors that decide.
+        validation_labels: Their labels.
+        class_weights: ``none`` or ``balanced``.
+        seed: Of the solver.
+
+    Returns:
+        The probe, and its validation scores with the accuracy of every strength tried.
+    """
+    found = []
+    for strength in STRENGTHS:
+        probe = _fit_probe(train, train_labels, strength, class_weights, seed)
+        found.append((probe, probe.predict_proba(validation)))
+    results = [
+        _result(validation_labels, probabilities, list(probe.classes_)) for probe, probabilities in found
+    ]
+    chosen, result = _best(results)
+    return found[chosen][0], result
+
+
+def choose_by_folds(
+    vectors: np.ndarray, labels: Sequence[str], class_weights: str = "none", seed: int = 0
+) -> tuple[float, FitResult]:
+    """Choose the strength of regularisation by stratified folds.
+
+    A label's only example is in no fold: it is always fitted.
+
+    Args:
+        vectors: Vectors ``(texts, width)``.
+        labels: Their labels; at least one label has two texts.
+        class_weights: ``none`` or ``balanced``.
+        seed: Of the folds and of the solver.
+
+    Returns:
+        The strength, and the scores of the predictions for the folds with the accuracy of every strength.
+    """
+    own, counts = np.asarray(labels, dtype=object), Counter(labels)
+    several = np.array([row for row, label in enumerate(labels) if counts[label] > 1])
+    folds = StratifiedKFold(min(FOLDS, max(counts.values())), shuffle=True, random_state=seed)
+    names = list(dict.fromkeys(labels))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        parts = [several[held] for _, held in folds.split(several, own[several].astype(str))]
+    results = []
+    for strength in STRENGTHS:
+        probabilities = np.zeros((len(own), len(names)))
+        for held in parts:
+            rest = np.setdiff1d(np.arange(len(own)), held)
+            probe = _fit_probe(vectors[rest], own[rest], strength, class_weights, seed)
+            columns = [names.index(label) for label in probe.classes_]
+            probabilities[np.ix_(held, columns)] = probe.predict_proba(vectors[held])
+        results.append(_result(list(own[several]), probabilities[several], names))
+    chosen, result = _best(results)
+    return STRENGTHS[chosen], result
+
+
+@threadpool_limits.wrap(limits=1, user_api="blas")
+def _fit_probe(
+    vectors: np.ndarray, labels: Sequence[str], strength: float, class_weights: str, seed: int
+) -> LogisticRegression:
+    """Fit on one thread: waiting threads of PyTorch and of BLAS would take the cores from each other."""
+    weight = None if class_weights == "none" else class_weights
+    probe = LogisticRegression(C=strength, max_iter=1000, class_weight=weight, random_state=seed)
+    return probe.fit(vectors, labels)
+
+
+def _result(labels: Sequence[str], probabilities: np.ndarray, names: list[str]) -> tuple[FitResult, float]:
+    """Scores, and the log-loss; a label that the probe does not know counts as all but impossible."""
+    predicted = [names[column] for column in probabilities.argmax(1)]
+    scores = text_scores(labels, predicted, probabilities, names)
+    columns = {name: column for column, name in enumerate(names)}
+    right = [
+        probabilities[row, columns[label]] if label in columns else 0.0 for row, label in enumerate(labels)
+    ]
+    return FitResult(scores["accuracy"], scores), -float(np.log(np.maximum(right, 1e-12)).mean())
+
+
+def _best(results: list[tuple[FitResult, float]]) -> tuple[int, FitResult]:
+    """The index and result of the highest accuracy; of equal ones that with the lower log-loss."""
+    chosen = max(range(len(results)), key=lambda i: (results[i][0].score, -results[i][1]))
+    result = results[chosen][0]
+    result.details = {
+        str(strength): round(own.score, 4) for strength, (own, _) in zip(STRENGTHS, results, strict=True)
+    }
+    return chosen, result
+
+
+@torch.no_grad()
+def _fill_head(head: Any, probe: LogisticRegression) -> None:
+    """Copy a probe into a head, label by label; a label without training example is never predicted."""
+    weight, bias = torch.from_numpy(probe.coef_), torch.from_numpy(probe.intercept_)
+    if len(probe.classes_) == 2:  # scikit-learn keeps one row, the log-odds of the second class
+        weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
+    head.weight.zero_()
+    head.bias.fill_(-1e4)
+    for row, label in enumerate(probe.classes_):
+        head.weight[head.labels.index(label)] = weight[row]
+        head.bias[head.labels.index(label)] = bias[row]
+    head.eval()
+
+
+__all__ = ["STRENGTHS", "choose_by_folds", "choose_probe", "fit_text_probe"]

@@ -1,0 +1,7 @@
+"""``python -m modeling_mtpf.cli`` is ``mtpf``."""
+
+import sys
+
+from .main import main
+
+sys.exit(main())

@@ -1,0 +1,72 @@
+"""Protocols for text classification on frozen vectors: MTEB's few-shot probe, and the full-train probe."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+from ..metrics import text_scores
+
+DRAWS = 10
+SEED = 42
+"""MTEB's number of draws and seed."""
+
+
+def few_shot_rows(
+    labels: Sequence[str], samples_per_label: int, draws: int = DRAWS, seed: int = SEED
+) -> list[np.ndarray]:
+    """Draw training rows as MTEB's classification tasks do.
+
+    One list of all row numbers is shuffled again and again, and each draw takes the first
+    ``samples_per_label`` rows of every label (mteb, ``AbsTaskClassification._undersample_data``). The
+    generator is seeded anew before every draw, as mteb's evaluators do.
+
+    Returns:
+        Row numbers of each draw, in the order of the shuffled list.
+    """
+    order = np.arange(len(labels))
+    found = []
+    for _ in range(draws):
+        np.random.RandomState(seed).shuffle(order)
+        taken: dict[str, int] = {}
+        rows = []
+        for row in order.tolist():
+            label = labels[row]
+            if taken.get(label, 0) < samples_per_label:
+                taken[label] = taken.get(label, 0) + 1
+                rows.append(row)
+        found.append(np.array(rows))
+    return found
+
+
+def few_shot(
+    pool: Callable[[np.ndarray], np.ndarray],
+    pool_labels: Sequence[str],
+    test: np.ndarray,
+    test_labels: Sequence[str],
+    samples_per_label: int = 8,
+    seed: int = SEED,
+) -> list[dict[str, float]]:
+    """Return the scores of each of the ten draws of MTEB's few-shot classification.
+
+    Args:
+        pool: Gives the vectors of some rows of the training pool, float32 ``(rows, width)``.
+        pool_labels: Labels of the pool.
+        test: Vectors of the test set, float32 ``(rows, width)``.
+        test_labels: Its labels.
+        samples_per_label: 8 by default, 16 or 32 on some tasks.
+        seed: MTEB's is 42.
+    """
+    scores = []
+    for rows in few_shot_rows(pool_labels, samples_per_label, seed=seed):
+        probe = LogisticRegression(max_iter=100, random_state=seed)
+        vectors = pool(rows)
+        with threadpool_limits(1, user_api="blas"):  # as in adaptation.text_probe
+            probe.fit(vectors, [pool_labels[row] for row in rows])
+        scores.append(
+            text_scores(
+                test_labels, list(probe.predict(test)), probe.predict_proba(test), list(probe.classes_)
+            )
+        )
+    return scores

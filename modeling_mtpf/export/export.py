@@ -1,0 +1,439 @@
+"""Export for devices: the trunk once, one tail whose LoRA is data, and a small file for each app.
+
+An export is a folder that needs onnxruntime, tokenizers and numpy alone:
+
+    export.json        which backbone, which files with which hashes, which apps
+    trunk.onnx         embeddings and lower layers, run once for a text
+    tail.onnx          the last layers and the head, run once for each app, with the app's tensors as inputs
+    tokenizer.json
+    apps/NAME-HASH.safetensors
+    runner.py          a copy of the module `runner`
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import save
+
+from ..errors import MtpfError, require_extra
+from ..model.adapter_files_mtpf import backbone_sha256
+from ..model.adapters_mtpf import AdapterError, LoraSettings, lora_targets
+from ..model.configuration_mtpf import encoder_layout, max_tokens
+from ..model.hub_cache_mtpf import sha256_of
+from ..model.modeling_mtpf import MtpfModel
+from ..model.predict_mtpf import load_tokenizer
+from ..model.texts_mtpf import WINDOW_OVERLAP, plain_backend
+from ..model.trunk_mtpf import encoder_layers, lora_modules
+from ..version import __version__
+from .graphs import OPSET, TAIL_FILE, TRUNK_FILE, TailShape, export_tail, export_trunk, tail_modules
+
+MANIFEST_FILE, TOKENIZER_FILE, RUNNER_FILE, APPS_FOLDER = "export.json", "tokenizer.json", "runner.py", "apps"
+FORMAT_VERSION = 1
+SPECIAL_TOKENS = 2
+"""Around a text, in all supported encoders."""
+PACKAGES = ("torch", "transformers", "onnx", "onnxruntime")
+NEEDS_ONNXRUNTIME = {"float32": [1, 17], "int8": [1, 17]}
+"""The oldest onnxruntime that reads the operators of a graph."""
+APP_PRECISION = {"float32": "float32", "int8": "float16"}
+"""How an app's LoRA and head are stored, by the precision of the graphs."""
+
+
+class ExportError(MtpfError):
+    """Something cannot be exported, or a folder is no export."""
+
+
+@dataclass
+class Export:
+    """What `export_onnx` wrote.
+
+    Attributes:
+        folder: The export.
+        manifest: Content of its ``export.json``.
+        created: Whether the graphs are new; otherwise apps were added to what was there.
+        added: Names of the apps that were written.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    created: bool
+    added: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        graphs = self.manifest["files"]
+        lines = [f"{self.folder}  ({'new' if self.created else 'apps added'}, {self.manifest['precision']})"]
+        for name in (TRUNK_FILE, TAIL_FILE):
+            lines.append(f"  {name:<40} {graphs[name]['bytes'] / 1e6:8.2f} MB")
+        for name, app in self.manifest["apps"].items():
+            mark = "  new" if name in self.added else ""
+            lines.append(f"  {app['file']:<40} {app['bytes'] / 1e6:8.2f} MB{mark}")
+        return "\n".join(lines)
+
+
+@dataclass
+class _App:
+    """An app, ready to be written: tensors under the names of the tail's inputs, and its description."""
+
+    name: str
+    tensors: dict[str, np.ndarray]
+    layers: int
+    targets: set[str]
+    about: dict[str, Any]
+
+
+def export_onnx(
+    backbone: str | os.PathLike,
+    adapters: Sequence[str | os.PathLike],
+    output_dir: str | os.PathLike,
+    *,
+    int8: bool = False,
+    calibration: str | os.PathLike | None = None,
+    layers: int | None = None,
+    revision: str | None = None,
+) -> Export:
+    """Export a backbone and apps, or add apps to an export of the same backbone.
+
+    In a folder that is an export already the graphs stay as they are, byte for byte, and so do the other
+    apps; an app of the same name is replaced.
+
+    Args:
+        backbone: ``packaged``, a folder or a Hub id.
+        adapters: Folders or Hub ids of apps; ``NAME=ID`` gives one another name.
+        output_dir: A new folder, or an export.
+        int8: Store weights in 8 bits and multiply in them.
+        calibration: Raw text on which the ranges of the activations are measured, for a runtime that cannot
+            measure them while it runs; see docs/onnx.md.
+        layers: How many of the last layers the tail holds; by default what the apps need, at least what the
+            backbone's config names. Apps that are added later can have LoRA on these layers alone.
+        revision: Commit of the backbone's repo.
+
+    Raises:
+        ExportError: The backbone cannot be read, the folder is something else or an export of another
+            backbone, or an app does not fit the graphs that are there.
+        AdapterError: An adapter is damaged, is no app, or was trained on another backbone.
+
+    Example:
+        >>> export_onnx("my/backbone", ["my/entities"], "phone", int8=True)  # doctest: +SKIP
+    """
+    require_extra("onnx", "onnx", "onnxscript", "onnxruntime")
+    folder = Path(output_dir).resolve()
+    precision = "int8" if int8 else "float32"
+    if calibration is not None and not int8:
+        raise ExportError("--calibration is for int8 graphs; add --int8.")
+    manifest = read_manifest(folder) if _is_export(folder) else None
+    model = _open(str(backbone), revision)
+    sha256 = backbone_sha256(model.backbone)
+    if manifest is not None:
+        _check_same(folder, manifest, sha256, precision, calibration, layers)
+    apps = [_read_app(model, adapter, sha256) for adapter in adapters]
+    names = [app.name for app in apps]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ExportError(f"Two adapters are named {twice!r}; give one another name: --adapter NAME={twice}.")
+    shape = _shape(model, apps, layers) if manifest is None else _tail_of(manifest)
+    for app in apps:
+        _check_fits(folder, app, shape)
+        _fill(app, model, shape)
+    if manifest is None:
+        _create(folder, model, str(backbone), sha256, shape, precision, calibration, apps)
+    else:
+        try:
+            _write_apps(folder, manifest, apps)
+        except OSError as error:
+            raise ExportError(f"{folder} cannot be written: {error}") from error
+    return Export(folder, read_manifest(folder), manifest is None, names)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read ``export.json``.
+
+    Raises:
+        ExportError: It is missing, damaged, or of a newer format.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST_FILE).read_text("utf-8"))
+        version = manifest["format_version"]
+        parts = (manifest["backbone"]["sha256"], manifest["precision"], manifest["tail"]["layers"])
+        assert all(parts) and isinstance(manifest["apps"], dict) and isinstance(manifest["files"], dict)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
+        raise ExportError(
+            f"{folder / MANIFEST_FILE} is damaged ({error!r}); export into a new folder."
+        ) from error
+    if version != FORMAT_VERSION:
+        raise ExportError(
+            f"{folder} has format version {version}, this mtpf reads {FORMAT_VERSION}; export anew."
+        )
+    return manifest
+
+
+def _is_export(folder: Path) -> bool:
+    if (folder / MANIFEST_FILE).is_file():
+        return True
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ExportError(f"{folder} exists and is no export; name a new folder with --output.")
+    return False
+
+
+def _open(backbone: str, revision: str | None) -> MtpfModel:
+    """Load the backbone in float32, with plain attention: its graph is smaller than that of the fused one."""
+    if backbone == "packaged":
+        from ..data.packaged_encoder import packaged_encoder
+
+        backbone = str(packaged_encoder())
+    try:
+        model = MtpfModel.from_pretrained(
+            backbone, revision=revision or "main", dtype=torch.float32, attn_implementation="eager"
+        )
+        encoder_layout(model.config.encoder_config.model_type)
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(f"The backbone {backbone!r} cannot be loaded: {reason}") from error
+    return model.eval().requires_grad_(False)
+
+
+# -------------------------------------------------------------------------------------------------- apps
+
+
+def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _App:
+    """Load an adapter, with all the checks of `load_adapter`, take its tensors, and unload it again."""
+    name, equals, source = str(adapter).partition("=")
+    if equals and not Path(str(adapter)).exists():
+        loaded = model.load_adapter(source, adapter_name=name)
+    else:
+        loaded = model.load_adapter(adapter)
+    try:
+        if loaded not in model.heads:
+            raise AdapterError(f"{adapter} has no head: it is a family's LoRA, not an app; fit an app on it.")
+        head: Any = model.heads[loaded]
+        if head.max_length <= SPECIAL_TOKENS:
+            raise ExportError(f"App {loaded!r} reads {head.max_length} tokens; there is no room for a word.")
+        prefix = encoder_layout(model.config.encoder_config.model_type).layers + "."
+        tensors = {"head.weight": head.weight.detach().T, "head.bias": head.bias.detach()}
+        depth, total = 0, len(encoder_layers(model.backbone))
+        targets: set[str] = set()
+        for path, module in lora_modules(model.backbone):
+            if loaded not in module.lora_A:
+                continue
+            a, b = (part[loaded].weight.detach().float().T for part in (module.lora_A, module.lora_B))
+            if not b.any():  # as that of a linear probe, which changes nothing
+                continue
+            index, _, target = path.removeprefix(prefix).partition(".")
+            depth, targets = max(depth, total - int(index)), targets | {target}
+            tensors |= {f"{path}.lora_A": a, f"{path}.lora_B": b * module.scaling[loaded]}
+        about = {
+            "name": loaded,
+            "kind": head.kind,
+            "labels": head.labels,
+            "max_length": head.max_length,
+            "backbone": sha256,
+        }
+        arrays = {key: value.float().contiguous().numpy().copy() for key, value in tensors.items()}
+        return _App(loaded, arrays, depth, targets, about)
+    finally:
+        model.delete_adapter(loaded)
+
+
+def _shape(model: MtpfModel, apps: list[_App], layers: int | None) -> TailShape:
+    """Choose a tail that holds all given apps and, for those to come, the default places of LoRA."""
+    needed = max((app.layers for app in apps), default=0)
+    total = len(encoder_layers(model.backbone))
+    if layers is None:
+        layers = max(needed, min(model.config.num_tail_layers, total))
+    if layers < needed or not 1 <= layers <= total:
+        raise ExportError(
+            f"--layers is {layers}; these apps need at least {max(needed, 1)}, the encoder has {total}."
+        )
+    default = encoder_layout(model.config.encoder_config.model_type).lora_targets
+    targets = sorted(set(default).union(*(app.targets for app in apps)))
+    lora_targets(model.backbone, LoraSettings(layers=layers, targets=targets))  # raises for what is not there
+    return TailShape(layers, tuple(targets))
+
+
+def _tail_of(manifest: dict[str, Any]) -> TailShape:
+    return TailShape(manifest["tail"]["layers"], tuple(manifest["tail"]["targets"]))
+
+
+def _check_fits(folder: Path, app: _App, shape: TailShape) -> None:
+    if app.layers > shape.layers:
+        raise ExportError(
+            f"App {app.name!r} has LoRA on the last {app.layers} layers, but the tail of {folder} holds "
+            f"{shape.layers}; export into a new folder with --layers {app.layers}."
+        )
+    foreign = sorted(app.targets - set(shape.targets))
+    if foreign:
+        raise ExportError(
+            f"App {app.name!r} has LoRA on {foreign[0]!r}, which the tail of {folder} cannot take; export it "
+            "together with the others into a new folder."
+        )
+
+
+def _fill(app: _App, model: MtpfModel, shape: TailShape) -> None:
+    """Put zeros of rank 1 where the tail takes LoRA and the app has none: every input needs a tensor."""
+    for path in tail_modules(model.backbone, shape):
+        linear = model.backbone.get_submodule(path)
+        app.tensors.setdefault(f"{path}.lora_A", np.zeros((linear.in_features, 1), np.float32))
+        app.tensors.setdefault(f"{path}.lora_B", np.zeros((1, linear.out_features), np.float32))
+
+
+def app_bytes(app: _App, precision: str) -> bytes:
+    """Serialise an app as one safetensors file; its labels and the like are in the file's metadata."""
+    with np.errstate(over="ignore"):
+        stored: dict[str, np.ndarray] = {name: v.astype(precision) for name, v in app.tensors.items()}
+    beyond = [name for name, values in stored.items() if not np.isfinite(values).all()]
+    if beyond:
+        raise ExportError(f"App {app.name!r} has numbers in {beyond[0]!r} that {precision} cannot hold.")
+    # One entry only: safetensors writes several in random order.
+    return save(stored, metadata={"app": json.dumps(app.about, sort_keys=True, ensure_ascii=False)})
+
+
+def _write_apps(folder: Path, manifest: dict[str, Any], apps: list[_App]) -> None:
+    """Write app files, then the manifest: until then the export is what it was before."""
+    (folder / APPS_FOLDER).mkdir(exist_ok=True)
+    for app in apps:
+        data = app_bytes(app, manifest["app_precision"])
+        digest = hashlib.sha256(data).hexdigest()
+        # Another content has another name, so that a replaced app is whole until the manifest names the new.
+        file = f"{APPS_FOLDER}/{app.name}-{digest[:8]}.safetensors"
+        _write(folder / file, data)
+        about = {"sha256": digest, "bytes": len(data), "kind": app.about["kind"]}
+        manifest["apps"][app.name] = {"file": file, **about}
+    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    _write(folder / MANIFEST_FILE, text.encode())
+    listed = {app["file"] for app in manifest["apps"].values()}
+    for path in (folder / APPS_FOLDER).glob("*.safetensors"):
+        if f"{APPS_FOLDER}/{path.name}" not in listed:
+            path.unlink()
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+
+
+# ------------------------------------------------------------------------------------------------ folder
+
+
+def _check_same(
+    folder: Path, manifest: dict, sha256: str, precision: str, calibration: Any, layers: Any
+) -> None:
+    """Refuse to add to an export of other weights, or of another kind than is asked for."""
+    known = manifest["backbone"]["sha256"]
+    if known != sha256:
+        raise ExportError(
+            f"{folder} is an export of another backbone (weights sha256 {known[:12]}…, given "
+            f"{sha256[:12]}…); name that one, or a new folder."
+        )
+    if manifest["precision"] != precision:
+        raise ExportError(
+            f"{folder} is an export in {manifest['precision']}; to add apps to it "
+            f"{'add' if manifest['precision'] == 'int8' else 'leave out'} --int8, or name a new folder."
+        )
+    if calibration is not None or layers not in (None, manifest["tail"]["layers"]):
+        option = "--calibration" if calibration is not None else "--layers"
+        raise ExportError(f"{folder} has its graphs already; leave out {option}, or name a new folder.")
+
+
+def _create(
+    folder: Path,
+    model: MtpfModel,
+    backbone: str,
+    sha256: str,
+    shape: TailShape,
+    precision: str,
+    calibration: Any,
+    apps: list[_App],
+) -> None:
+    """Write everything beside the folder's place, then move it there in one go."""
+    try:
+        tokenizer = load_tokenizer(model)
+    except ValueError as error:
+        raise ExportError(str(error).strip().splitlines()[0]) from error
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        export_trunk(model.backbone, shape, temporary / TRUNK_FILE)
+        export_tail(model.backbone, shape, temporary / TAIL_FILE)
+        quantization = None
+        if precision == "int8":
+            from .int8 import quantize_export
+
+            quantization = quantize_export(temporary, tokenizer, calibration, [app.tensors for app in apps])
+        special = _save_tokenizer(tokenizer, temporary / TOKENIZER_FILE)
+        shutil.copyfile(Path(__file__).with_name("runner.py"), temporary / RUNNER_FILE)
+        manifest = _manifest(temporary, model, backbone, sha256, shape, precision)
+        manifest |= {
+            "quantization": quantization,
+            "pad_token_id": tokenizer.pad_token_id or 0,
+            "special_tokens": special,
+        }
+        _write_apps(temporary, manifest, apps)
+        if folder.is_dir():
+            folder.rmdir()  # it is empty
+        temporary.replace(folder)
+    except OSError as error:
+        raise ExportError(f"{folder} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _manifest(
+    folder: Path, model: MtpfModel, backbone: str, sha256: str, shape: TailShape, precision: str
+) -> dict[str, Any]:
+    """Describe an export that has its graphs and no apps yet."""
+    # Not of the distributions: onnxruntime comes from several.
+    versions = {name: import_module(name).__version__ for name in PACKAGES}
+    files = (TRUNK_FILE, TAIL_FILE, TOKENIZER_FILE, RUNNER_FILE)
+    return {
+        "format_version": FORMAT_VERSION,
+        "backbone": {
+            "id": backbone if _is_hub_id(backbone) else None,
+            "sha256": sha256,
+            "model_type": model.config.encoder_config.model_type,
+            "layers": len(encoder_layers(model.backbone)),
+            "hidden_size": model.config.hidden_size,
+        },
+        "tail": {"layers": shape.layers, "targets": list(shape.targets)},
+        "precision": precision,
+        "app_precision": APP_PRECISION[precision],
+        "max_length": max_tokens(model.config.encoder_config),
+        "window_overlap": WINDOW_OVERLAP,
+        "opset": OPSET,
+        "needs_onnxruntime": NEEDS_ONNXRUNTIME[precision],
+        "versions": {"mtpf": __version__, "python": ".".join(map(str, sys.version_info[:3])), **versions},
+        "files": {name: _described(folder / name) for name in files},
+        "apps": {},
+    }
+
+
+def _save_tokenizer(tokenizer: Any, file: Path) -> tuple[list[int], list[int]]:
+    """Write a tokenizer that neither cuts nor pads; return the special tokens before and behind a text."""
+    backend = plain_backend(tokenizer)
+    backend.save(str(file))
+    sample = backend.encode("a")
+    text = [place for place, special in enumerate(sample.special_tokens_mask) if not special]
+    return sample.ids[: text[0]], sample.ids[text[-1] + 1 :]
+
+
+def _is_hub_id(backbone: str) -> bool:
+    return backbone.count("/") == 1 and not Path(backbone).exists()
+
+
+__all__ = ["Export", "ExportError", "export_onnx", "read_manifest"]

@@ -1,0 +1,169 @@
+"""Requests to the Hub: what is worth another attempt, and errors as one sentence with a remedy."""
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import httpx2  # the HTTP client of huggingface_hub, whose transport errors it passes on
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    RevisionResolutionError,
+)
+from huggingface_hub.utils import validate_repo_id
+
+from ..errors import MtpfError
+
+log = logging.getLogger(__name__)
+
+RETRY_WAITS: tuple[float, ...] = (1.0, 4.0)
+"""Seconds before the second and the third attempt of a request that failed for no fault of its own."""
+TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
+
+T = TypeVar("T")
+
+
+class HubError(MtpfError):
+    """The Hub refuses, cannot be reached, or holds something else than expected."""
+
+
+class PushConflictError(HubError):
+    """Somebody else has committed to the repo since the push was planned; nothing of theirs was touched."""
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Accept ``owner/name`` only.
+
+    Raises:
+        HubError: It is a path, or no Hub id.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        repo_id, valid = str(repo_id), False
+    else:
+        valid = repo_id.count("/") == 1
+    if not valid or repo_id.startswith((".", "/", "~")):
+        raise HubError(f"{repo_id!r} is no Hub id; use the form 'owner/name'.")
+
+
+def validate_card(repo_id: str, card: ModelCard) -> None:
+    """Ask the Hub whether it accepts the metadata of a card.
+
+    Raises:
+        HubError: It does not.
+    """
+    try:
+        with explained(repo_id):
+            attempt(card.validate)
+    except HubError:
+        raise
+    except ValueError as error:
+        try:
+            said = "; ".join(found["message"] for found in json.loads(str(error))["errors"])
+        except (ValueError, LookupError, TypeError):
+            said = str(error)
+        raise HubError(f"The Hub does not accept the card of {repo_id}: {said}") from error
+
+
+def is_transient(error: BaseException) -> bool:
+    """Say whether a failed request may succeed when it is sent again."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in TRANSIENT_STATUS
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
+    # Xet reports a failed upload as ConnectionError.
+    return isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError))
+
+
+def attempt(action: Callable[[], T], before_retry: Callable[[], T | None] = lambda: None) -> T:
+    """Call ``action``, up to three times; ``before_retry`` may find that it has succeeded after all."""
+    for wait in RETRY_WAITS:
+        try:
+            return action()
+        except Exception as error:
+            if not is_transient(error) or isinstance(error, httpx2.ConnectError):
+                raise  # what cannot be reached now will not be in a second
+            log.info("The Hub did not answer as it should (%s); trying again.", type(error).__name__)
+            time.sleep(max(wait, _retry_after(error)))
+        done = before_retry()
+        if done is not None:
+            return done
+    try:
+        return action()
+    except Exception as error:
+        done = before_retry() if is_transient(error) else None
+        if done is None:
+            raise
+        return done
+
+
+def _retry_after(error: Exception) -> float:
+    asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+    return min(float(asked), 60.0) if re.fullmatch(r"\d+", asked) else 0.0
+
+
+@contextmanager
+def explained(repo_id: str) -> Iterator[None]:
+    """Turn what the client raises into one sentence with a remedy, without token or headers."""
+    try:
+        yield
+    except MtpfError:
+        raise
+    except RevisionNotFoundError as error:
+        raise HubError(f"{repo_id} has no such revision; name an existing commit, tag or branch.") from error
+    except RepositoryNotFoundError as error:
+        raise HubError(
+            f"There is no repo {repo_id}, or your token may not read it; check the name, or log in with: "
+            "hf auth login"
+        ) from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, RevisionResolutionError) as error:
+        raise HubError(
+            f"The Hub cannot be reached and {repo_id} is not (completely) in the cache; connect, unset "
+            "HF_HUB_OFFLINE, or fetch it beforehand with: mtpf pull " + repo_id
+        ) from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            remedy = "your token may not do this; log in with a token that can write: hf auth login"
+        elif status == 412:
+            remedy = "somebody else has committed meanwhile; push again"
+        else:
+            remedy = "try again later"
+        said = error.server_message or "no reason given"
+        raise HubError(f"The Hub answers {status} for {repo_id} ({said}): {remedy}.") from error
+    except (httpx2.TransportError, ConnectionError, TimeoutError) as error:
+        raise HubError(
+            f"The connection to the Hub failed for {repo_id} ({type(error).__name__}); check the network and "
+            "try again."
+        ) from error
+    except UnicodeEncodeError:  # of an HTTP header; the error itself holds the token
+        raise HubError(
+            "The Hub token has characters that no token has; log in again with hf auth login, or correct "
+            "HF_TOKEN."
+        ) from None
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise HubError(
+            f"A file of {repo_id} cannot be read or written{where}: {error.strerror or error}."
+        ) from error
+
+
+__all__ = [
+    "HubError",
+    "PushConflictError",
+    "attempt",
+    "check_repo_id",
+    "explained",
+    "is_transient",
+    "validate_card",
+]

@@ -1,0 +1,303 @@
+"""One push: what it would change, one atomic commit on the head it was planned against, and a second look.
+
+Everything is checked before anything changes. When somebody else was faster, the Hub refuses the commit and
+nothing is lost; afterwards the head is read again and compared with what was sent.
+"""
+
+import logging
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError
+
+from .client import HubError, PushConflictError, attempt, check_repo_id, explained, validate_card
+from .files import CARD_FILE, MARKERS, check_text
+from .manifest import Manifest, find_manifest, read_manifest
+
+log = logging.getLogger(__name__)
+
+KEPT_FILES = (".gitattributes",)
+"""Files of a repo that are not ours to delete: the Hub writes them."""
+Content = dict[str, CommitOperationAdd]
+"""What is to be published, by path. An operation knows size and sha256 of what it uploads."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """Where a push goes, and what its card says beside what the folder tells.
+
+    Attributes:
+        repo_id: ``owner/name``; created if need be.
+        private: Create the repo as a private one.
+        create_pr: Open a pull request instead of committing to the branch.
+        branch: An existing branch.
+        commit_message: Title of the commit.
+        license: License id for the card.
+        language: Language codes for the card.
+        datasets: Hub ids of the training data for the card, instead of those recorded in the folder.
+        token: Hub token; by default the one of ``hf auth login``.
+    """
+
+    repo_id: str
+    private: bool = False
+    create_pr: bool = False
+    branch: str = "main"
+    commit_message: str = "Publish with mtpf"
+    license: str = "apache-2.0"
+    language: str | list[str] = "en"
+    datasets: list[str] | None = None
+    token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        check_repo_id(self.repo_id)
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.license):
+            raise HubError(
+                f"The license {self.license!r} is no id of one; use one of "
+                "https://huggingface.co/docs/hub/repositories-licenses, for instance apache-2.0."
+            )
+        if self.create_pr and self.branch != "main":
+            raise HubError("A pull request goes to main; leave out either the branch or the pull request.")
+
+    @property
+    def api(self) -> HfApi:
+        """The Hub's client, with this release's token."""
+        return HfApi(token=self.token)
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What goes into the card."""
+        names = ("repo_id", "branch", "license", "language", "datasets")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One file of a push: ``change`` is ``add``, ``update``, ``keep`` or ``delete``."""
+
+    path: str
+    size: int
+    sha256: str | None
+    change: str
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """What a push would do, as a dry run returns it.
+
+    Attributes:
+        repo_id: The repo.
+        kind: ``backbone`` or ``adapter``.
+        branch: The branch that gets the commit.
+        head: The commit that the plan was made against; ``None`` if the repo does not exist yet.
+        files: All files of the repo after the push, and those that it deletes.
+    """
+
+    repo_id: str
+    kind: str
+    branch: str
+    head: str | None
+    files: tuple[PlannedFile, ...]
+
+    @property
+    def changes(self) -> tuple[PlannedFile, ...]:
+        """The files that the commit touches; none means that there will be no commit."""
+        return tuple(file for file in self.files if file.change != "keep")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the repo after the push."""
+        return sum(file.size for file in self.files if file.change != "delete")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain values."""
+        return {**asdict(self), "files": [asdict(file) for file in self.files], "size": self.size}
+
+    def __str__(self) -> str:
+        width = max((len(file.path) for file in self.files), default=0)
+        lines = [f"{file.change:<6}  {file.path:<{width}}  {file.size:>12,}" for file in self.files]
+        where = f"{self.repo_id}@{self.branch}" + ("" if self.head else " (to be created)")
+        return "\n".join([f"{self.kind} → {where}: {self.size:,} bytes", *lines])
+
+
+def publish(release: Release, kind: str, content: Content, card: ModelCard, dry_run: bool) -> str | PushPlan:
+    """Make content and card the whole content of a repo.
+
+    Args:
+        release: Where to.
+        kind: ``backbone`` or ``adapter``.
+        content: The checked files.
+        card: The card.
+        dry_run: Check everything, change nothing, and return the plan.
+
+    Returns:
+        The sha of the commit, or of the head where nothing had changed; with ``dry_run`` a `PushPlan`.
+
+    Raises:
+        HubError: The repo is another kind of thing, the Hub refuses, or holds something else afterwards.
+    """
+    api = release.api
+    content = {**content, CARD_FILE: CommitOperationAdd(CARD_FILE, str(card).encode())}
+    for operation in content.values():
+        check_text(operation)
+    remote = find_manifest(api, release.repo_id, release.branch)
+    if remote is None and release.branch != "main":
+        raise HubError(
+            f"There is no repo {release.repo_id} yet, and a new one has no branch {release.branch!r}; push "
+            "to main first."
+        )
+    plan = _plan(release, kind, remote, content)
+    validate_card(release.repo_id, card)  # the client would check it only after the repo is made
+    if dry_run:
+        return plan
+    if remote is None:
+        with explained(release.repo_id):
+            attempt(lambda: api.create_repo(release.repo_id, private=release.private, exist_ok=True))
+        # Read it even though it is new: somebody else may have made one meanwhile.
+        plan = _plan(release, kind, read_manifest(api, release.repo_id), content)
+    if not plan.changes:
+        log.info("%s holds exactly these files already; no commit was made.", release.repo_id)
+        return str(plan.head)
+    sha = _commit(release, plan, content)
+    _look_again(release, content, sha)
+    return sha
+
+
+def _plan(release: Release, kind: str, remote: Manifest | None, content: Content) -> PushPlan:
+    """Compare what is to be published with what is there.
+
+    Raises:
+        HubError: The repo is another kind of thing, or public where a private one was asked for.
+    """
+    there = set(remote.files) if remote else set()
+    if remote and release.private and not remote.private:
+        raise HubError(
+            f"{release.repo_id} exists and is public; make it private in its settings, or choose "
+            "another name."
+        )
+    if there - {*KEPT_FILES, CARD_FILE} and MARKERS[kind] not in there:
+        raise HubError(f"{release.repo_id} holds something else than an mtpf {kind}; choose another name.")
+    if ".gitignore" in there:
+        raise HubError(
+            f"{release.repo_id} has a .gitignore, which can make the Hub leave files out; delete it first."
+        )
+    return PushPlan(
+        release.repo_id, kind, release.branch, remote.sha if remote else None, _compare(remote, content)
+    )
+
+
+def _compare(remote: Manifest | None, content: Content) -> tuple[PlannedFile, ...]:
+    there = remote.files if remote else {}
+    planned = []
+    for path, operation in sorted(content.items()):
+        change = "add" if path not in there else "keep" if there[path].is_what(operation) else "update"
+        info = operation.upload_info
+        planned.append(PlannedFile(path, info.size, info.sha256.hex(), change))
+    for path in sorted(set(there) - set(content) - set(KEPT_FILES)):
+        planned.append(PlannedFile(path, there[path].size, None, "delete"))
+    return tuple(planned)
+
+
+def _differing(remote: Manifest, content: Content) -> list[str]:
+    return [file.path for file in _compare(remote, content) if file.change != "keep"]
+
+
+def _commit(release: Release, plan: PushPlan, content: Content) -> str:
+    """Send the commit; after a failure look whether it took effect, then try again on the same parent."""
+    api, repo_id = release.api, release.repo_id
+    operations: list[Any] = [
+        CommitOperationDelete(file.path, is_folder=False) if file.change == "delete" else content[file.path]
+        for file in plan.changes
+    ]
+
+    def send() -> str:
+        info = api.create_commit(
+            repo_id,
+            operations,
+            commit_message=release.commit_message,
+            revision=release.branch,
+            create_pr=release.create_pr,
+            parent_commit=plan.head,
+        )
+        if info.pr_url:
+            log.info("Opened %s", info.pr_url)
+        return info.oid
+
+    def landed() -> str | None:
+        return _landed(release, plan, content)
+
+    try:
+        with explained(repo_id):
+            try:
+                # A pull request whose answer got lost cannot be found again; a second one would be a double.
+                return send() if release.create_pr else attempt(send, before_retry=landed)
+            except HfHubHTTPError as error:
+                if error.response.status_code != 412 or release.create_pr:
+                    raise
+                sha = landed()  # the client may have retried on its own after the answer got lost
+                if sha is None:
+                    raise
+                return sha
+    except PushConflictError:
+        raise
+    except HubError as error:
+        raise HubError(f"{error} {_state(release, plan)}") from error
+
+
+def _landed(release: Release, plan: PushPlan, content: Content) -> str | None:
+    """Return the sha of this push's commit if it took effect; refuse if somebody else's is in its place.
+
+    It names the planned head as its parent: if it is there at all, it is the next one on the branch.
+    """
+    api, repo_id = release.api, release.repo_id
+    head = read_manifest(api, repo_id, release.branch)
+    if head.sha == plan.head:
+        return None
+    with explained(repo_id):
+        history = attempt(lambda: api.list_repo_commits(repo_id, revision=release.branch))
+    shas = [commit.commit_id for commit in history]
+    following = shas[: shas.index(plan.head)] if plan.head in shas else []
+    if following and not _differing(read_manifest(api, repo_id, following[-1]), content):
+        return following[-1]
+    raise PushConflictError(
+        f"Somebody else has committed {head.sha[:8]} to {repo_id} since this push was planned; it stays as "
+        "it is, and nothing of this push was published. Look at their commit, then push again."
+    )
+
+
+def _state(release: Release, plan: PushPlan) -> str:
+    """Say what the repo holds after a push has failed."""
+    try:
+        head = read_manifest(release.api, release.repo_id, release.branch)
+    except HubError:
+        return "What its head is now could not be read; look at it before you push again."
+    if head.sha != plan.head:
+        return f"Nothing of this push was published; its head is {head.sha[:8]}, a commit of somebody else."
+    if not set(head.files) - set(KEPT_FILES):
+        return "Nothing was published: the repo is there, but still empty."
+    return f"Nothing was published: its head is still {head.sha[:8]}, a complete revision."
+
+
+def _look_again(release: Release, content: Content, sha: str) -> None:
+    """Compare what the Hub now holds with what was sent."""
+    api, repo_id = release.api, release.repo_id
+    try:
+        head = read_manifest(api, repo_id, sha if release.create_pr else release.branch)
+        made = head if head.sha == sha else read_manifest(api, repo_id, sha)
+    except HubError as error:
+        raise HubError(
+            f"{repo_id} has the commit {sha}, but it could not be read again to compare it with what was "
+            f"sent; push again to have it compared. {error}"
+        ) from error
+    differing = _differing(made, content)
+    if differing:
+        raise HubError(
+            f"{repo_id} does not hold at {sha[:8]} what was sent: {', '.join(differing)} differ. Push again, "
+            "and have nobody load this commit."
+        )
+    if head.sha != sha:
+        log.warning("Somebody else has committed %s on top of this push's %s.", head.sha[:8], sha[:8])
+
+
+__all__ = ["Content", "PlannedFile", "PushPlan", "Release", "publish"]

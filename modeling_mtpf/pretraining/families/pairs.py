@@ -1,0 +1,284 @@
+"""Sources of text pairs: memory-mapped as a whole, or streamed block by block.
+
+Both answer the same question, which rows make the n-th batch of the source, as a pure function of the seed.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from ...data.sources import (
+    fingerprint,
+    name_by_order,
+    open_source,
+    stream_source,
+)
+from ...data.tokens import list_arrays, tokenize_columns
+from ...errors import DataError
+from .sampling import EpochSampler, Seed, Shuffle
+
+logger = logging.getLogger(__name__)
+
+PAIR_COLUMNS = {"anchor": "text", "positive": "text"}
+NEGATIVE = "negative"
+"""Columns whose name begins so hold hard negatives."""
+
+
+class PairTable:
+    """Tokenized pairs, memory-mapped.
+
+    Args:
+        dataset: What `tokenize_columns` returns.
+        row_numbers: Number of each row in the source, from 1; by default they are counted.
+    """
+
+    def __init__(self, dataset: Dataset, row_numbers: Sequence[int] | None = None):
+        self.num_rows, self._row_numbers = len(dataset), row_numbers
+        self.columns = [name for name in dataset.column_names if name != "keys"]
+        self._data = dataset.with_format("arrow")
+
+    def keys(self, rows: list[int]) -> list[list[int]]:
+        """Return for each row one number per text."""
+        return self._data.select_columns("keys")[rows].column("keys").to_pylist()
+
+    def numbers(self, rows: list[int]) -> list[int]:
+        """Return for each row its number in the source, from 1."""
+        return [row + 1 if self._row_numbers is None else self._row_numbers[row] for row in rows]
+
+    def texts(self, rows: list[int]) -> list[list[np.ndarray]]:
+        """Return for each column (anchor, positive, hard negatives) the sub-word ids of the rows."""
+        table = self._data[rows]
+        return [list_arrays(table.column(name)) for name in self.columns]
+
+
+class PairSource(ABC):
+    """One source of pairs.
+
+    Attributes:
+        name: Without its path.
+        num_rows: Its size, as far as it is known; decides how often it is drawn.
+    """
+
+    name: str
+    num_rows: int
+
+    @abstractmethod
+    def draw(self, turn: int, batch_size: int, seed: Seed) -> tuple[PairTable, list[int]]:
+        """Return the table and its rows that make the source's batch number ``turn``."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return size and fingerprint."""
+
+    def counts(self, turn: int, batch_size: int) -> dict[str, int]:
+        """Return what a run adds up for this batch of the source."""
+        return {}
+
+
+class MappedPairs(PairSource):
+    """A source that is opened, checked and tokenized as a whole before training."""
+
+    def __init__(
+        self,
+        name: str,
+        source: str | Path,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        batch_size: int,
+    ):
+        self.name, self._source = name, source
+        dataset = open_source(source, PAIR_COLUMNS, also=NEGATIVE, by_order=True)
+        self._fingerprint = fingerprint(source, dataset)
+        empty = np.zeros(len(dataset), dtype=bool)
+        for column in dataset.column_names:
+            side = dataset.data.column(column)
+            empty |= pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(side)), 0).to_numpy()
+            if column in PAIR_COLUMNS and not _has_distinct(side, batch_size):
+                raise DataError(
+                    f"The pair source {name!r} has too few distinct texts for a batch of {batch_size}; "
+                    "lower families.tc.batch_size or leave the source out."
+                )
+        self._num_empty = int(empty.sum())
+        if self._num_empty:
+            logger.warning("%s: %d pairs with an empty text are left out", name, self._num_empty)
+        self._kept = np.flatnonzero(~empty)
+        self._table = PairTable(tokenize_columns(dataset, tokenizer, max_length, name))
+        self.num_rows = len(self._kept)
+
+    def draw(self, turn: int, batch_size: int, seed: Seed) -> tuple[PairTable, list[int]]:
+        """Return rows of shuffled epochs over the whole source."""
+        rows = EpochSampler(self.num_rows, batch_size, seed).rows(turn)
+        return _Selected(self._table, self._kept), rows
+
+    def describe(self) -> dict[str, Any]:
+        """Return size, pairs left out, hard negatives per pair, and fingerprint."""
+        return {
+            "pairs": self.num_rows,
+            "empty_left_out": self._num_empty,
+            "hard_negatives": len(self._table.columns) - 2,
+            "fingerprint": self._fingerprint,
+        }
+
+
+def _has_distinct(texts: pa.ChunkedArray, wanted: int) -> bool:
+    """Whether a column has so many different texts; looks no further than needed."""
+    size = 8 * wanted
+    while size < 8 * len(texts):
+        if pc.count_distinct(texts.slice(0, size)).as_py() >= wanted:
+            return True
+        size *= 8
+    return pc.count_distinct(texts).as_py() >= wanted
+
+
+class _Selected(PairTable):
+    """Some rows of a table, renumbered."""
+
+    def __init__(self, table: PairTable, kept: np.ndarray):
+        self.num_rows, self.columns = len(kept), table.columns
+        self._table, self._kept = table, kept
+
+    def keys(self, rows: list[int]) -> list[list[int]]:
+        return self._table.keys(self._kept[rows].tolist())
+
+    def numbers(self, rows: list[int]) -> list[int]:
+        return self._table.numbers(self._kept[rows].tolist())
+
+    def texts(self, rows: list[int]) -> list[list[np.ndarray]]:
+        return self._table.texts(self._kept[rows].tolist())
+
+
+class StreamedPairs(PairSource):
+    """A source that is read from front to back, again and again, while training.
+
+    Its rows are cut into blocks of fixed size; a block is tokenized when its first batch is due, and its rows
+    are shuffled among themselves. A resumed run skips to its block.
+
+    Args:
+        name: Of the source.
+        source: Folder, file or Hub id.
+        tokenizer: Of the backbone.
+        max_length: Texts are cut there.
+        batch_size: Pairs per batch.
+        block_rows: Pairs per block; rounded down to whole batches.
+        cap: Stands for the size where the source does not announce one.
+    """
+
+    def __init__(self, name, source, tokenizer, max_length: int, batch_size: int, block_rows: int, cap: int):
+        self.name, self._source = name, source
+        self._tokenizer, self._max_length = tokenizer, max_length
+        if block_rows < batch_size:
+            raise DataError(f"families.tc.block_rows is {block_rows}; it must hold a batch of {batch_size}.")
+        self._block_rows = block_rows // batch_size * batch_size
+        self._stream = name_by_order(stream_source(source), list(PAIR_COLUMNS))
+        self._fingerprint = fingerprint(source, None) if Path(source).exists() else str(source)
+        splits = self._stream.info.splits or {}
+        announced = splits["train"].num_examples if "train" in splits else 0
+        self.num_rows = announced or cap
+        if not self.num_rows:
+            raise DataError(
+                f"The streamed source {name!r} does not announce its size; set families.tc.source_cap, which "
+                "then stands for it."
+            )
+        self._rows: Iterator[tuple[int, dict[str, Any] | None]] | None = None
+        self._next_block = 0
+        self._block: tuple[int, PairTable, int] | None = None
+
+    def draw(self, turn: int, batch_size: int, seed: Seed) -> tuple[PairTable, list[int]]:
+        """Return rows of the block that the turn falls into."""
+        block, place = divmod(turn * batch_size, self._block_rows)
+        table, _ = self._open(block)
+        seed = (*(seed if isinstance(seed, tuple) else (seed,)), block)
+        return table, Shuffle(table.num_rows, seed)(np.arange(place, place + batch_size)).tolist()
+
+    def counts(self, turn: int, batch_size: int) -> dict[str, int]:
+        """Return with the first batch of a block how many of its pairs were left out for an empty text."""
+        block, place = divmod(turn * batch_size, self._block_rows)
+        return {"empty_left_out": self._open(block)[1]} if place == 0 else {}
+
+    def _open(self, block: int) -> tuple[PairTable, int]:
+        """Return a block's pairs, and how many were left out on the way."""
+        if self._block is None or self._block[0] != block:
+            self._block = (block, *self._read(block))
+        return self._block[1:]
+
+    def _read(self, block: int) -> tuple[PairTable, int]:
+        """Read one block; going back means starting anew."""
+        if self._rows is None or block < self._next_block:
+            self._rows, self._next_block = self._endless(), 0
+        for _ in range(block - self._next_block):
+            self._read_rows()
+        numbers, rows, empty = self._read_rows()
+        if empty:
+            logger.warning(
+                "%s, block %d: %d pairs with an empty text are left out", self.name, block + 1, empty
+            )
+        self._next_block = block + 1
+        columns = _text_columns(rows[0])
+        dataset = Dataset.from_dict({name: [row[name] for row in rows] for name in columns})
+        name = f"{self.name}, block {block + 1}"
+        return PairTable(tokenize_columns(dataset, self._tokenizer, self._max_length, name), numbers), empty
+
+    def _read_rows(self) -> tuple[list[int], list[dict[str, Any]], int]:
+        assert self._rows is not None
+        numbers: list[int] = []
+        rows: list[dict[str, Any]] = []
+        empty = 0
+        while len(rows) < self._block_rows:
+            number, row = next(self._rows)
+            if row is None:
+                empty += 1
+            else:
+                numbers.append(number)
+                rows.append(row)
+        return numbers, rows, empty
+
+    def _endless(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
+        """Yield row numbers and pairs (None for one with an empty text), again and again."""
+        while True:
+            found = number = 0
+            try:
+                for number, row in enumerate(self._stream, start=1):
+                    complete = self._is_complete(row, number)
+                    found += complete
+                    yield number, row if complete else None
+            except DataError:
+                raise
+            except Exception as error:  # whatever the reader or the network raises
+                first, *_ = str(error).strip().splitlines() or [type(error).__name__]
+                raise DataError(
+                    f"The pair source {self.name!r} broke off after row {number}: {first}"
+                ) from error
+            if not found:
+                raise DataError(f"The pair source {self.name!r} has run dry: it has no pair with two texts.")
+
+    def _is_complete(self, row: dict[str, Any], number: int) -> bool:
+        for column in _text_columns(row):
+            if not isinstance(row.get(column), str):
+                raise DataError(
+                    f"The pair source {self.name!r}, row {number}: column {column!r} holds "
+                    f"{type(row.get(column)).__name__}; text is needed."
+                )
+        return all(row[column].strip() for column in _text_columns(row))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the announced size and what identifies the data."""
+        return {
+            "pairs": self.num_rows,
+            "streamed": True,
+            "fingerprint": self._fingerprint,
+        }
+
+
+def _text_columns(row: dict[str, Any]) -> list[str]:
+    return [*PAIR_COLUMNS, *sorted(name for name in row if name.startswith(NEGATIVE))]
+
+
+__all__ = ["MappedPairs", "PairSource", "PairTable", "StreamedPairs"]

@@ -1,0 +1,144 @@
+"""The command `mtpf predict`: files and pipes in, a stream of JSON lines out, mistakes in one line."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modeling_mtpf import MtpfModel
+from modeling_mtpf.cli.main import main
+from modeling_mtpf.hub import push_adapter, push_backbone
+
+TEXTS = ["Ada met Noor in London.", "", "café 東京 🙂", "Hi", "can you remind me?"]
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*arguments) -> tuple[int, str, str]:
+        capsys.readouterr()  # of fixtures that load models
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def expected(folders):
+    model = MtpfModel.from_pretrained(folders / "backbone").eval()
+    names = [model.load_adapter(folders / name) for name in ("entities", "intent")]
+    return model.predict(TEXTS, adapters=names)
+
+
+def assert_lines(out, expected, names=("entities", "intent")):
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["text"] for line in lines] == TEXTS
+    for row, line in enumerate(lines):
+        assert set(line["results"]) == set(names)
+        for name in names:
+            assert without_scores(line["results"][name]) == without_scores(expected[name][row])
+
+
+def without_scores(result):
+    rows = result if isinstance(result, list) else [result]
+    return [{key: value for key, value in row.items() if key != "score"} for row in rows]
+
+
+def test_files_of_lines_and_of_json(run, folders, expected, tmp_path):
+    (tmp_path / "a.txt").write_bytes("\n".join(TEXTS[:2]).encode() + b"\n")
+    rows = [json.dumps({"body": text, "id": number}) for number, text in enumerate(TEXTS[2:])]
+    (tmp_path / "b.jsonl").write_text("\n".join(rows) + "\n")
+    apps = ["--adapter", folders / "entities", "--adapter", folders / "intent"]
+    options = [*apps, "--backbone", folders / "backbone", "--column", "body"]
+    code, out, err = run("predict", *options, tmp_path / "a.txt", tmp_path / "b.jsonl")
+    assert code == 0 and err == ""
+    assert_lines(out, expected)
+
+
+@pytest.mark.hub
+def test_a_published_app_brings_its_backbone(run, hub, folders, expected, tmp_path, monkeypatch):
+    push_backbone(folders / "backbone", "mtpf/encoder")
+    commit = hub.head("mtpf/encoder")
+    push_adapter(folders / "entities", "mtpf/entities", backbone_id="mtpf/encoder")
+    hub.commit("mtpf/encoder", {"README.md": b"moved on"})
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS))
+    at = f"mtpf/entities@{hub.head('mtpf/entities')}"
+    code, out, err = run("predict", "--adapter", at, tmp_path / "a.txt")
+    assert code == 0, err
+    assert_lines(out, expected, ["entities"])
+    assert any(commit in call.path for call in hub.requests)
+
+
+def command(folders, *more) -> list[str]:
+    own = ["--adapter", folders / "entities", "--backbone", folders / "backbone", *more]
+    return [sys.executable, "-m", "modeling_mtpf.cli.main", "predict", *map(str, own)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def test_a_pipe_that_closes_early_is_no_error(folders):
+    line = " ".join(command(folders, "--lines_ahead", "4"))
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"yes 'Ada met Noor in London.' | head -2000 | {line} | head -3; "
+         "echo ${PIPESTATUS[2]} >&2"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=120,
+    )  # fmt: skip
+    assert len(done.stdout.splitlines()) == 3 and done.stderr.split() == ["0"]
+
+
+def test_answers_come_while_the_input_is_open(folders):
+    with subprocess.Popen(
+        command(folders, "--lines_ahead", "1"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    ) as process:
+        for text in TEXTS:
+            process.stdin.write(text + "\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["text"] == text
+        process.stdin.close()
+        assert process.stdout.read() == "" and process.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--adapter", "{entities}", "{file}"], "entities records no published backbone; give one with --backbone"),
+        (["--adapter", "{entities}", "--backbone", "{backbone}", "no/file"], "There is no file no/file"),
+        (["--adapter", "./no/app", "--backbone", "{backbone}", "{file}"], "neither a folder nor a Hub id"),
+        (["--adapter", "{entities}", "--backbone", "{entities}", "{file}"], "The backbone .* cannot be loaded"),
+        (["--adapter", "{ner}", "--backbone", "{backbone}", "{file}"], "is a family's LoRA, not an app"),
+        (["--adapter", "{entities}", "--backbone", "{backbone}", "{bytes}"], "bytes.txt, line 2 is not UTF-8"),
+        (["--adapter", "{entities}", "--backbone", "{backbone}", "{json}"], "line 2 has no 'text'; it has: body"),
+        (["--adapter", "{entities}", "--backbone", "{backbone}", "--lines_ahead", "0"], "--lines_ahead is 0"),
+        (["{file}"], "required: --adapter"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line_and_exit_code_2(run, folders, tmp_path, arguments, message):
+    (tmp_path / "a.txt").write_text("Ada\n")
+    (tmp_path / "bytes.txt").write_bytes(b"Ada\n\xff\xfe\n")
+    (tmp_path / "rows.jsonl").write_text('{"text": "Ada"}\n{"body": "x"}\n')
+    places = {"file": tmp_path / "a.txt", "bytes": tmp_path / "bytes.txt", "json": tmp_path / "rows.jsonl"}
+    places |= {name: folders / name for name in ("entities", "ner", "backbone")}
+    code, out, err = run("predict", *(argument.format(**places) for argument in arguments))
+    assert code == 2 and "Traceback" not in err and re.search(message, err), err
+    good = [json.loads(line)["text"] for line in out.splitlines()]
+    assert good == (["Ada"] if "line 2" in err else [])  # what came before the bad line has its result
+
+
+def test_help_has_examples(run):
+    code, out, _ = run("predict", "--help")
+    assert code == 0 and all(word in out for word in ("examples:", "--adapter", "--column", "--lines_ahead"))

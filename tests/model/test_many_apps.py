@@ -1,0 +1,396 @@
+"""Many apps in one model: threads, adding and removing while it runs, merged tails, memory."""
+
+import gc
+import os
+import shutil
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+import torch
+
+from modeling_mtpf import AdapterError, AdapterHead, LoraSettings, MtpfModel
+from modeling_mtpf.model.adapter_files_mtpf import backbone_sha256
+from modeling_mtpf.model.frozen_mtpf import bits_digest
+from modeling_mtpf.model.trunk_mtpf import run_layers, run_trunk, tail_views
+
+TEXTS = ["Ada met Noor in London.", "Hi", "can you remind me to buy 3 tickets?", "café 東京 🙂 " * 12]
+
+
+def assert_close(found, expected):
+    """Equal but for the scores, which another batch rounds differently."""
+    if isinstance(found, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_close(one, other)
+        return
+    assert found == {**expected, "score": pytest.approx(expected["score"], abs=1e-5)}
+
+
+@pytest.fixture
+def model(folders):
+    """The backbone of `folders` with its two apps."""
+    model = MtpfModel.from_pretrained(folders / "backbone").eval()
+    for name in ("entities", "intent"):
+        model.load_adapter(folders / name)
+    return model
+
+
+@pytest.fixture(scope="session")
+def sixteen(folders, tmp_path_factory):
+    """Folders of 16 apps of different weights, kinds and depths."""
+    root = tmp_path_factory.mktemp("apps")
+    model = MtpfModel.from_pretrained(folders / "backbone").eval()
+    for number in range(16):
+        name = f"app-{number}"
+        model.add_adapter(name, LoraSettings(r=2, layers=1 + number % 3))
+        generator = torch.Generator().manual_seed(number)
+        with torch.no_grad():
+            for key, parameter in model.named_parameters():
+                if f".{name}." in key:
+                    parameter.normal_(0, 0.3, generator=generator)
+        kind = ("token-classification", "text-classification")[number % 2]
+        torch.manual_seed(number)
+        model.heads[name] = AdapterHead(kind, ["O", "B-A", "I-A"], 32, 16 + number)
+        with torch.no_grad():
+            model.heads[name].weight.mul_(6)
+        model.save_adapter(root / name, name)
+    return root
+
+
+def test_sixteen_threads_with_different_apps_give_what_one_gives(folders, sixteen):
+    model = MtpfModel.from_pretrained(folders / "backbone").eval()
+    names = [model.load_adapter(sixteen / f"app-{number}") for number in range(16)]
+    pairs = [[name, names[(number + 5) % 16]] for number, name in enumerate(names)]
+
+    def both(number: int) -> tuple:
+        mixed = [pairs[number][row % 2] for row in range(len(TEXTS))]
+        return model.predict(TEXTS, adapters=pairs[number]), model.predict(TEXTS, adapter_names=mixed)
+
+    expected = [both(number) for number in range(16)]
+    assert len({str(result) for result in expected}) >= 14
+    model.train()  # neither dropout nor another thread's mode may be seen
+    together = threading.Barrier(16)
+
+    def work(number: int) -> bool:
+        together.wait()
+        return all(both(number) == expected[number] for _ in range(6))
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(work, range(16)))
+    assert all(module.training for module in model.modules())
+
+
+class _Watcher:
+    """Predicts again and again with two apps that stay and one that comes and goes."""
+
+    def __init__(self, model, expected, guests):
+        self.model, self.expected, self.guests = model, expected, guests
+        self.stop, self.failures, self.seen = threading.Event(), [], [0, 0]
+
+    def run(self) -> None:
+        while not self.stop.is_set() and not self.failures:
+            try:
+                self.look()
+            except BaseException as error:  # noqa: BLE001
+                self.failures.append(error)
+
+    def look(self) -> None:
+        assert self.model.predict(TEXTS, adapters=["entities", "intent"]) == self.expected, "others changed"
+        try:
+            guest = self.model.predict(TEXTS, adapters=["guest"])["guest"]
+        except AdapterError as error:
+            assert "no adapter 'guest'" in str(error)
+            self.seen[1] += 1
+        else:
+            assert guest in self.guests, "half an app"
+            self.seen[0] += 1
+
+
+def test_apps_come_go_and_change_while_others_predict(model, folders, sixteen):
+    expected = model.predict(TEXTS, adapters=["entities", "intent"])
+    swapped = {}
+    for number in (1, 3):
+        model.load_adapter(sixteen / f"app-{number}", adapter_name="guest")
+        swapped[number] = model.predict(TEXTS, adapters=["guest"])["guest"]
+        model.delete_adapter("guest")
+    watcher = _Watcher(model, expected, list(swapped.values()))
+    threads = [threading.Thread(target=watcher.run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 60
+    for round_ in range(200):
+        model.load_adapter(sixteen / "app-1", adapter_name="guest")
+        model.load_adapter(sixteen / "app-3", adapter_name="guest", replace=True)
+        if round_ % 3 == 0:
+            time.sleep(0.01)
+        model.delete_adapter("guest")
+        if (round_ >= 25 and min(watcher.seen) > 3) or time.monotonic() > until:
+            break
+    watcher.stop.set()
+    for thread in threads:
+        thread.join()
+    assert watcher.failures == [] and min(watcher.seen) > 0, watcher.seen
+    assert model.predict(TEXTS, adapters=["entities", "intent"]) == expected
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_tails_that_were_taken_outlive_the_adapter(model, batch, training):
+    """With gradients, too: another thread may delete an adapter while the trunk runs."""
+    model.train(training)
+    inputs = batch("bert")
+    with torch.no_grad():
+        trunk = run_trunk(model.backbone, 2, **inputs)
+        layers = tail_views(model.backbone, 2, "entities")
+        torch.manual_seed(0)
+        expected = run_layers(model.backbone, trunk, layers)
+        model.delete_adapter("entities")
+        torch.manual_seed(0)
+        found = run_layers(model.backbone, trunk, layers)
+        torch.manual_seed(0)
+        bare = run_layers(model.backbone, trunk, tail_views(model.backbone, 2, None))
+    assert torch.equal(found, expected) and not torch.allclose(found, bare, atol=1e-3)
+
+
+def test_several_threads_load_and_delete(model, sixteen):
+    failures = []
+
+    def work(number: int) -> None:
+        try:
+            for _ in range(25):
+                model.load_adapter(sixteen / f"app-{number}", adapter_name=f"guest-{number}")
+                model.delete_adapter(f"guest-{number}")
+        except Exception as error:
+            failures.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failures == []
+
+
+@pytest.mark.parametrize("change", ["rows", "element"])
+def test_a_digest_of_weights_sees_changes(change):
+    weight = torch.randn(6, 8)
+    other = weight.flip(0) if change == "rows" else weight.clone()
+    if change == "element":
+        other[2, 3] += 1e-7
+    assert bits_digest(weight) == bits_digest(weight.clone()) != bits_digest(other)
+    assert bits_digest(weight[:, 0]) != bits_digest(other[:, 1])
+
+
+def test_a_stream_keeps_the_app_that_it_began_with(model, sixteen):
+    expected = model.predict(TEXTS, adapters=["entities"])["entities"]
+    stream = model.predict_stream(iter(TEXTS), ["entities"], portion=1)
+    found = [next(stream)["entities"]]
+    model.load_adapter(sixteen / "app-0", adapter_name="entities", replace=True)
+    found.append(next(stream)["entities"])
+    model.delete_adapter("entities")
+    found += [row["entities"] for row in stream]
+    assert_close(found, expected)
+
+
+def test_adding_leaves_the_others_bit_for_bit(model, sixteen, batch):
+    inputs = batch("bert")
+    with torch.no_grad():
+        before = model.encode_adapters(["entities", "intent", None], **inputs)
+        for number in range(4):  # depths 1, 2, 3: layers with and without LoRA before
+            model.load_adapter(sixteen / f"app-{number}")
+            after = model.encode_adapters(["entities", "intent", None], **inputs)
+            assert all(torch.equal(before[name], after[name]) for name in before)
+        with model.use_adapter("entities"):
+            assert torch.equal(model(**inputs)[0], before["entities"])
+        for number in range(4):
+            model.delete_adapter(f"app-{number}")
+        after = model.encode_adapters(["entities", "intent", None], **inputs)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert model.adapters == ["entities", "intent"]
+
+
+def test_adding_to_layers_with_lora_gives_what_peft_gives(folders, sixteen, batch):
+    """The short way, used from the second adapter on, and PEFT's own way, used for the first."""
+    inputs, states, gradients = batch("bert"), [], []
+    for first in ("app-3", "app-2", None):
+        model = MtpfModel.from_pretrained(folders / "backbone").eval()
+        if first:
+            model.load_adapter(sixteen / first)
+        model.load_adapter(sixteen / "app-1", trainable=True)
+        with torch.no_grad():
+            states.append(model.encode_adapters(["app-1"], **inputs)["app-1"])
+        gradients.append({n for n, p in model.named_parameters() if p.requires_grad and "lora" in n})
+        assert all(not module.training for module in model.backbone.modules())
+    assert torch.equal(states[0], states[2]) and torch.equal(states[1], states[2])
+    assert gradients[0] == gradients[1] == gradients[2] and all("app-1" in name for name in gradients[0])
+
+
+def test_replacing_is_all_or_nothing(model, folders, sixteen, tmp_path):
+    before = model.predict(TEXTS, adapters=["entities", "intent"])
+    damaged = shutil.copytree(sixteen / "app-0", tmp_path / "damaged")
+    (damaged / "head.safetensors").write_bytes(b"x" * 64)
+    with pytest.raises(AdapterError, match="head"):
+        model.load_adapter(damaged, adapter_name="entities", replace=True)
+    config = (sixteen / "app-0" / "adapter_config.json").read_text()
+    odd = shutil.copytree(sixteen / "app-0", tmp_path / "odd")
+    (odd / "adapter_config.json").write_text(config.replace('"r": 2', '"r": 3'))  # noticed after removal
+    with pytest.raises(AdapterError, match="cannot be loaded"):
+        model.load_adapter(odd, adapter_name="entities", replace=True)
+    assert model.predict(TEXTS, adapters=["entities", "intent"]) == before
+    model.merge_tail("entities")
+    with pytest.raises(AdapterError, match="already loaded"):
+        model.load_adapter(sixteen / "app-0", adapter_name="entities")
+    model.load_adapter(sixteen / "app-0", adapter_name="entities", replace=True)
+    after = model.predict(TEXTS, adapters=["entities", "intent"])
+    assert after["entities"] != before["entities"]
+    assert_close(after["intent"], before["intent"])
+    assert model.adapter_memory()["entities"]["merged_tail"] == 0
+    fresh = MtpfModel.from_pretrained(folders / "backbone").eval()
+    fresh.load_adapter(sixteen / "app-0", adapter_name="new", replace=True)  # nothing there to replace
+    assert_close(fresh.predict(TEXTS, adapters=["new"])["new"], after["entities"])
+
+
+def test_an_app_of_another_backbone_is_refused_although_the_right_one_is_known(model, folders, sixteen):
+    """What is remembered about the weights ends with any change of them, also one that torch does not count."""
+    with torch.no_grad():
+        weight = model.backbone.embeddings.word_embeddings.weight
+        version = weight._version
+        weight.data[3, 5] += 1e-6  # too small for a sum of floats
+        assert weight._version == version
+    with pytest.raises(AdapterError, match="another backbone"):
+        model.load_adapter(sixteen / "app-0")
+    weight.data[3, 5] -= 1e-6
+    assert model.predict(TEXTS, adapters=["intent"])["intent"]
+
+
+def test_the_hash_of_a_backbone_does_not_depend_on_its_adapters(model, folders):
+    bare = MtpfModel.from_pretrained(folders / "backbone")
+    assert backbone_sha256(model.backbone) == backbone_sha256(bare.backbone)
+
+
+# Merged tails
+
+
+def test_a_merged_tail_computes_the_same_and_is_in_no_file(model, folders, batch, tmp_path):
+    inputs = batch("bert")
+    with torch.no_grad():
+        expected = model.encode_adapters(["entities", None], **inputs)
+        keys, modules = list(model.state_dict()), [name for name, _ in model.named_modules()]
+        model.merge_tail("entities")
+        found = model.encode_adapters(["entities", None], **inputs)
+        with model.use_adapter("entities"):
+            assert torch.equal(model(**inputs)[0], expected["entities"])  # plain forwards do not use it
+    assert not torch.equal(found["entities"], expected["entities"])
+    torch.testing.assert_close(found["entities"], expected["entities"], rtol=0, atol=2e-5)
+    assert torch.equal(found[None], expected[None])
+    assert list(model.state_dict()) == keys and [name for name, _ in model.named_modules()] == modules
+    model.save_pretrained(tmp_path / "backbone")
+    model.save_adapter(tmp_path / "app", "entities")
+    for name in ("backbone/model.safetensors", "app/adapter_model.safetensors"):
+        original = folders / name.replace("app/", "entities/")
+        assert (tmp_path / name).read_bytes() == original.read_bytes()
+    model.unmerge_tail("entities")
+    with torch.no_grad():
+        assert torch.equal(model.encode_adapters(["entities"], **inputs)["entities"], expected["entities"])
+
+
+def test_memory_by_app_is_reported(model):
+    before = model.adapter_memory()
+    assert before["entities"] == {
+        "lora": 2 * 4 * 4 * (2 * (32 + 32) + (32 + 64) + (64 + 32)),
+        "head": 4 * (3 * 32 + 3),
+        "merged_tail": 0,
+        "total": before["entities"]["lora"] + before["entities"]["head"],
+    }
+    model.merge_tail("entities")
+    linear = 2 * (32 * 32) + (64 * 32) + (64 * 32)  # the biases are the backbone's own
+    assert model.adapter_memory()["entities"]["merged_tail"] == 2 * 4 * linear
+    model.unmerge_tail("entities")
+    assert model.adapter_memory() == before
+
+
+@pytest.mark.parametrize("change", ["lora", "backbone", "training", "dtype"])
+def test_a_merged_tail_goes_when_its_weights_change(model, batch, change):
+    inputs = batch("bert")
+    model.merge_tail("entities")
+    assert model.adapter_memory()["entities"]["merged_tail"]
+    module = model.backbone.encoder.layer[-1].output.dense
+    if change == "lora":
+        module.lora_B["entities"].weight.data += 1.0  # torch counts no version
+    elif change == "backbone":
+        parameters = [module.base_layer.weight.requires_grad_()]
+        parameters[0].grad = torch.ones_like(parameters[0])
+        torch.optim.AdamW(parameters, lr=1e-2, fused=True).step()
+    elif change == "training":
+        module.lora_A["entities"].weight.requires_grad_()
+    else:
+        model.to(torch.float64)
+    with torch.no_grad():
+        found = model.encode_adapters(["entities"], **inputs)["entities"]
+        with model.use_adapter("entities"):
+            assert torch.equal(model(**inputs)[0], found)
+    assert model.adapter_memory()["entities"]["merged_tail"] == 0
+
+
+def test_what_cannot_be_merged_is_refused(model, folders):
+    model.add_adapter("fresh")
+    with pytest.raises(AdapterError, match="'fresh' is being trained"):
+        model.merge_tail("fresh")
+    for method in (model.merge_tail, model.unmerge_tail):
+        with pytest.raises(AdapterError, match="no adapter 'date'"):
+            method("date")
+
+
+def test_views_follow_a_model_whose_modules_are_replaced(model, batch):
+    inputs = batch("bert")
+    with torch.no_grad():
+        model.encode_adapters(["entities"], **inputs)
+        model.resize_token_embeddings(model.config.vocab_size + 8)
+        model.backbone.encoder.layer[0].output.dropout = torch.nn.Identity()
+        found = model.encode_adapters(["entities"], **inputs)["entities"]
+        with model.use_adapter("entities"):
+            assert torch.equal(model(**inputs)[0], found)
+
+
+def test_views_keep_no_model_alive(folders):
+    import weakref
+
+    model = MtpfModel.from_pretrained(folders / "backbone").eval()
+    model.load_adapter(folders / "entities")
+    model.merge_tail("entities")
+    model.predict(TEXTS, adapters=["entities"])
+    gone = weakref.ref(model.backbone)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_memory_stays_flat_over_add_and_remove(folders, sixteen):
+    """``MTPF_CYCLES`` says how often (default 80)."""
+    cycles = int(os.environ.get("MTPF_CYCLES", "80"))
+    model = MtpfModel.from_pretrained(folders / "backbone").eval()
+    model.load_adapter(folders / "entities")
+    expected = model.predict(TEXTS, adapters=["entities"])
+    process, sizes, objects = psutil.Process(), [], []
+    for cycle in range(cycles):
+        name = model.load_adapter(sixteen / f"app-{cycle % 4}", adapter_name="guest")
+        if cycle % 2:
+            model.merge_tail(name)
+        if cycle % 5 == 0:
+            model.predict(TEXTS[:2], adapters=[name, "entities"])
+        model.delete_adapter(name)
+        if cycle % max(1, cycles // 10) == max(1, cycles // 10) - 1:
+            gc.collect()
+            sizes.append(process.memory_info().rss / 2**20)
+            objects.append(len(gc.get_objects()))
+    print(f"\n{cycles} cycles: {[round(size) for size in sizes]} MB, {objects} objects")  # noqa: T201
+    assert sizes[-1] - sizes[2] < 8 and abs(objects[-1] - objects[2]) < 300
+    assert model.predict(TEXTS, adapters=["entities"]) == expected

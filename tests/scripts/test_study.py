@@ -1,0 +1,470 @@
+"""The study: verdicts and tables from records, the report against an independent look at the committed ones."""
+
+import json
+import os
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from eval.study import run as script
+from eval.study.pictures import draw_pictures
+from eval.study.plan import Job, jobs, keep_plan, needed_stages, plan_of, read_plan
+from eval.study.records import Study, add_run, read_runs, read_study
+from eval.study.tables import CLAIMS, average_table, claim_table, fill, layer_place
+from modeling_mtpf.errors import DataError, MtpfError, RecipeError
+from modeling_mtpf.evaluation.contrasts import contrast, sign_flip_test
+
+ROOT = Path(__file__).parents[2]
+GAINS = {"base": 0.0, "ner": 0.02, "tc": -0.01, "naive": 0.0, "tpl": 0.02}
+
+
+def record(variant: str, task: str, protocol: str, seed: int, value: float) -> dict:
+    family = "ner" if protocol.startswith("ner") else "tc"
+    return {
+        "regime": variant, "seed": seed, "task": task, "family": family, "protocol": protocol,
+        "metric": "x", "value": value, "n_train": 1, "n_test": 1, "config": {},
+    }  # fmt: skip
+
+
+def made_up_records(gains=GAINS, seeds: int = 3, noise: float = 0.002, shift: float = 0.0) -> list[dict]:
+    """Regimes that differ by ``gains`` in NER, `ner` and `tc` the other way round in TC, with noise.
+
+    ``shift`` is added to all values of seed 1, 2, ... once, twice, ...
+    """
+    rng = np.random.default_rng(0)
+    records = []
+    for protocol, sign in (("ner", 1), ("mteb", -1)):
+        for task in (f"task{number}" for number in range(8)):
+            level = rng.uniform(0.4, 0.8)
+            for seed in range(seeds):
+                for regime, gain in gains.items():
+                    gain = sign * gain if regime in ("ner", "tc") else gain
+                    value = level + gain + rng.normal(0, noise) + shift * seed
+                    records.append(record(f"neutral/{regime}", task, protocol, seed, value))
+    return records
+
+
+def made_up_run(seed: int = 0) -> dict:
+    return {
+        "variant": "neutral/tpl", "seed": seed, "regime": "tpl", "seconds": 10.0,
+        "recipe": {"seed": seed, "steps": 2, "families": {"ner": {}, "tc": {"batch_size": 4}}},
+        "data": {"ner": {"words_seen": 7}}, "moved": {"backbone": 0.01},
+        "sizes": {"backbone": 10_000_000, "adapters/ner": 1_000_000}, "steps": [1, 2],
+        "curves": {"loss/ner": [2.0, 1.0], "loss/tc": [1.0, 0.5]},
+        "diagnostics": {"gradient_cosine/layer_0": [0.1, 0.3], "gradient_cosine/all": [0.0],
+                        "tail_cka/layer_5": [0.9]},
+    }  # fmt: skip
+
+
+HELD = ["held"] * 6
+"""`GAINS`: each family's own gains, the other's loses, naive is behind, tpl beside the better one."""
+
+
+@pytest.mark.parametrize(
+    "records, expected",
+    [
+        (dict(), HELD),
+        (dict(seeds=2), ["undecided: 2 of 3 seeds"] * 6),
+        # a family's own loses and the other's gains, so tpl is behind the better one
+        (dict(gains=GAINS | {"ner": -0.03, "tc": 0.03}), ["not held"] * 4 + ["held", "held"]),
+        # tpl loses a little to base, and to naive
+        (dict(gains=GAINS | {"tpl": -0.01}), HELD[:3] + ["not held"] * 3),
+        (dict(gains=GAINS | {"tpl": 0.002}, noise=0.05), None),
+    ],
+)
+def test_verdicts_follow_the_differences_that_were_put_in(records, expected):
+    table = claim_table(Study(made_up_records(**records), [made_up_run()], {}))
+    verdicts = re.findall(r"^\| (.+?) \| neutral \| \*\*(.+?)\*\*", table, re.MULTILINE)
+    assert [text for text, _ in verdicts] == [claim.text for claim in CLAIMS]
+    found = [verdict for _, verdict in verdicts]
+    assert found[6:] == ["not tested"] * 2  # no records of a tenth of the data, nor of other layers
+    if expected is None:
+        assert "undecided" in found or "not held" in found
+    else:
+        assert found[:6] == expected
+
+
+def test_a_contrast_pairs_tasks_and_seeds():
+    """A large common shift of the seeds cancels only where the same seeds are subtracted."""
+    records = made_up_records(shift=0.1)
+    found = contrast(Study(records, [], {}).cells, "ner", "neutral/tpl", "neutral/base")
+    values = {(r["regime"], r["task"], r["seed"]): r["value"] for r in records if r["protocol"] == "ner"}
+    expected = mean(
+        100 * (value - values["neutral/base", task, seed])
+        for (regime, task, seed), value in values.items()
+        if regime == "neutral/tpl"
+    )
+    assert found.over_tasks.mean == pytest.approx(expected) == pytest.approx(found.over_seeds.mean)
+    assert found.over_seeds.high - found.over_seeds.low < 1
+    assert (found.wins, found.tasks, found.sign, found.seeds) == (8, 8, 1, (0, 1, 2))
+    assert found.p_value == pytest.approx(2 / 2**8)
+    fewer = [r for r in records if (r["regime"], r["seed"]) != ("neutral/tpl", 1)]
+    fewer = [r for r in fewer if (r["regime"], r["task"]) != ("neutral/base", "task3")]
+    again = contrast(Study(fewer, [], {}).cells, "ner", "neutral/tpl", "neutral/base")
+    assert (again.tasks, again.seeds) == (7, (0, 2))
+    assert np.isnan(sign_flip_test([1.0, 2.0]))
+
+
+def test_averages_are_over_what_all_regimes_have():
+    records = made_up_records()
+    kept = [
+        r
+        for r in records
+        if not (r["regime"] == "neutral/naive" and (r["task"] == "task0" or r["seed"] == 2))
+    ]
+    row = next(line for line in average_table(Study(kept, [], {})).splitlines() if "NER" in line)
+    values = [
+        100 * r["value"]
+        for r in records
+        if r["regime"] == "neutral/base"
+        and r["protocol"] == "ner"
+        and r["task"] != "task0"
+        and r["seed"] != 2
+    ]
+    assert row.startswith(f"| neutral | NER, strict F1 | 7 | 2 | {mean(values):.2f} ±")
+
+
+def test_variants_that_were_measured_otherwise_are_refused():
+    records = made_up_records()
+    records[3]["config"] = {"settings": {"steps": 7}}
+    with pytest.raises(DataError, match="settings.steps = 7 for 'neutral/naive', but None"):
+        _ = Study(records, [], {}).cells
+
+
+def test_runs_of_one_variant_and_seed_replace_each_other(tmp_path):
+    file = tmp_path / "runs.json"
+    for seed, seconds in ((1, 1.0), (0, 2.0), (1, 3.0)):
+        run = made_up_run(seed) | {"seconds": seconds}
+        add_run(file, run.pop("variant"), {key: value for key, value in run.items() if key != "seed"})
+    assert [(run["seed"], run["seconds"]) for run in read_runs(file)] == [(0, 2.0), (1, 3.0)]
+
+
+def test_a_document_is_filled_in_place_and_only_there(tmp_path):
+    study = Study(made_up_records(), [made_up_run()], {"sources": {"pairs": "all"}, "tasks": {}})
+    text = "Before.\n\n<!-- table: cpu cost -->old<!-- end -->\n\nAfter.\n"
+    filled = fill(text, {"cpu": study})
+    assert filled.startswith("Before.\n\n<!-- table: cpu cost -->\n\n| variant |") and filled.endswith(
+        "After.\n"
+    )
+    assert fill(filled, {"cpu": study}) == filled
+    with pytest.raises(DataError, match="'cpu costs'"):
+        fill("<!-- table: cpu costs --><!-- end -->", {"cpu": study})
+    pictures = draw_pictures(study, tmp_path, "cpu")
+    assert [picture.name for picture in pictures] == [
+        "cpu-tasks-neutral.svg", "cpu-gradients-neutral.svg", "cpu-curves-neutral.svg",
+    ]  # fmt: skip
+    before = [picture.read_bytes() for picture in pictures]
+    assert [picture.read_bytes() for picture in draw_pictures(study, tmp_path, "cpu")] == before
+
+
+@pytest.mark.parametrize("name", script.PLANS)
+def test_the_plan_names_what_each_run_needs(tmp_path, name):
+    plan = read_plan(script.PLANS[name], tmp_path, "DATA")
+    assert plan["name"] == name
+    found = {(job.variant, job.seed): job for job in jobs(plan)}
+    tpl, ner = found["neutral/tpl", 0], found["neutral/ner", 1]
+    assert set(tpl.recipe["families"]) == {"ner", "tc"} and set(ner.recipe["families"]) == {"ner"}
+    assert tpl.recipe["families"]["ner"] == ner.recipe["families"]["ner"]
+    assert (tpl.adapters, ner.adapters) == ({"ner": "ner", "tc": "tc"}, {})
+    assert found["neutral/base", 0].recipe["families"] == {} and not found["neutral/base", 0].trains
+    assert {task.split("/")[0] for task in found["neutral/ner-last", 0].tasks} == {"ner"}
+    assert len(tpl.tasks) == 24
+    swapped = found["neutral/tpl-swapped", 2]
+    assert swapped.folder(tmp_path) == found["neutral/tpl", 2].folder(tmp_path)
+    assert swapped.recipe == found["neutral/tpl", 2].recipe
+    stages = plan["stages"]
+    pairs = ["pairs"] if "pairs" in stages else []
+    assert needed_stages(stages, ner.recipe, tmp_path) == ["teacher", "labels_tuned", "neutral"]
+    assert needed_stages(stages, tpl.recipe, tmp_path) == ["teacher", "labels_tuned", *pairs, "neutral"]
+    assert needed_stages(stages, found["neutral/ner-last", 0].recipe, tmp_path) == ["neutral", "labels_last"]
+    assert needed_stages(stages, found["packaged/tc", 0].recipe, tmp_path) == pairs
+    assert "{work}" not in json.dumps(plan) and "{data}" not in json.dumps(plan)
+    with pytest.raises(RecipeError, match="space"):
+        read_plan(script.PLANS[name], tmp_path / "a b", "DATA")
+
+
+def test_a_run_of_another_plan_is_refused(tmp_path):
+    recipe = {"regime": "tc", "steps": 5, "families": {"tc": {"batch_size": 4, "pairs": ["/here/pairs"]}}}
+    job = Job("a/tc", 0, recipe, {}, "a/tc")
+    assert not job.is_trained(tmp_path)
+    recorded = {"steps": 5, "regime": "tc", "threads": 1, "output_dir": "x"}
+    recorded["families"] = {"tc": {"batch_size": 4, "pairs": ["/there/pairs"], "max_length": 64}}
+    file = job.folder(tmp_path) / "run.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"recipe": recorded}))
+    assert job.is_trained(tmp_path)
+    recorded["families"]["tc"]["batch_size"] = 8
+    file.write_text(json.dumps({"recipe": recorded}))
+    with pytest.raises(RecipeError, match="families.tc.batch_size = 8, the plan has 4"):
+        job.is_trained(tmp_path)
+
+
+def test_layers_stand_as_they_lie():
+    names = ["all", "layer_10", "layer_2", "embeddings"]
+    assert sorted(names, key=layer_place) == ["embeddings", "layer_2", "layer_10", "all"]
+
+
+def wait_until(reached) -> None:
+    end = time.monotonic() + 30
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_free_slot_goes_to_the_first_of_the_plan_that_waits():
+    slots, order = script.Slots(1), []
+
+    def work(place: int) -> None:
+        with slots.take(place):
+            order.append(place)
+
+    with ThreadPoolExecutor(4) as pool:
+        with slots.take(0):
+            done = [pool.submit(work, place) for place in (7, 1, 1, 3)]
+            wait_until(lambda: len(slots.waiting) == 4)
+        for future in done:
+            future.result(timeout=10)
+        assert order == [1, 1, 3, 7] and slots.free == [0]
+        with slots.take(0):
+            waiting = pool.submit(work, 2)
+            wait_until(lambda: slots.waiting)
+            slots.stop()
+            with pytest.raises(MtpfError, match="stopped"):
+                waiting.result(timeout=10)
+
+
+def test_what_failed_to_get_ready_is_tried_once(tmp_path, monkeypatch):
+    plan = {
+        "stages": {"labels": {"done": str(tmp_path / "labels.json"), "command": "-c raise(SystemExit(3))"}}
+    }
+    runner = script.Runner(plan, tmp_path, "data", 1)
+    for _ in range(2):
+        with pytest.raises(MtpfError, match=r"labels ended with status 3; see .*labels\.log"):
+            runner.stage("labels")
+        monkeypatch.setattr(script.subprocess, "Popen", lambda *a, **k: pytest.fail("tried before"))
+
+
+@pytest.fixture
+def all_cores():
+    """All cores that there are, though the tests are pinned to some."""
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("no cores to choose here")
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))  # the system leaves those that are allowed
+    yield os.sched_getaffinity(0)
+    os.sched_setaffinity(0, before)
+
+
+def test_a_command_has_cores_of_its_own(tmp_path, all_cores):
+    if len(all_cores) < 2:
+        pytest.skip("one core is the same as all")
+    runner = script.Runner({"stages": {}}, tmp_path, "data", len(all_cores))
+    show = "import os; print(*os.sched_getaffinity(0))"
+    runner.command("own", ["-c", show])
+    assert (tmp_path / "logs" / "own.log").read_text().split() == [str(min(all_cores))]
+    runner.command("all", ["-c", show], all_cores=True)
+    found = {*map(int, (tmp_path / "logs" / "all.log").read_text().split())}
+    assert found == all_cores == os.sched_getaffinity(0)
+
+
+def test_what_does_not_end_when_asked_is_made_to(tmp_path):
+    runner = script.Runner({"stages": {}}, tmp_path, "data", 1)
+    runner.grace = 0.2
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(99)"
+    with pytest.raises(KeyboardInterrupt), runner.together(1) as pool:
+        done = pool.submit(runner.command, "deaf", ["-c", deaf])
+        wait_until(lambda: runner.running and (tmp_path / "logs" / "deaf.log").read_text())
+        raise KeyboardInterrupt
+    with pytest.raises(MtpfError, match="deaf ended with status -9"):
+        done.result()
+
+
+def test_what_runs_is_stopped_and_nothing_is_begun_after(tmp_path):
+    runner = script.Runner({"stages": {}}, tmp_path, "data", 1)
+    with pytest.raises(KeyboardInterrupt), runner.together(2) as pool:
+        first = pool.submit(runner.command, "long", ["-c", "import time; time.sleep(60)"])
+        wait_until(lambda: runner.running)
+        second = pool.submit(runner.command, "next", ["-c", "open('begun', 'w')"])
+        wait_until(lambda: runner.slots.waiting)
+        raise KeyboardInterrupt
+    with pytest.raises(MtpfError, match="long ended with status -15"):
+        first.result(timeout=0)
+    with pytest.raises(MtpfError, match="stopped"):
+        second.result(timeout=0)
+    assert not (tmp_path / "logs" / "next.log").exists()
+
+
+def test_a_stage_comes_as_early_as_what_needs_it_and_may_have_all_cores(tmp_path):
+    text = TINY.replace(
+        "stages:", "stages:\n  pairs: {done: '{work}/pairs', needed_by: tc, cores: all, command: -c pass}"
+    )
+    (tmp_path / "plan.yaml").write_text(text)
+    plan = read_plan(tmp_path / "plan.yaml", tmp_path, "DATA")
+    runner = script.Runner(plan, tmp_path, "data", 1)
+    runner.queue(jobs(plan))
+    assert runner.places[tmp_path / "pairs"] == runner.places[tmp_path / "labels"] == 0.5
+    assert runner.places[tmp_path / "runs" / "tiny-tpl" / "seed-0"] == 1  # that tpl-swapped measures, too
+    seen = []
+    runner.command = lambda *arguments: seen.append(arguments)
+    for name in ("pairs", "labels"):
+        runner.stage(name)
+    assert [(own[0], *own[2:]) for own in seen] == [("pairs", 0.5, True), ("labels", 0.5, False)]
+
+
+def test_a_folder_belongs_to_one_plan(tmp_path):
+    plan, work = tmp_path / "plan.yaml", tmp_path / "work"
+    work.mkdir()
+    with pytest.raises(RecipeError, match="no folder of a study"):
+        plan_of(work)
+    plan.write_text(TINY)
+    keep_plan(plan, work)
+    assert plan_of(work) == "tiny"
+    plan.write_text(TINY.replace("*8)", "*9)"))
+    keep_plan(plan, work)  # nothing of that stage is there yet
+    (work / "labels.jsonl").touch()
+    plan.write_text(TINY.replace("*8)", "*10)").replace("seeds: [0]", "seeds: [0, 1]"))
+    with pytest.raises(RecipeError, match="'labels' .* made with another command"):
+        keep_plan(plan, work)
+    plan.write_text(TINY.replace("*8)", "*9)").replace("seeds: [0]", "seeds: [0, 1]"))
+    keep_plan(plan, work)
+    plan.write_text(TINY.replace("name: tiny", "name: cpu"))
+    with pytest.raises(RecipeError, match="of the plan 'tiny', not 'cpu'"):
+        keep_plan(plan, work)
+    plan.write_text(TINY.replace("name: tiny\n", ""))
+    with pytest.raises(RecipeError, match="no key 'name'"):
+        read_plan(plan, work, "DATA")
+
+
+def test_a_report_takes_the_records_of_a_folder_under_its_plans_name(tmp_path, monkeypatch, capsys):
+    work, results = tmp_path / "work", tmp_path / "results"
+    for folder in (work, results, tmp_path / "docs"):
+        folder.mkdir()
+    monkeypatch.setattr(script, "RESULTS", results)
+    monkeypatch.setattr(script, "DOCUMENT", tmp_path / "docs" / "study.md")
+    script.DOCUMENT.write_text(
+        "<!-- table: cpu averages --><!-- end --><!-- table: gpu averages --><!-- end -->"
+    )
+    (work / script.RECORDS).write_text(json.dumps(made_up_records()))
+    (work / script.RUNS).write_text(json.dumps([made_up_run()]))
+    assert script.main(["report", "--work", str(work)]) == 2 and "no plan.yaml" in capsys.readouterr().err
+    (work / "plan.yaml").write_text(TINY)
+    assert script.main(["report", "--work", str(work)]) == 2 and "'tiny'" in capsys.readouterr().err
+    assert not any(results.iterdir())
+    (work / "plan.yaml").write_text(TINY.replace("name: tiny", "name: gpu"))
+    assert script.main(["report", "--work", str(work)]) == 0
+    assert sorted(file.name for file in results.iterdir()) == ["study-gpu-runs.json", "study-gpu.json"]
+    cpu, gpu = script.DOCUMENT.read_text().split("<!-- table: gpu")
+    assert "| neutral |" in gpu and "| neutral |" not in cpu
+    drawn = {picture.name for picture in (tmp_path / "docs" / "study").iterdir()}
+    assert drawn == {f"gpu-{name}-neutral.svg" for name in ("tasks", "gradients", "curves")}
+
+
+TINY = """
+name: tiny
+stages:
+  labels:
+    done: "{work}/labels.jsonl"
+    command: -c open('{work}/labels.jsonl','w').write('{"words":["Ada","came"],"clusters":[0,1]}\\n'*8)
+starts: {tiny: TINY_ENCODER}
+recipe:
+  steps: 2
+  families:
+    ner: {data: "{work}/labels.jsonl", batch_size: 4, max_length: 16}
+    tc: {pairs: ["{data}/pairs.jsonl"], batch_size: 4, max_length: 16}
+benchmark: {protocols: "ner,mteb", quick: "true", tasks: [ner/btc, tc/sst2]}
+seeds: [0]
+variants:
+  tiny/base: {start: tiny, regime: base}
+  tiny/tpl: {start: tiny, regime: tpl}
+  tiny/tpl-swapped: {start: tiny, regime: tpl, of: tiny/tpl, after: 1, adapters: {ner: tc, tc: ner}}
+"""
+
+
+@pytest.mark.hub
+@pytest.mark.slow
+def test_a_small_study_runs_once_and_is_published(encoders, hub, tmp_path, monkeypatch, capsys):
+    data, work = tmp_path / "data", tmp_path / "work"
+    for split in ("train", "validation", "test"):
+        for family, rows in (
+            ("ner/btc", [{"tokens": ["Ada", "came"], "ner_tags": ["B-PER", "O"]}] * 12),
+            ("tc/sst2", [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(24)]),
+        ):
+            (data / family).mkdir(parents=True, exist_ok=True)
+            Dataset.from_list(rows).to_parquet(data / family / f"{split}.parquet")
+    pairs = [json.dumps({"anchor": f"a {i}", "positive": f"b {i}"}) for i in range(12)]
+    (data / "pairs.jsonl").write_text("\n".join(pairs))
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(TINY.replace("TINY_ENCODER", str(encoders["bert"])))
+    place = ["--work", str(work), "--data", str(data), "--plan", str(plan)]
+    command = ["run", *place]
+    assert script.main(command) == 0, capsys.readouterr().err
+    records = json.loads((work / script.RECORDS).read_text())
+    adapters = {(own["regime"], own["family"]): own["config"]["adapter"]["name"] for own in records}
+    assert adapters == {
+        ("tiny/base", "ner"): None, ("tiny/base", "tc"): None,
+        ("tiny/tpl", "ner"): "ner", ("tiny/tpl", "tc"): "tc",
+        ("tiny/tpl-swapped", "ner"): "tc", ("tiny/tpl-swapped", "tc"): "ner",
+    }  # fmt: skip
+    hashes = {own["regime"]: own["config"]["backbone"]["sha256"] for own in records}
+    assert hashes["tiny/base"] != hashes["tiny/tpl"] == hashes["tiny/tpl-swapped"]
+    assert [(run["variant"], run["seed"]) for run in read_runs(work / script.RUNS)] == [("tiny/tpl", 0)]
+    assert str(tmp_path) not in (work / script.RUNS).read_text() + (work / script.RECORDS).read_text()
+    before = (work / script.RECORDS).read_bytes()
+    assert script.main(["rerun", *place, "--count", "1"]) == 0
+    assert "+0.000000" in capsys.readouterr().out
+    assert script.main(["release", *place, "mtpf/tiny", "--variant", "tiny/tpl"]) == 0
+    folders = [Path(line.split(": ")[1]) for line in capsys.readouterr().out.splitlines()]
+    cards = [(folder / "README.md").read_text("utf-8") for folder in folders]
+    assert len(cards) == 3 and "| sst2 | accuracy |" in cards[0]
+    assert all("`mtpf/tiny` at commit" in card for card in cards[1:])
+    assert script.main(["release", *place, "mtpf/tiny", "--variant", "tiny/base"]) == 2
+    assert "is no finished run" in capsys.readouterr().err
+    monkeypatch.setattr(script.subprocess, "Popen", lambda *a, **k: pytest.fail("done before"))
+    assert script.main(command) == 0
+    assert (work / script.RECORDS).read_bytes() == before
+    assert (
+        script.main([*command, "--only", "tinny/"]) == 2 and "there are: tiny/base" in capsys.readouterr().err
+    )
+
+
+# ------------------------------------------------------------------------------------ the committed records
+
+
+@pytest.fixture(scope="module")
+def committed() -> tuple[str, dict[str, Study]]:
+    studies = {name: read_study(*script.recorded(name)) for name in script.PLANS}
+    return script.DOCUMENT.read_text("utf-8"), studies
+
+
+@pytest.mark.parametrize("name, start", [("cpu", "neutral"), ("gpu", "neutral"), ("gpu", "packaged")])
+@pytest.mark.parametrize("family, protocol", [("NER", "ner"), ("TC", "mteb")])
+def test_averages_of_the_report_computed_otherwise(committed, name, start, family, protocol):
+    document, studies = committed
+    table = document.split(f"<!-- table: {name} averages -->")[1].split("<!-- end -->")[0]
+    cells = re.search(rf"^\| {start} \| {family}[^|]*\| (.+) \|$", table, re.MULTILINE)[1].split(" | ")
+    tasks, seeds, *shown = cells
+    assert tasks == "12"
+    for regime, cell in zip(("base", "ner", "tc", "naive", "tpl"), shown, strict=True):
+        values = {
+            (own["task"], own["seed"]): 100 * own["value"]
+            for own in studies[name].records
+            if own["protocol"] == protocol and own["regime"] == f"{start}/{regime}"
+        }
+        chosen = [value for (_, seed), value in values.items() if seed < int(seeds)]
+        assert len(chosen) == (0 if cell == "–" else 12 * int(seeds))
+        if chosen:
+            assert float(cell.split(" ± ")[0]) == pytest.approx(sum(chosen) / len(chosen), abs=0.00501)
+
+
+def test_the_report_is_made_from_the_committed_records(committed):
+    document, studies = committed
+    assert fill(document, studies) == document
+    assert {*re.findall(r"<!-- table: (\w+) ", document)} == {*script.PLANS}
+    drawn = {f"study/{picture.name}" for picture in (script.DOCUMENT.parent / "study").iterdir()}
+    assert drawn == {*re.findall(r"\(([^)]+\.svg)\)", document)}
