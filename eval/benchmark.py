@@ -30,7 +30,6 @@ from modeling_mtpf.errors import DataError, RecipeError
 from modeling_mtpf.evaluation.benchmark import BenchmarkSettings, plan, run_benchmark
 from modeling_mtpf.evaluation.records import read_records
 from modeling_mtpf.evaluation.report import draw, published_table, report
-from modeling_mtpf.model.adapters_mtpf import AdapterError
 from modeling_mtpf.settings import describe_keys, parse_arguments, read_overrides
 
 
@@ -83,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
             write_report(dict(read_overrides(arguments)))
         else:
             benchmark(parse_arguments(BenchmarkSettings, arguments))
-    except (MtpfError, AdapterError) as error:
+    except MtpfError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

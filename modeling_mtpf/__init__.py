@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .model.adapters_mtpf import AdapterError, AdapterHead, LoraSettings
+    from .errors import AdapterError
+    from .model.adapters_mtpf import AdapterHead, LoraSettings
     from .model.configuration_mtpf import MtpfConfig
     from .model.modeling_mtpf import MtpfForSequenceClassification, MtpfForTokenClassification, MtpfModel
 
@@ -23,7 +24,7 @@ __all__ = [
 
 # Loaded at first use: torch and transformers take seconds, which `mtpf --help` need not wait for.
 _MODULES = {
-    "AdapterError": "adapters_mtpf",
+    "AdapterError": "errors_mtpf",
     "AdapterHead": "adapters_mtpf",
     "LoraSettings": "adapters_mtpf",
     "MtpfConfig": "configuration_mtpf",

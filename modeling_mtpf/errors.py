@@ -1,14 +1,23 @@
-"""Errors that a user can mend. Scripts print their message alone; all else is a bug and shows a traceback."""
+"""Errors the user can fix. Commands print their message alone; anything else is a bug with a traceback."""
 
 import importlib.util
 import sys
 
+from .model.errors_mtpf import AdapterError, MtpfError, first_line
+
+__all__ = [
+    "AdapterError",
+    "DataError",
+    "MissingExtraError",
+    "MtpfError",
+    "RecipeError",
+    "exit_without_extra",
+    "first_line",
+    "require_extra",
+]
+
 PACKAGES = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 """Module → package, where the names differ."""
-
-
-class MtpfError(ValueError):
-    """A mistake in what the user gave: one sentence that names it, what is accepted and how to mend it."""
 
 
 class RecipeError(MtpfError):
@@ -46,6 +55,3 @@ def exit_without_extra(extra: str, *modules: str) -> None:
         require_extra(extra, *modules)
     except MissingExtraError as error:
         sys.exit(f"error: {error}")
-
-
-__all__ = ["DataError", "MissingExtraError", "MtpfError", "RecipeError", "require_extra"]

@@ -30,7 +30,6 @@ from transformers.utils import logging as transformers_logging
 from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.adaptation.app import summary
 from modeling_mtpf.devices import available_cores
-from modeling_mtpf.model.adapters_mtpf import AdapterError
 from modeling_mtpf.settings import describe_keys, parse_arguments
 
 
@@ -108,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     try:
         run(parse_arguments(Arguments, arguments))
-    except (MtpfError, AdapterError) as error:
+    except MtpfError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

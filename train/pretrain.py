@@ -31,7 +31,6 @@ from accelerate import Accelerator
 from transformers.utils import logging as transformers_logging
 
 from modeling_mtpf.model.adapter_files_mtpf import backbone_sha256
-from modeling_mtpf.model.adapters_mtpf import AdapterError
 from modeling_mtpf.pretraining.checkpoint import clear_leftovers, read_state
 from modeling_mtpf.pretraining.curves import draw_run
 from modeling_mtpf.pretraining.diagnostics import adapter_movement, backbone_movement
@@ -40,6 +39,7 @@ from modeling_mtpf.pretraining.loop import Interrupted, Progress, train
 from modeling_mtpf.pretraining.publish import save_run
 from modeling_mtpf.pretraining.recipe import Recipe, load_recipe, resolved, usage
 from modeling_mtpf.pretraining.run_record import (
+    PACKAGES,
     RUN_FILE,
     MetricsLog,
     check_same_run,
@@ -47,10 +47,10 @@ from modeling_mtpf.pretraining.run_record import (
     lock_folder,
     open_output_dir,
     summary,
-    versions,
     write_run_file,
 )
 from modeling_mtpf.pretraining.setup import load_backbone, make_accelerator, prepare_families, whole_model
+from modeling_mtpf.version import versions
 from train.demo import apps as demo
 
 DEMO_RECIPE = Path(__file__).parent / "recipes" / "demo.yaml"
@@ -110,7 +110,7 @@ def pretrain(recipe: Recipe, accelerator: Accelerator, folder: Path, checkpoint:
     record = {
         "regime": recipe.regime,
         "recipe": resolved(recipe),
-        "versions": versions(),
+        "versions": versions(*PACKAGES),
         "hardware": hardware(accelerator),
         "data": {name: {**own, **counts.get(name, {})} for name, own in data.items()},
         "first": log.lines[0] if log.lines else {},
@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 128 + 15  # as of a process that SIGTERM has ended
-    except (MtpfError, AdapterError) as error:
+    except MtpfError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -39,9 +39,10 @@ from modeling_mtpf.data.encoding import encode_rows, padded
 from modeling_mtpf.data.packaged_encoder import resolve_encoder
 from modeling_mtpf.data.words import IGNORE, first_subwords, load_word_tokenizer
 from modeling_mtpf.errors import MtpfError
-from modeling_mtpf.evaluation.records import today, versions
+from modeling_mtpf.evaluation.records import PACKAGES, today
 from modeling_mtpf.metrics import entity_scores
 from modeling_mtpf.settings import describe_keys, parse_arguments
+from modeling_mtpf.version import versions
 
 
 @dataclass(kw_only=True)
@@ -180,7 +181,12 @@ def run(arguments: Arguments) -> None:
     folder = resolve_encoder(arguments.backbone)
     found: dict[str, list[float]] = {"trainer": [], "package": []}
     kept = {key: value for key, value in vars(arguments).items() if key not in ("data", "output")}
-    record = {"task": Path(arguments.data).name, "config": kept, "versions": versions(), "date": today()}
+    record = {
+        "task": Path(arguments.data).name,
+        "config": kept,
+        "versions": versions(*PACKAGES),
+        "date": today(),
+    }
     for seed in (int(part) for part in arguments.seeds.split(",")):
         with tempfile.TemporaryDirectory() as work:
             set_seed(seed)

@@ -18,10 +18,10 @@ from hub_cards import adapter_card
 from ..data.app_data import FAMILIES, AppData, Examples, check_app_data, load_app_data
 from ..data.packaged_encoder import resolve_encoder
 from ..data.words import load_word_tokenizer
-from ..errors import MtpfError, RecipeError
+from ..errors import AdapterError, MtpfError, RecipeError, first_line
 from ..metrics import entity_scores
 from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, backbone_sha256, read_task
-from ..model.adapters_mtpf import AdapterError, count_parameters, validate_adapter_name
+from ..model.adapters_mtpf import count_parameters, validate_adapter_name
 from ..model.configuration_mtpf import encoder_layout, max_tokens
 from ..model.modeling_mtpf import MtpfModel
 from ..settings import nearest
@@ -76,7 +76,7 @@ def open_backbone(identifier: str, revision: str | None = None) -> tuple[MtpfMod
         model = MtpfModel.from_pretrained(encoder, revision=revision or "main", dtype=torch.float32)
         encoder_layout(model.config.encoder_config.model_type)
     except (OSError, KeyError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise RecipeError(f"The backbone {identifier!r} cannot be loaded: {reason}") from error
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return model.eval().requires_grad_(False), load_word_tokenizer(encoder, revision)

@@ -15,7 +15,6 @@ from typing import Any
 
 from ..errors import MtpfError
 from ..hub import HubError, inspect, pull, push_adapter, push_backbone
-from ..model.adapters_mtpf import AdapterError
 from ..version import __version__
 from .predict import add_predict_parser
 
@@ -195,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = arguments.run(arguments)
         if result is not None:  # else the command has written its results itself
             print(result, flush=True)  # noqa: T201
-    except (MtpfError, AdapterError) as error:
+    except MtpfError as error:
         sys.stderr.write(f"mtpf: {error}\n")
         return 2
     except KeyboardInterrupt:

@@ -10,9 +10,8 @@ from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
-from ..errors import DataError, MtpfError
+from ..errors import DataError, MtpfError, first_line
 from ..model.adapter_files_mtpf import find_adapter, read_task
-from ..model.adapters_mtpf import AdapterError
 from ..model.texts_mtpf import MAX_CHARACTERS
 
 LINES_AHEAD = 1024
@@ -101,7 +100,7 @@ def predict_command(arguments: argparse.Namespace) -> None:
             sys.stdout.flush() if not waiting else None
         if faults:
             raise faults[0]
-    except (MtpfError, AdapterError):
+    except MtpfError:
         raise
     except ValueError as error:  # a text that is too long, a tokenizer that cannot be read
         raise MtpfError(str(error)) from error
@@ -143,7 +142,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     try:
         model = MtpfModel.from_pretrained(backbone, revision=revision or "main").eval()
     except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise MtpfError(f"The backbone {backbone} cannot be loaded: {reason}") from error
     names: list[str] = []
     for source, at in sources:

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 from .conll import CONLL_ENDINGS, read_conll
 from .sources import READERS, hub_id, load_file
 
@@ -87,7 +87,7 @@ def _load_hub(source: str) -> DatasetDict:
     try:
         return load_dataset(repository, config, revision=revision)
     except Exception as error:  # the Hub client has a dozen exception types; all mean the same to the user
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(
             f"The Hub data set {source!r} cannot be opened: {reason} (Data set scripts are never run: choose "
             "a revision in Parquet, e.g. @refs/convert/parquet.)"

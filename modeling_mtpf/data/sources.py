@@ -13,7 +13,7 @@ import pyarrow.types as pt
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 
 READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text"}
 """File ending → packaged reader of ``datasets``. No data set script is ever run."""
@@ -89,7 +89,7 @@ def open_source(
     try:
         dataset = load_dataset(repository, config, split="train", revision=revision)
     except Exception as error:  # the Hub client has a dozen exception types; all mean the same to the user
-        raise DataError(f"The Hub data set {source!r} cannot be opened: {_first_line(error)}") from error
+        raise DataError(f"The Hub data set {source!r} cannot be opened: {first_line(error)}") from error
     return _checked(dataset, str(source), columns, also, by_order)
 
 
@@ -118,7 +118,7 @@ def stream_source(source: str | Path) -> IterableDataset:
     except DataError:
         raise
     except Exception as error:  # as above
-        raise DataError(f"The source {source!r} cannot be streamed: {_first_line(error)}") from error
+        raise DataError(f"The source {source!r} cannot be streamed: {first_line(error)}") from error
 
 
 def _options(reader: str) -> dict[str, Any]:
@@ -193,12 +193,7 @@ def _where_malformed(file: Path, error: BaseException) -> str:
     root = error
     while root.__cause__ is not None or root.__context__ is not None:
         root = root.__cause__ or root.__context__  # type: ignore[assignment]
-    return f"{file} cannot be read as {READERS[file.suffix]}: {_first_line(root)}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return f"{file} cannot be read as {READERS[file.suffix]}: {first_line(root)}"
 
 
 def _checked(

@@ -11,7 +11,7 @@ import pyarrow as pa
 from datasets import IterableDataset, load_dataset
 from huggingface_hub import HfApi
 
-from ..errors import DataError
+from ..errors import DataError, first_line
 from .sources import READERS, source_files, source_name
 
 BATCH_ROWS = 1000
@@ -63,7 +63,7 @@ class TextStream:
             Exception
         ) as error:  # the Hub client has a dozen exception types; all mean the same to the user
             raise DataError(
-                f"The Hub data set {self.source!r} cannot be opened: {_first_line(error)}"
+                f"The Hub data set {self.source!r} cannot be opened: {first_line(error)}"
             ) from error
 
     def fingerprint(self) -> str:
@@ -125,7 +125,7 @@ class TextStream:
 
 def _explained(file: Path | None, name: str, error: Exception) -> str:
     if file is None:
-        return f"The Hub data set {name!r} cannot be read: {_first_line(error)}"
+        return f"The Hub data set {name!r} cannot be read: {first_line(error)}"
     if READERS[file.suffix] == "json":
         with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
@@ -137,14 +137,9 @@ def _explained(file: Path | None, name: str, error: Exception) -> str:
     while root.__cause__ is not None or root.__context__ is not None:
         root = root.__cause__ or root.__context__  # type: ignore[assignment]
     return (
-        f"{file} cannot be read as {READERS[file.suffix]}: {_first_line(root)} "
+        f"{file} cannot be read as {READERS[file.suffix]}: {first_line(root)} "
         "It is truncated or damaged; fetch it again, or take it out of the source."
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 __all__ = ["StreamedText", "TextStream"]

@@ -20,9 +20,10 @@ from ..errors import DataError, RecipeError
 from ..metrics import text_scores
 from ..model.adapter_files_mtpf import backbone_sha256
 from ..settings import nearest
+from ..version import versions
 from .few_shot import SEED, few_shot
 from .identities import adapter_sha256, public_name, tokenizer_sha256
-from .records import add_record, read_records, record_key, today, versions
+from .records import PACKAGES, add_record, read_records, record_key, today
 from .tasks import Task, all_tasks, check_task, load_task, select_tasks
 from .vector_cache import StoredVectors
 
@@ -357,7 +358,7 @@ class Bench:
                 "test_rows": self.settings.test_rows,
                 "ner_rows": self.settings.ner_rows if task.family == "ner" else None,
             },
-            "versions": versions(),
+            "versions": versions(*PACKAGES),
             "date": today(),
         }
 

@@ -3,10 +3,8 @@
 import datetime
 import json
 import os
-import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ try:
 except ImportError:  # Windows has no advisory locks: there, one run a file
     fcntl = None  # type: ignore[assignment]
 
-PACKAGES = ("mtpf", "torch", "transformers", "peft", "scikit-learn", "seqeval", "numpy", "datasets")
+PACKAGES = ("torch", "transformers", "peft", "scikit-learn", "seqeval", "numpy", "datasets")
 NEEDED = ("regime", "seed", "task", "family", "protocol", "metric", "value", "n_train", "n_test", "config")
 
 Key = tuple[str, int, str, str]
@@ -89,20 +87,9 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide the numbers."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def today() -> str:
     """Date of a record, in UTC."""
     return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
 
 
-__all__ = ["Key", "add_record", "locked", "read_records", "record_key", "today", "versions", "write_records"]
+__all__ = ["Key", "add_record", "locked", "read_records", "record_key", "today", "write_records"]

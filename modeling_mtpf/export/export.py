@@ -26,9 +26,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import save
 
-from ..errors import MtpfError, require_extra
+from ..errors import AdapterError, MtpfError, first_line, require_extra
 from ..model.adapter_files_mtpf import backbone_sha256
-from ..model.adapters_mtpf import AdapterError, LoraSettings, lora_targets
+from ..model.adapters_mtpf import LoraSettings, lora_targets
 from ..model.configuration_mtpf import encoder_layout, max_tokens
 from ..model.hub_cache_mtpf import sha256_of
 from ..model.modeling_mtpf import MtpfModel
@@ -196,7 +196,7 @@ def _open(backbone: str, revision: str | None) -> MtpfModel:
         )
         encoder_layout(model.config.encoder_config.model_type)
     except (OSError, KeyError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ExportError(f"The backbone {backbone!r} cannot be loaded: {reason}") from error
     return model.eval().requires_grad_(False)
 
@@ -365,7 +365,7 @@ def _create(
     try:
         tokenizer = load_tokenizer(model)
     except ValueError as error:
-        raise ExportError(str(error).strip().splitlines()[0]) from error
+        raise ExportError(first_line(error)) from error
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)

@@ -13,6 +13,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from transformers import AutoModel, AutoTokenizer
 
+from ..errors import AdapterError, first_line
 from ..model.adapter_files_mtpf import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -24,7 +25,7 @@ from ..model.adapter_files_mtpf import (
     read_head,
     read_task,
 )
-from ..model.adapters_mtpf import KINDS, NAME_PATTERN, AdapterError
+from ..model.adapters_mtpf import KINDS, NAME_PATTERN
 from ..model.configuration_mtpf import AUTO_MAP, MtpfConfig, encoder_layout
 from ..model.hub_cache_mtpf import drop_from_cache
 from ..model.trunk_mtpf import Encoder
@@ -126,8 +127,8 @@ def check_tokenizer(folder: Path, backbone: Backbone) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
         highest = max(tokenizer.get_vocab().values())
     except Exception as error:  # as above
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise HubFileError(f"The tokenizer of {folder} cannot be loaded: {reason[0]}.") from error
+        reason = first_line(error)
+        raise HubFileError(f"The tokenizer of {folder} cannot be loaded: {reason}.") from error
     rows = backbone.encoder.get_input_embeddings().weight.shape[0]
     if highest >= rows or not tokenizer.is_fast:
         raise HubFileError(

@@ -18,7 +18,6 @@ from ..model.adapter_files_mtpf import (
     TASK_FILE,
     read_task,
 )
-from ..model.adapters_mtpf import AdapterError
 from ..model.hub_cache_mtpf import sha256_of
 from .checks import (
     Backbone,
@@ -160,7 +159,7 @@ def _describe(found: Inspection, folder: Path, manifest: Manifest, api: HfApi | 
             is_backbone = _describe_backbone(found, folder, manifest, api)
         else:
             found.findings.append("it is neither a backbone nor an adapter of mtpf")
-    except (MtpfError, AdapterError) as error:
+    except MtpfError as error:
         found.findings.append(str(error).replace(f"{folder}/", "").replace(str(folder), "it"))
     odd = [f"{path}: {reason}" for path in paths if (reason := objection(path))]
     odd = listing_findings(manifest) if is_backbone else odd

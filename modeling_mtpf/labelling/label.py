@@ -24,21 +24,14 @@ from ..data.streams import TextStream
 from ..data.words import IGNORE
 from ..devices import release_free_memory
 from ..errors import DataError
-from ..files import (
-    CENTROIDS_FILE,
-    CLUSTERS_FILE,
-    PLAN_FILE,
-    disk_errors,
-    shard_file,
-    write_bytes,
-    write_shard,
-)
+from ..files import disk_errors, write_bytes
 from ..model.adapter_files_mtpf import backbone_sha256
 from .clustering import ClusterFit, assign
 from .corpus import CorpusPlan, shards, survey
 from .quality import GoldSet
 from .segmentation import split_sentences
 from .settings import PseudoLabelSettings
+from .shards import CENTROIDS_FILE, CLUSTERS_FILE, PLAN_FILE, shard_file, write_shard
 from .stopwatch import Stopwatch
 from .summary import describe
 from .teacher import WordEncoder, load_teacher

@@ -7,9 +7,10 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from ..files import CENTROIDS_FILE, CLUSTERS_FILE, REPORT_FILE, write_bytes
+from ..files import write_bytes
 from .quality import GoldScores, GoldSet, as_record, verdict
 from .report import write_report
+from .shards import CENTROIDS_FILE, CLUSTERS_FILE, REPORT_FILE
 from .statistics import ClusterStatistics, cluster_statistics
 from .teacher import WordEncoder
 

@@ -12,7 +12,7 @@ from ..data.encoding import encode_rows, padded
 from ..data.packaged_encoder import resolve_encoder
 from ..data.words import load_word_tokenizer
 from ..devices import precision, uses_bf16
-from ..errors import DataError
+from ..errors import DataError, first_line
 from .settings import PseudoLabelSettings
 
 
@@ -181,7 +181,7 @@ def load_teacher(settings: PseudoLabelSettings, device: torch.device | None = No
         )
     # safetensors and the Hub client have their own exceptions.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(f"The teacher {settings.teacher!r} cannot be loaded: {reason}") from error
     reader = LayerReader(model.to(device), settings.layers)
     tokenizer = load_word_tokenizer(teacher, settings.revision)
@@ -192,7 +192,7 @@ def load_teacher(settings: PseudoLabelSettings, device: torch.device | None = No
     except DataError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(
             f"The teacher {settings.teacher!r} of type {model.config.model_type!r} does not read text as an "
             f"encoder does: {reason}"

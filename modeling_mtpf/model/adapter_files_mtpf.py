@@ -22,7 +22,6 @@ from safetensors.torch import load_file, save
 
 from .adapters_mtpf import (
     KINDS,
-    AdapterError,
     AdapterHead,
     active_adapter,
     adapter_names,
@@ -34,6 +33,7 @@ from .adapters_mtpf import (
 )
 from .backbone_identity_mtpf import backbone_sha256, backbone_state_dict, check_identity
 from .configuration_mtpf import encoder_layout
+from .errors_mtpf import AdapterError, first_line
 from .hub_cache_mtpf import drop_from_cache, has_announced_hash
 from .trunk_mtpf import Encoder, lora_modules
 
@@ -187,7 +187,7 @@ def find_adapter(
     except AdapterError:
         raise
     except (HfHubHTTPError, RevisionResolutionError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise AdapterError(f"The adapter {path_or_repo} cannot be fetched: {reason}") from error
     folder = Path(fetched)
     damaged = [name for name in files if (folder / name).is_file() and not has_announced_hash(folder / name)]

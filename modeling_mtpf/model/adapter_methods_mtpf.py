@@ -18,7 +18,6 @@ from .adapter_files_mtpf import (
     write_adapter,
 )
 from .adapters_mtpf import (
-    AdapterError,
     AdapterHead,
     LoraSettings,
     active_adapter,
@@ -31,6 +30,7 @@ from .adapters_mtpf import (
     set_active_adapter,
     switched_adapter,
 )
+from .errors_mtpf import AdapterError
 from .frozen_mtpf import CHANGES, frozen
 from .hub_cache_mtpf import weights_file
 from .trunk_mtpf import lora_modules

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from .configuration_mtpf import encoder_layout
+from .errors_mtpf import AdapterError
 from .frozen_mtpf import CHANGES, forget_adapter
 from .trunk_mtpf import Encoder, encoder_layers, is_lora_layer, lora_modules
 
@@ -24,10 +25,6 @@ KINDS = ("task-primary-lora", "token-classification", "text-classification")
 """What an adapter is: the LoRA of a family, or an app of one of the two head types."""
 
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{1,63}")
-
-
-class AdapterError(ValueError):
-    """An adapter, its name or its folder cannot be used with this backbone."""
 
 
 def import_peft() -> Any:
@@ -336,7 +333,6 @@ def count_parameters(encoder: Encoder, name: str) -> int:
 
 
 __all__ = [
-    "AdapterError",
     "AdapterHead",
     "LoraSettings",
     "active_adapter",

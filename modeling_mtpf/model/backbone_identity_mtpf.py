@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from .adapters_mtpf import AdapterError
+from .errors_mtpf import AdapterError
 from .frozen_mtpf import bits_digest
 from .hub_cache_mtpf import sha256_of
 from .trunk_mtpf import Encoder, is_lora_layer

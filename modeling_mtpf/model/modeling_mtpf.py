@@ -31,6 +31,7 @@ HUB_FILES = (
     "adapters_mtpf.py",
     "backbone_identity_mtpf.py",
     "configuration_mtpf.py",
+    "errors_mtpf.py",
     "frozen_mtpf.py",
     "hub_cache_mtpf.py",
     "modeling_mtpf.py",

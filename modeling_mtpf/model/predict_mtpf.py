@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from .adapters_mtpf import AdapterError, adapter_names
+from .adapters_mtpf import adapter_names
 from .configuration_mtpf import max_tokens
+from .errors_mtpf import AdapterError
 from .frozen_mtpf import CHANGES, FrozenEncoder, frozen
 from .results_mtpf import TagScheme, entities, text_label
 from .texts_mtpf import MAX_CHARACTERS, TextTokenizer, Tokens, Window, in_portions, read_texts

@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from ..errors import MtpfError
+from ..errors import MtpfError, first_line
 from .distributed import num_processes
 
 FOLDER = "checkpoints"
@@ -149,8 +149,7 @@ def load_checkpoint(
             f"The checkpoint {folder} is damaged: {error}. Remove it to go on from the one before."
         ) from error
     except (RuntimeError, KeyError) as error:
-        first, *_ = str(error).strip().splitlines() or ["unknown reason"]
-        raise MtpfError(f"The checkpoint {folder} does not fit this model: {first}") from error
+        raise MtpfError(f"The checkpoint {folder} does not fit this model: {first_line(error)}") from error
 
 
 def random_state() -> dict[str, torch.Tensor]:

@@ -7,7 +7,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from .joint import JointOutput
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 PACKAGES = (
-    "mtpf",
     "torch",
     "transformers",
     "peft",
@@ -123,17 +121,6 @@ def _differences(new: Any, old: Any, path: str = "") -> Iterator[tuple[str, Any,
             yield from _differences(new.get(key), old.get(key), f"{path}.{key}" if path else key)
     elif new != old:
         yield path.removeprefix("recipe."), new, old
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide the numbers."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def hardware(accelerator: Accelerator) -> dict[str, Any]:
@@ -319,6 +306,5 @@ __all__ = [
     "lock_folder",
     "open_output_dir",
     "summary",
-    "versions",
     "write_run_file",
 ]

@@ -13,7 +13,7 @@ from transformers import get_cosine_schedule_with_warmup
 from ..data.packaged_encoder import resolve_encoder
 from ..data.words import load_word_tokenizer
 from ..devices import available_cores, fast_bf16
-from ..errors import RecipeError
+from ..errors import RecipeError, first_line
 from ..model.configuration_mtpf import encoder_layout, max_tokens
 from ..model.modeling_mtpf import MtpfModel
 from .families import ner, tc  # noqa: F401  both register themselves
@@ -67,7 +67,7 @@ def load_backbone(recipe: Recipe) -> MtpfModel:
         )
         encoder_layout(model.config.encoder_config.model_type)
     except (OSError, KeyError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise RecipeError(f"The backbone {recipe.backbone!r} cannot be loaded: {reason}") from error
     model.config.regime = recipe.regime
     return model

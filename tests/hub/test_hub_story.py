@@ -8,7 +8,7 @@ from conftest import SENTENCES
 from transformers import PreTrainedTokenizerFast
 
 from modeling_mtpf import MtpfForSequenceClassification, MtpfForTokenClassification, MtpfModel
-from modeling_mtpf.model.adapters_mtpf import AdapterError
+from modeling_mtpf.errors import AdapterError
 
 pytestmark = [pytest.mark.hub, pytest.mark.slow]
 

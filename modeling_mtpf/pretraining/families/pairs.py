@@ -22,7 +22,7 @@ from ...data.sources import (
     stream_source,
 )
 from ...data.tokens import list_arrays, tokenize_columns
-from ...errors import DataError
+from ...errors import DataError, first_line
 from .sampling import EpochSampler, Seed, Shuffle
 
 logger = logging.getLogger(__name__)
@@ -252,9 +252,8 @@ class StreamedPairs(PairSource):
             except DataError:
                 raise
             except Exception as error:  # whatever the reader or the network raises
-                first, *_ = str(error).strip().splitlines() or [type(error).__name__]
                 raise DataError(
-                    f"The pair source {self.name!r} broke off after row {number}: {first}"
+                    f"The pair source {self.name!r} broke off after row {number}: {first_line(error)}"
                 ) from error
             if not found:
                 raise DataError(f"The pair source {self.name!r} has run dry: it has no pair with two texts.")

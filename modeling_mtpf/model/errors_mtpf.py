@@ -1,0 +1,20 @@
+"""Errors the user can fix."""
+
+
+class MtpfError(ValueError):
+    """A mistake in what the user gave: one sentence that names it, what is accepted and how to fix it."""
+
+
+class AdapterError(MtpfError):
+    """An adapter is missing, damaged, not allowed, or does not fit the backbone."""
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error's message, or the error's type where it has none.
+
+    Example:
+        >>> first_line(OSError("no such file\nTraceback ...")), first_line(KeyError())
+        ('no such file', 'KeyError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
