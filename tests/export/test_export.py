@@ -1,5 +1,6 @@
 """Export to ONNX: graphs and runner against torch, apps as data, and what is refused."""
 
+import copy
 import importlib.util
 import json
 import shutil
@@ -24,7 +25,8 @@ from modeling_mtpf.model.hub_cache_mtpf import sha256_of
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-3
+"""Of scores, where 4e-5 was seen; the graphs themselves are held to the rounding of `difference`."""
 AWKWARD = [
     *SENTENCES,
     "",
@@ -69,21 +71,36 @@ def torch_model(backbone: Path, *apps: Path) -> MtpfModel:
     return model
 
 
-def difference(folder: Path, model: MtpfModel, name: str, rows: int, tokens: int) -> float:
-    """Return the largest difference of the last hidden states on real tokens, graphs against torch."""
+def difference(folder: Path, model: MtpfModel, name: str, rows: int, tokens: int) -> tuple[float, float]:
+    """Compare the graphs with torch in float64: largest difference on real tokens, and what rounding explains.
+
+    Large random weights make some tokens ill-conditioned, differently for every kernel and processor, so that
+    no fixed number fits: torch's own float32 is off by 1e-7 here and by 5e-4 there. The unit is what these
+    inputs do when each weight changes by up to a float32 epsilon; errors of 3.3 units were seen.
+    """
     runner = runner_of(folder).Runner(folder, threads=1)
     generator = torch.Generator().manual_seed(rows)
     ids = torch.randint(5, 60, (rows, tokens), generator=generator)
     mask = torch.ones_like(ids)
     for row in range(1, rows):
         mask[row, max(1, tokens - 3 * row) :] = 0
-    with torch.no_grad():
-        expected = model.encode_adapters([name], input_ids=ids, attention_mask=mask)[name]
     inputs = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
     hidden = runner.trunk.run(None, inputs)[0]
     inputs = {"hidden_states": hidden, "attention_mask": mask.numpy(), **runner.apps[name]["inputs"]}
-    found = runner.tail.run(["last_hidden_state"], inputs)[0]
-    return float(np.abs(found - expected.numpy())[mask.bool().numpy()].max())
+    result = torch.from_numpy(runner.tail.run(["last_hidden_state"], inputs)[0])
+
+    def states(model: MtpfModel) -> torch.Tensor:
+        return model.encode_adapters([name], input_ids=ids, attention_mask=mask)[name][mask.bool()]
+
+    exact = copy.deepcopy(model).double().requires_grad_(False)
+    moved = []
+    for _ in range(8):
+        changed = copy.deepcopy(exact)
+        for weight in changed.parameters():
+            noise = torch.rand(weight.shape, generator=generator, dtype=weight.dtype) * 2 - 1
+            weight.mul_(1 + torch.finfo(torch.float32).eps * noise)
+        moved.append((states(changed) - states(exact)).abs().max().item())
+    return (result[mask.bool()] - states(exact)).abs().max().item(), 10 * max(moved)
 
 
 def assert_same(found: dict, expected: dict, tolerance: float = TOLERANCE) -> None:
@@ -128,7 +145,8 @@ def copied(exported, tmp_path) -> Path:
 def test_graphs_give_the_hidden_states_of_torch(exported, folders, rows, tokens):
     model = torch_model(folders / "backbone", folders / "entities", folders / "intent")
     for name in ("entities", "intent"):
-        assert difference(exported, model, name, rows, tokens) < TOLERANCE
+        error, rounding = difference(exported, model, name, rows, tokens)
+        assert error < rounding
 
 
 @pytest.mark.slow
@@ -149,8 +167,8 @@ def test_every_architecture_is_exported(architecture, tmp_path):
     export_onnx(tmp_path / "encoder", [app, tags], tmp_path / "phone", layers=layers // 2)
     model = torch_model(tmp_path / "encoder", app, tags)
     for rows, tokens in ((1, 1), (3, 40)):
-        # RoBERTa of these large random weights was seen to differ by 1.1e-4 on padded rows of 40 tokens.
-        assert difference(tmp_path / "phone", model, "intent", rows, tokens) < 5 * TOLERANCE
+        error, rounding = difference(tmp_path / "phone", model, "intent", rows, tokens)
+        assert error < rounding
     runner = runner_of(tmp_path / "phone").Runner(tmp_path / "phone")
     texts = [*AWKWARD, "\tAda", "\u00a0Ada met Noor"]
     assert_same(runner.predict(texts, ["intent", "tags"]), model.predict(texts, ["intent", "tags"]))
@@ -232,7 +250,8 @@ def test_int8_is_close_and_small(exported, folders, tmp_path, same_graphs, calib
     assert sum(a["label"] == b["label"] for a, b in zip(*results, strict=True)) >= 0.75 * len(AWKWARD)
     model = torch_model(folders / "backbone", folders / "entities")
     # Hidden states are of size 1; random weights round worse than trained ones.
-    assert TOLERANCE < difference(small, model, "entities", 3, 20) < 0.5
+    error, rounding = difference(small, model, "entities", 3, 20)
+    assert rounding < error < 0.5
     sizes = [next(f.glob("apps/entities-*")).stat().st_size for f in (small, exported)]
     assert sizes[0] < 0.7 * sizes[1]
 
