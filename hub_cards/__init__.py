@@ -13,6 +13,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from modeling_mtpf.model.sources_mtpf import is_hub_id
+
 from .records import CardError, Family, Result, Task, Training, checked
 
 TEMPLATES = Path(__file__).parent
@@ -305,9 +307,7 @@ def _hub_datasets(recipe: dict[str, Any]) -> list[str]:
 
 def _hub_id(name: str) -> str | None:
     """Return a name that can be a Hub id, ``None`` for what can only be a path."""
-    is_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(?:/[\w.-]*\w)?", name) and ".." not in name
-    has_suffix = re.search(r"\.(?:jsonl?|parquet|csv|tsv|txt|conll)$", name)
-    return name if is_id and not has_suffix else None
+    return name if is_hub_id(name, bare=True) else None
 
 
 def _not_local(name: str) -> str | None:

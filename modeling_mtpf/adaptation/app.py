@@ -24,6 +24,7 @@ from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, backbone_sha256, rea
 from ..model.adapters_mtpf import count_parameters, validate_adapter_name
 from ..model.configuration_mtpf import encoder_layout, max_tokens
 from ..model.modeling_mtpf import MtpfModel
+from ..model.sources_mtpf import is_hub_id
 from ..settings import nearest
 from .methods import text_lora, text_probe, token_lora  # noqa: F401  they register themselves
 from .methods.registry import method_named
@@ -269,7 +270,7 @@ def _start_name(adapter: str | Path | None) -> str:
 
 
 def _hub_id(backbone: Any) -> str | None:
-    named = isinstance(backbone, str) and backbone.count("/") == 1 and not Path(backbone).exists()
+    named = isinstance(backbone, str) and is_hub_id(backbone) and not Path(backbone).exists()
     return backbone if named else None
 
 

@@ -33,6 +33,7 @@ from ..model.configuration_mtpf import encoder_layout, max_tokens
 from ..model.hub_cache_mtpf import sha256_of
 from ..model.modeling_mtpf import MtpfModel
 from ..model.predict_mtpf import load_tokenizer
+from ..model.sources_mtpf import is_hub_id
 from ..model.texts_mtpf import WINDOW_OVERLAP, plain_backend
 from ..model.trunk_mtpf import encoder_layers, lora_modules
 from ..version import __version__
@@ -404,7 +405,7 @@ def _manifest(
     return {
         "format_version": FORMAT_VERSION,
         "backbone": {
-            "id": backbone if _is_hub_id(backbone) else None,
+            "id": backbone if is_hub_id(backbone) and not Path(backbone).exists() else None,
             "sha256": sha256,
             "model_type": model.config.encoder_config.model_type,
             "layers": len(encoder_layers(model.backbone)),
@@ -430,10 +431,6 @@ def _save_tokenizer(tokenizer: Any, file: Path) -> tuple[list[int], list[int]]:
     sample = backend.encode("a")
     text = [place for place, special in enumerate(sample.special_tokens_mask) if not special]
     return sample.ids[: text[0]], sample.ids[text[-1] + 1 :]
-
-
-def _is_hub_id(backbone: str) -> bool:
-    return backbone.count("/") == 1 and not Path(backbone).exists()
 
 
 __all__ = ["Export", "ExportError", "export_onnx", "read_manifest"]

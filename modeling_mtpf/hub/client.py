@@ -12,16 +12,15 @@ import httpx2  # the HTTP client of huggingface_hub, whose transport errors it p
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import (
     HfHubHTTPError,
-    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     RevisionResolutionError,
 )
-from huggingface_hub.utils import validate_repo_id
 
 from ..errors import MtpfError
+from ..model.sources_mtpf import is_hub_id
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +43,10 @@ def check_repo_id(repo_id: str) -> None:
     """Accept ``owner/name`` only.
 
     Raises:
-        HubError: It is a path, or no Hub id.
+        HubError: It is not a Hub id.
     """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError:
-        repo_id, valid = str(repo_id), False
-    else:
-        valid = repo_id.count("/") == 1
-    if not valid or repo_id.startswith((".", "/", "~")):
-        raise HubError(f"{repo_id!r} is no Hub id; use the form 'owner/name'.")
+    if not is_hub_id(repo_id):
+        raise HubError(f"{str(repo_id)!r} is not a Hub id; use the form 'owner/name'.")
 
 
 def validate_card(repo_id: str, card: ModelCard) -> None:

@@ -19,6 +19,7 @@ from ..model.adapter_files_mtpf import (
     read_task,
 )
 from ..model.hub_cache_mtpf import sha256_of
+from ..model.sources_mtpf import find_on_hub
 from .checks import (
     Backbone,
     changed_code,
@@ -127,11 +128,9 @@ def inspect(
         _describe(found, folder, manifest, None)
         return found
     repo_id = str(folder_or_repo)
-    if repo_id.count("/") != 1 or repo_id.startswith((".", "/", "~")):
-        raise HubError(f"{folder_or_repo} is neither a folder nor a Hub id of the form 'owner/name'.")
-    check_repo_id(repo_id)
+    commit = find_on_hub(repo_id, revision, token=token, error=HubError)
     api = HfApi(token=token)
-    manifest = read_manifest(api, repo_id, revision or "main")
+    manifest = read_manifest(api, repo_id, commit.resolved)
     found = Inspection(repo_id, manifest.sha)
     with TemporaryDirectory() as nowhere:
         folder = Path(nowhere)

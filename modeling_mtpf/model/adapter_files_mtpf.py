@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, RevisionResolutionError
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
@@ -35,6 +35,7 @@ from .backbone_identity_mtpf import backbone_sha256, backbone_state_dict, check_
 from .configuration_mtpf import encoder_layout
 from .errors_mtpf import AdapterError, first_line
 from .hub_cache_mtpf import drop_from_cache, has_announced_hash
+from .sources_mtpf import find_on_hub
 from .trunk_mtpf import Encoder, lora_modules
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -170,12 +171,10 @@ def find_adapter(
     path = Path(path_or_repo)
     if path.is_dir():
         return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_repo)) or str(path_or_repo).startswith("."):
-        raise AdapterError(f"{path_or_repo} is neither a folder nor a Hub id of the form 'owner/name'.")
     files = [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE]
+    commit = find_on_hub(path_or_repo, revision, token=token, error=AdapterError)
     try:
         api = HfApi(token=token)
-        commit = api.resolve_revision(str(path_or_repo), revision=revision)
         reachable = _check_size(api, str(path_or_repo), commit.resolved, files)
         fetched = snapshot_download(
             str(path_or_repo),
@@ -186,7 +185,7 @@ def find_adapter(
         )
     except AdapterError:
         raise
-    except (HfHubHTTPError, RevisionResolutionError, OSError, ValueError) as error:
+    except (HfHubHTTPError, OSError, ValueError) as error:
         reason = first_line(error)
         raise AdapterError(f"The adapter {path_or_repo} cannot be fetched: {reason}") from error
     folder = Path(fetched)

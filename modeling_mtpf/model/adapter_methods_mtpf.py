@@ -1,7 +1,6 @@
 """What a model does with its adapters: adding, loading, replacing, deleting, choosing, merging, saving."""
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +32,7 @@ from .adapters_mtpf import (
 from .errors_mtpf import AdapterError
 from .frozen_mtpf import CHANGES, frozen
 from .hub_cache_mtpf import weights_file
+from .sources_mtpf import is_hub_id
 from .trunk_mtpf import lora_modules
 
 
@@ -241,7 +241,7 @@ class AdapterMethods:
         Raises:
             AdapterError: No such adapter, or ``backbone_id`` is a local path.
         """
-        if backbone_id is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", backbone_id):
+        if backbone_id is not None and not is_hub_id(backbone_id):
             raise AdapterError(
                 f"backbone_id must be a Hub id of the form 'owner/name', not the path {backbone_id!r}."
             )

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
+from .sources_mtpf import is_hub_id
+
 BACKBONE_WEIGHTS_FILE = "model.safetensors"
 
 
@@ -55,7 +57,7 @@ def weights_file(name_or_path: str | None, revision: str | None) -> Path | None:
     if os.path.isdir(name_or_path):
         path = os.path.join(name_or_path, BACKBONE_WEIGHTS_FILE)
         return Path(path) if os.path.isfile(path) else None
-    if not revision or not re.fullmatch(r"[\w.-]+/[\w.-]+", name_or_path):
+    if not revision or not is_hub_id(name_or_path):
         return None
     cached = try_to_load_from_cache(name_or_path, BACKBONE_WEIGHTS_FILE, revision=revision)
     return Path(cached) if isinstance(cached, str) else None

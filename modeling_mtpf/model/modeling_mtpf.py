@@ -37,6 +37,7 @@ HUB_FILES = (
     "modeling_mtpf.py",
     "predict_mtpf.py",
     "results_mtpf.py",
+    "sources_mtpf.py",
     "texts_mtpf.py",
     "trunk_mtpf.py",
 )

@@ -388,7 +388,7 @@ def test_a_label_only_in_test_counts_as_missed(setting):
         (["--max_length", "100000"], "reads 4 to 132 tokens"),
         (["--data", "nowhere.conll"], "no file or folder nowhere.conll"),
         (["--backbone", "./nowhere"], "backbone './nowhere' cannot be loaded"),
-        (["--adapter", "./nowhere"], "neither a folder nor a Hub id"),
+        (["--adapter", "./nowhere"], "not a Hub id of the form"),
         (["--output_dir", "."], "exists already"),
         (["--name", "layer"], "collides"),
         (["--train_fraction", "2"], "at most 1"),

@@ -87,7 +87,7 @@ def test_results_for_the_card(hub, folders, run, tmp_path):
         (["push", "backbone", "{backbone}", "encoder"], "use the form 'owner/name'"),
         (["pull", "mtpf/absent"], "There is no repo mtpf/absent"),
         (["pull", "../../etc"], "use the form 'owner/name'"),
-        (["inspect", "./nothing/here"], "neither a folder nor a Hub id"),
+        (["inspect", "./nothing/here"], "not a Hub id of the form"),
         (["inspect", "mtpf/absent"], "There is no repo mtpf/absent"),
         (["push", "backbone", "{backbone}", BACKBONE, "--license", ""], "The license '' is no id"),
         (["push", "backbone", "{backbone}", BACKBONE, "--branch", "dev"], "has no branch 'dev'"),

@@ -118,7 +118,7 @@ def test_answers_come_while_the_input_is_open(folders):
     [
         (["--adapter", "{entities}", "{file}"], "entities records no published backbone; give one with --backbone"),
         (["--adapter", "{entities}", "--backbone", "{backbone}", "no/file"], "There is no file no/file"),
-        (["--adapter", "./no/app", "--backbone", "{backbone}", "{file}"], "neither a folder nor a Hub id"),
+        (["--adapter", "./no/app", "--backbone", "{backbone}", "{file}"], "not a Hub id of the form"),
         (["--adapter", "{entities}", "--backbone", "{entities}", "{file}"], "The backbone .* cannot be loaded"),
         (["--adapter", "{ner}", "--backbone", "{backbone}", "{file}"], "is a family's LoRA, not an app"),
         (["--adapter", "{entities}", "--backbone", "{backbone}", "{bytes}"], "bytes.txt, line 2 is not UTF-8"),

@@ -57,8 +57,8 @@ def edit(file: Path, **changes) -> None:
     [
         (None, "does not say which published backbone.*--backbone"),
         ("mtpf/absent", "mtpf/absent is not published.*mtpf push backbone FOLDER mtpf/absent"),
-        ("./runs/demo/backbone", "no Hub id; use the form 'owner/name'"),
-        ("/srv/backbone", "no Hub id"),
+        ("./runs/demo/backbone", "not a Hub id; use the form 'owner/name'"),
+        ("/srv/backbone", "not a Hub id"),
     ],
 )
 def test_an_adapter_without_a_published_backbone_is_refused(hub, folders, backbone_id, message):
@@ -331,7 +331,7 @@ def test_backbones_that_may_not_be_published(hub, backbone, encoders):
     pushes_nothing(hub, lambda: push_backbone(backbone / "absent", BACKBONE), "There is no folder")
     archive = shutil.make_archive(str(backbone), "zip", backbone)
     pushes_nothing(hub, lambda: push_backbone(archive, BACKBONE), "There is no folder .*zip")
-    with pytest.raises(AdapterError, match="neither a folder nor a Hub id"):
+    with pytest.raises(AdapterError, match="not a Hub id of the form"):
         MtpfModel.from_pretrained(encoders["bert"]).load_adapter(archive)
     (backbone / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     pushes_nothing(hub, push, "pytorch_model.bin .* may hold a pickle")
@@ -344,7 +344,7 @@ def test_backbones_that_may_not_be_published(hub, backbone, encoders):
         (backbone / file).unlink()
     pushes_nothing(hub, push, "has no tokenizer")
     for name in ("encoder", "a/b/c", "../up/x", "-/x", str(backbone)):
-        with pytest.raises(HubError, match="no Hub id"):
+        with pytest.raises(HubError, match="not a Hub id"):
             push_backbone(backbone, name)
 
 

@@ -379,9 +379,9 @@ def test_the_recorded_hash_is_that_of_the_saved_file(app):
 
 def test_unknown_places_and_local_backbone_ids_are_refused(load, tmp_path):
     model = load("bert", {"ner": None})
-    with pytest.raises(AdapterError, match="neither a folder nor a Hub id"):
+    with pytest.raises(AdapterError, match="not a Hub id of the form"):
         model.load_adapter(str(tmp_path / "nowhere"))
-    with pytest.raises(AdapterError, match="owner/missing cannot be fetched"):
+    with pytest.raises(AdapterError, match="no folder owner/missing, and the Hub cannot be reached"):
         model.load_adapter("owner/missing")
     with pytest.raises(AdapterError, match="'owner/name', not the path"):
         model.save_adapter(tmp_path / "a", "ner", backbone_id=str(tmp_path))
