@@ -1,21 +1,20 @@
-"""Records of results: one per regime, seed, task and protocol, in one JSON file."""
+"""Records of results: one per regime, seed, task and protocol, in one JSON file; and what identifies them."""
 
 import datetime
+import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
+from filelock import FileLock
 
-try:
-    import fcntl
-except ImportError:  # Windows has no advisory locks: there, one run a file
-    fcntl = None  # type: ignore[assignment]
+from ..errors import DataError
+from ..files import write_bytes
+from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, find_adapter
 
 PACKAGES = ("torch", "transformers", "peft", "scikit-learn", "seqeval", "numpy", "datasets")
+"""Packages that decide the numbers."""
 NEEDED = ("regime", "seed", "task", "family", "protocol", "metric", "value", "n_train", "n_test", "config")
 
 Key = tuple[str, int, str, str]
@@ -27,7 +26,7 @@ def record_key(record: dict[str, Any]) -> Key:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """Read the records of a file; none where there is no file.
+    """Read the records of a file; return an empty list if there is no file.
 
     Raises:
         DataError: The file holds something else.
@@ -49,13 +48,9 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
 def write_records(
     path: str | Path, records: Iterable[dict[str, Any]], key: Callable[[dict[str, Any]], Any] = record_key
 ) -> None:
-    """Write all records in one go, sorted by ``key``, one a line so that differences show."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write all records atomically, sorted by ``key``, one a line so that differences show."""
     lines = [json.dumps(r, ensure_ascii=False, sort_keys=True) for r in sorted(records, key=key)]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n", "utf-8")
-    temporary.replace(path)
+    write_bytes(Path(path), ("[\n" + ",\n".join(lines) + "\n]\n").encode())
 
 
 def add_record(
@@ -63,33 +58,48 @@ def add_record(
 ) -> None:
     """Add a record to a file that other processes may write to at the same time.
 
-    A record that is there already under the same key stays as it is.
+    An existing record of the same key is left as it is.
 
     Args:
-        path: JSON file of records; it is made where there is none.
+        path: JSON file of records; created if it does not exist.
         record: The new one.
-        check: Called with the records that are there; raises if the new one must not stand beside them.
+        check: Called with the existing records; raises if the new one may not be added to them.
     """
     with locked(Path(path)):
         records = read_records(path)
         check(records)
-        if record_key(record) not in {record_key(own) for own in records}:
+        if record_key(record) not in map(record_key, records):
             write_records(path, [*records, record])
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait until no other process holds the lock of a file, and hold it."""
+def locked(path: Path, timeout: float = -1) -> FileLock:
+    """Return the lock of a file or folder among processes, to be held in a ``with`` block."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        if fcntl is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout)
+
+
+def public_name(identifier: str | None) -> str | None:
+    """Name a backbone or adapter without its local path."""
+    return Path(identifier).name if identifier and Path(identifier).exists() else identifier
+
+
+def adapter_sha256(adapter: str | None, revision: str | None = None) -> str | None:
+    """Return the sha256 of an adapter's weights and of its config, which says how they are applied."""
+    if adapter is None:
+        return None
+    folder, digest = find_adapter(adapter, revision), hashlib.sha256()
+    for name in (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE):
+        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """Return the sha256 of a fast tokenizer's behaviour, whatever files it came from."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state.update(padding=None, truncation=None)  # every call sets them
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def today() -> str:
     """Date of a record, in UTC."""
     return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-
-
-__all__ = ["Key", "add_record", "locked", "read_records", "record_key", "today", "write_records"]
