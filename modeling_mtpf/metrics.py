@@ -21,8 +21,8 @@ def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
     """Strict IOB2 scores over entities: type and both borders must be right.
 
     seqeval's defaults are lenient, and ``mode="strict"`` without a scheme scores wrong predictions 1.0. A
-    sentence with fewer predicted tags than words was cut off: the words beyond count as ``O``, so that their
-    entities are missed, and are counted.
+    sentence with fewer predicted tags than words was cut off: the words beyond it count as ``O``, so their
+    entities are missed.
 
     Args:
         gold: IOB2 tags of every word.
@@ -42,42 +42,47 @@ def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
     if len(gold) != len(predicted):
         raise DataError(f"There are {len(gold)} sentences but {len(predicted)} predictions.")
     filled, cut = [], 0
-    for row, (own, found) in enumerate(zip(gold, predicted, strict=True), start=1):
-        if len(found) > len(own):
-            raise DataError(f"Sentence {row} has {len(own)} words but {len(found)} predicted tags.")
-        cut += len(own) - len(found)
-        filled.append([*found, *["O"] * (len(own) - len(found))])
+    for row, (tags, guesses) in enumerate(zip(gold, predicted, strict=True), start=1):
+        missing = len(tags) - len(guesses)
+        if missing < 0:
+            raise DataError(f"Sentence {row} has {len(tags)} words but {len(guesses)} predicted tags.")
+        cut += missing
+        filled.append([*guesses, *["O"] * missing])
     if cut:
         logger.warning("%d words were cut off; entities in them count as missed.", cut)
-    scores: dict[str, Any] = {"entity_f1": 0.0, "precision": 0.0, "recall": 0.0, "types": {}}
+    overall, types = {"f1": 0.0, "precision": 0.0, "recall": 0.0}, {}
     if any(tag != "O" for rows in (gold, filled) for row in rows for tag in row):
         pieces = [piece for rows in zip(gold, filled, strict=True) for piece in _pieces(*rows)]
         report = classification_report(
-            [own for own, _ in pieces],
-            [found for _, found in pieces],
+            [tags for tags, _ in pieces],
+            [guesses for _, guesses in pieces],
             mode="strict",
             scheme=IOB2,
             output_dict=True,
             zero_division=0,
         )
-        whole = report.pop("micro avg")
-        scores.update(entity_f1=float(whole["f1-score"]))
-        scores.update({key: float(whole[key]) for key in ("precision", "recall")})
-        scores["types"] = {
-            kind: {
-                "f1": float(own["f1-score"]),
-                "precision": float(own["precision"]),
-                "recall": float(own["recall"]),
-                "support": int(own["support"]),
-            }
-            for kind, own in report.items()
-            if not kind.endswith(" avg")
-        }
-    return {**scores, "words_cut_off": cut}
+        overall = _as_numbers(report["micro avg"])
+        types = {kind: _as_numbers(row) for kind, row in report.items() if not kind.endswith(" avg")}
+    return {
+        "entity_f1": overall["f1"],
+        "precision": overall["precision"],
+        "recall": overall["recall"],
+        "types": types,
+        "words_cut_off": cut,
+    }
+
+
+def _as_numbers(values: dict[str, Any]) -> dict[str, float]:
+    return {
+        "f1": float(values["f1-score"]),
+        "precision": float(values["precision"]),
+        "recall": float(values["recall"]),
+        "support": int(values["support"]),
+    }
 
 
 def _pieces(gold: Sequence[str], predicted: list[str]) -> Iterator[tuple[list[str], list[str]]]:
-    """Cut a sentence where no entity of either goes on: seqeval takes quadratic time in its length."""
+    """Cut a sentence where no entity of either continues: seqeval takes quadratic time in its length."""
     start = 0
     for i in range(1, len(gold) + 1):
         if i == len(gold) or (i - start >= PIECE and "I" not in (gold[i][0], predicted[i][0])):
@@ -99,7 +104,7 @@ def text_scores(
     Returns:
         ``accuracy``; ``macro_f1``, the mean over the labels that occur in either; ``average_precision``, the
         mean over the gold labels of the area under each one's precision-recall curve (a label that the model
-        does not know scores as chance does).
+        does not know scores at chance level).
     """
     columns = {label: column for column, label in enumerate(labels)}
     names = np.asarray(gold, dtype=object)
@@ -113,6 +118,3 @@ def text_scores(
         "macro_f1": float(f1_score(gold, predicted, average="macro", zero_division=0)),
         "average_precision": float(np.mean(precisions)),
     }
-
-
-__all__ = ["entity_scores", "text_scores"]

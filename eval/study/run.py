@@ -6,27 +6,21 @@
     python eval/study/run.py release --work runs/study-cpu me/my-encoder
 
 ``run`` does what is not done yet: for each variant and seed the teacher, labels and starting encoder that it
-needs, then pre-finetuning, then the benchmark. The same command goes on after a stop. ``--only neutral/tpl``
-does the variants whose names begin so. The plan is the one for GPUs where there is one, else the small one
-for CPUs; ``--plan`` names another. ``report`` takes the records of a folder into eval/results and makes all
-tables and pictures of docs/study.md anew; without ``--work`` from the records that are there. ``rerun`` draws
-some records, computes them again from what ``run`` has left in the folder, and compares. ``release``
-publishes a variant's backbone and adapters with complete cards.
+needs, then pre-finetuning, then the benchmark. The same command resumes after a stop. ``--only neutral/tpl``
+does the variants whose names begin so. The plan is the one for GPUs if there is a GPU, else the small one for
+CPUs; ``--plan`` names another. ``report`` copies the records of a folder into eval/results and fills in all
+tables and pictures of docs/study.md and its appendix; without ``--work`` from the records that are there.
+``rerun`` draws some records, computes them again from what ``run`` has left in the folder, and compares.
+``release`` publishes a variant's backbone and adapters with complete cards.
 """
 
 import argparse
-import heapq
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import threading
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +34,19 @@ exit_without_extra("eval", "evaluate", "seqeval", "scipy", "matplotlib")
 import numpy as np
 import torch
 import yaml
+from filelock import Timeout
 
+from eval.study.commands import ROOT, Command, cores_each, run_commands
 from eval.study.pictures import draw_pictures
-from eval.study.plan import Job, jobs, keep_plan, needed_stages, plan_of, read_plan
+from eval.study.plan import Job, needed_stages, plan_name, read_jobs, read_plan, save_plan
 from eval.study.records import add_run, read_study
-from eval.study.run_summaries import summarize_run
+from eval.study.summarize_runs import summarize_run
 from eval.study.tables import fill
-from modeling_mtpf.devices import available_cores
 from modeling_mtpf.errors import RecipeError
 from modeling_mtpf.evaluation.records import locked, read_records, write_records
 from modeling_mtpf.evaluation.tasks import DATA_VARIABLE
 from modeling_mtpf.hub import pull, push_adapter, push_backbone
 
-ROOT = Path(__file__).parents[2]
 PLANS = {name: ROOT / "eval" / "study" / f"{name}.yaml" for name in ("gpu", "cpu")}
 RESULTS = ROOT / "eval" / "results"
 DOCUMENT = ROOT / "docs" / "study.md"
@@ -60,207 +54,88 @@ RECORDS, RUNS, OVERLAP = "study.json", "study-runs.json", "study-overlap.json"
 """Names in the folder of a study; in ``RESULTS`` the plan's name follows ``study``."""
 
 
-@contextmanager
-def on_cores(cores: list[int]) -> Iterator[None]:
-    """Pin this thread, and the processes that it starts, to some cores; leave it as it is if none are named.
-
-    A ``preexec_fn`` would do so in the child, but can hang in a process with threads, and a stop with it.
-    """
-    if not cores:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-class Slots:
-    """So many commands may run at a time; a slot that gets free goes to the first of those that wait."""
-
-    def __init__(self, number: int):
-        self.free = list(range(number))[::-1]
-        self.waiting: list[tuple[float, int]] = []
-        self.changed, self.stopped = threading.Condition(), False
-
-    @contextmanager
-    def take(self, place: float) -> Iterator[int]:
-        """Wait for a slot, and hold it; the lowest ``place`` comes first.
-
-        Raises:
-            MtpfError: All was stopped in the meantime.
-        """
-        own = (place, threading.get_ident())
-        with self.changed:
-            heapq.heappush(self.waiting, own)
-            self.changed.wait_for(lambda: self.stopped or (self.free and self.waiting[0] == own))
-            if self.stopped:
-                raise MtpfError("stopped")
-            heapq.heappop(self.waiting)
-            slot = self.free.pop()
-            self.changed.notify_all()
-        try:
-            yield slot
-        finally:
-            with self.changed:
-                self.free.append(slot)
-                self.changed.notify_all()
-
-    def stop(self) -> None:
-        """Give no slot away any more."""
-        with self.changed:
-            self.stopped = True
-            self.changed.notify_all()
-
-
-class Runner:
-    """Runs commands, each on cores of its own, with a log file for each.
-
-    Args:
-        plan: See `study_plan.read_plan`.
-        work: Folder of everything that is made.
-        data: Folder of the data.
-        workers: Commands at a time.
+@dataclass(frozen=True)
+class Workplace:
+    """The folder of a study, its plan, and how its commands are run.
 
     Attributes:
-        grace: Seconds that commands have to end after a stop.
+        work: Folder of models, labels and records.
+        data: Folder of the data.
+        workers: Number of commands at a time.
+        stages: Of the plan: teacher, labels, starting encoder and so on.
+        jobs: Of the plan.
     """
 
-    grace = 60.0
+    work: Path
+    data: str
+    workers: int
+    stages: dict[str, dict[str, str]]
+    jobs: list[Job]
 
-    def __init__(self, plan: dict[str, Any], work: Path, data: str, workers: int):
-        self.stages = plan["stages"]
-        self.work, self.data, cores = work, data, available_cores()
-        self.threads = max(cores // workers, 1)
-        self.slots = Slots(workers)
-        self.running: set[subprocess.Popen] = set()
-        self.starting = threading.Lock()
-        self.failed: dict[Path, str] = {}
-        self.locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
-        self.places: dict[Path, float] = {}
-        (work / "logs").mkdir(parents=True, exist_ok=True)
+    @classmethod
+    def open(cls, options: argparse.Namespace) -> "Workplace":
+        """Read the plan and leave a copy of it in the folder."""
+        work, data = options.work.resolve(), options.data or os.environ.get(DATA_VARIABLE)
+        if not data:
+            raise RecipeError(f"Name the data by --data or the variable {DATA_VARIABLE}.")
+        plan = read_plan(options.plan, work, data := str(Path(data).resolve()))
+        save_plan(options.plan, work)
+        return cls(work, data, options.workers, plan["stages"], read_jobs(plan))
 
-    def command(self, name: str, arguments: list[str], place: float = 0, all_cores: bool = False) -> None:
-        """Run a script of this project when it is its turn; a slot is taken for as long.
+    def run(self, commands: list[Command]) -> None:
+        """Run commands; see `run_commands`."""
+        run_commands(commands, self.workers, self.work / "logs", {DATA_VARIABLE: self.data})
 
-        Raises:
-            MtpfError: It failed; the log is named.
-        """
-        log = self.work / "logs" / f"{name}.log"
-        with self.slots.take(place) as slot:
-            pinned = sorted(getattr(os, "sched_getaffinity", lambda _: ())(0))
-            own = pinned if all_cores else pinned[slot * self.threads : (slot + 1) * self.threads]
-            threads = available_cores() if all_cores else self.threads
-            environment = os.environ | {"OMP_NUM_THREADS": str(threads), DATA_VARIABLE: self.data}
-            print(f"{name}: {arguments[0]} on {f'cores {own}' if own else 'all cores'}", flush=True)
-            with log.open("a") as output:
-                with self.starting:  # a stop finds what was started, and what was not is never started
-                    if self.slots.stopped:
-                        raise MtpfError("stopped")
-                    with on_cores(own):
-                        process = subprocess.Popen(
-                            [sys.executable, *arguments],
-                            stdout=output,
-                            stderr=subprocess.STDOUT,
-                            env=environment,
-                            cwd=ROOT,
-                        )
-                    self.running.add(process)
-                status = process.wait()
-                self.running.discard(process)
-        if status:
-            raise MtpfError(f"{name} ended with status {status}; see {log}.")
+    def commands(self, jobs: list[Job]) -> list[Command]:
+        """All commands of some jobs, job by job, each after the stages and runs that it needs."""
+        commands: dict[str, Command] = {}
+        for job in jobs:
+            needs = needed_stages(self.stages, job.recipe, self.work)
+            for name in needs:
+                commands.setdefault(name, self.stage(name))
+            if job.trains:
+                train = self.train(job, needs)
+                commands.setdefault(train.name, train)
+                needs = [train.name]
+            commands[f"{job.name}-benchmark"] = Command(
+                f"{job.name}-benchmark",
+                ["eval/benchmark.py", *self.benchmark(job)],
+                needs,
+                partial(self.is_measured, job),
+            )
+        return list(commands.values())
 
-    def stop(self) -> None:
-        """Ask all commands that run to end, and after a while make them.
+    def stage(self, name: str) -> Command:
+        """The command of a stage."""
+        stage = self.stages[name]
+        needs = needed_stages(self.stages, {"command": stage["command"] + " ", "families": {}}, self.work)
+        needs = [other for other in needs if other != name]  # its command names its own folder, too
+        is_done, all_cores = Path(stage["done"]).is_file, stage.get("cores") == "all"
+        return Command(name, stage["command"].split(), needs, is_done, all_cores=all_cores)
 
-        Pre-finetuning writes a checkpoint first.
-        """
-        with self.starting:
-            self.slots.stop()
-            running = list(self.running)
-            for process in running:
-                process.terminate()
-        end = time.monotonic() + self.grace
-        for process in running:
-            try:
-                process.wait(max(end - time.monotonic(), 0))
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-    @contextmanager
-    def together(self, threads: int) -> Iterator[ThreadPoolExecutor]:
-        """Give a pool of threads for calls of `command`; what ends the block ends the commands, too."""
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                yield pool
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                self.stop()
-                raise
-
-    def make(self, folder: Path, done: Callable[[], bool], command: Callable[[], None]) -> None:
-        """Make a folder, if it is not there; others that need it wait, and share a failure."""
-        with self.locks[folder], locked(folder):
-            if folder in self.failed:
-                raise MtpfError(self.failed[folder])
-            if not done():
-                try:
-                    command()
-                except MtpfError as error:
-                    self.failed[folder] = str(error)
-                    raise
-
-    def stage(self, name: str) -> None:
-        """Make something ready."""
-        stage, folder = self.stages[name], self.work / name
-        place, all_cores = self.places.get(folder, -1), stage.get("cores") == "all"
-        self.make(
-            folder,
-            Path(stage["done"]).is_file,
-            lambda: self.command(name, stage["command"].split(), place, all_cores),
+    def train(self, job: Job, needs: list[str]) -> Command:
+        """The command that trains a job's run; its summary is added to the others when it is done."""
+        folder = job.folder(self.work)
+        file = self.work / "recipes" / f"{job.run_name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        local = {"output_dir": str(folder), "resume": "auto", "threads": cores_each(self.workers)}
+        file.write_text(yaml.safe_dump({**job.recipe, **local}, sort_keys=False), "utf-8")
+        return Command(
+            job.run_name,
+            ["train/pretrain.py", str(file)],
+            needs,
+            partial(job.is_trained, self.work),
+            lambda: add_run(self.work / RUNS, job.of, summarize_run(folder)),
         )
 
-    def queue(self, planned: list[Job]) -> None:
-        """Note the order: a run or a stage comes as early as the first job that needs it."""
-        for place, job in enumerate(planned):
-            for name in needed_stages(self.stages, job.recipe, self.work):
-                self.places.setdefault(self.work / name, place - 0.5)
-            self.places.setdefault(job.folder(self.work), place)
-
-    def job(self, job: Job, place: int) -> None:
-        """Train and measure one variant with one seed; of what is ready the lowest ``place`` comes first."""
-        for stage in needed_stages(self.stages, job.recipe, self.work):
-            self.stage(stage)
-        folder = job.folder(self.work)
-        if job.trains:
-            self.make(
-                folder,
-                lambda: job.is_trained(self.work),
-                lambda: self.command(
-                    job.name, ["train/pretrain.py", str(self.write_recipe(job))], self.places[folder]
-                ),
-            )
-            if job.of == job.variant:
-                add_run(self.work / RUNS, job.variant, summarize_run(folder))
-        if job.missing(read_records(self.work / RECORDS)):
-            self.command(f"{job.name}-benchmark", ["eval/benchmark.py", *self.benchmark(job)], place)
-        print(f"{job.name}: done", flush=True)
-
-    def write_recipe(self, job: Job) -> Path:
-        """Write the recipe of a run that goes on where it was stopped."""
-        file = self.work / "recipes" / f"{job.name}.yaml"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        own = {"output_dir": str(job.folder(self.work)), "resume": "auto", "threads": self.threads}
-        file.write_text(yaml.safe_dump({**job.recipe, **own}, sort_keys=False), "utf-8")
-        return file
+    def is_measured(self, job: Job) -> bool:
+        """Whether all records of a job are there."""
+        return job.is_measured(read_records(self.work / RECORDS))
 
     def benchmark(self, job: Job, **other: Any) -> list[str]:
         """Arguments of eval/benchmark.py."""
         folder = job.folder(self.work)
-        chosen = {
+        settings = {
             **job.benchmark,
             "tasks": ",".join(job.tasks),
             "regime": job.variant,
@@ -269,117 +144,101 @@ class Runner:
             "backbone_per_seed": str(job.trains).lower(),
             "output": self.work / RECORDS,
             "workers": 1,
-            **{f"adapter_{family}": folder / "adapters" / own for family, own in job.adapters.items()},
+            **{f"adapter_{family}": folder / "adapters" / name for family, name in job.adapters.items()},
             **other,
         }
-        return [part for key, value in chosen.items() for part in (f"--{key}", str(value))]
+        return [part for key, value in settings.items() for part in (f"--{key}", str(value))]
 
 
-def open_plan(given: argparse.Namespace) -> tuple[list[Job], Runner]:
-    """Read the plan; return its jobs and what runs them."""
-    work, data = given.work.resolve(), given.data or os.environ.get(DATA_VARIABLE)
-    if not data:
-        raise RecipeError(f"Name the data by --data or the variable {DATA_VARIABLE}.")
-    data = str(Path(data).resolve())
-    plan = read_plan(given.plan, work, data)
-    runner = Runner(plan, work, data, given.workers)
-    keep_plan(given.plan, work)
-    return jobs(plan), runner
+def run(options: argparse.Namespace) -> None:
+    """Do everything of the plan that is not done."""
+    place = Workplace.open(options)
+    jobs = [job for job in place.jobs if job.variant.startswith(tuple(options.only))]
+    if not jobs:
+        names = ", ".join(dict.fromkeys(job.variant for job in place.jobs))
+        raise RecipeError(f"No variant's name begins with {' or '.join(options.only)}; there are: {names}.")
+    commands = place.commands(jobs)
+    if "overlap" in place.stages and options.only == [""]:
+        commands.append(place.stage("overlap"))
+    try:
+        with locked(place.work, timeout=0):
+            place.run(commands)
+    except Timeout:
+        raise RecipeError(f"Another run is at work in {place.work}; wait for it, or stop it.") from None
 
 
-def run(given: argparse.Namespace) -> None:
-    """Do everything of the plan that is not done; a job that fails takes no other with it."""
-    planned, runner = open_plan(given)
-    chosen = [job for job in planned if any(job.variant.startswith(own) for own in given.only)]
-    if not chosen:
-        names = ", ".join(dict.fromkeys(job.variant for job in planned))
-        raise RecipeError(f"No variant's name begins with {' or '.join(given.only)}; there are: {names}.")
-    runner.queue(chosen)
-    failed: list[str] = []
-    with runner.together(len(chosen)) as pool:  # most wait: for a slot, or for what they need
-        for future in as_completed([pool.submit(runner.job, job, i) for i, job in enumerate(chosen)]):
-            if isinstance(error := future.exception(), MtpfError):
-                failed.append(str(error))
-                print(f"error: {error}", file=sys.stderr, flush=True)
-            elif error is not None:
-                raise error
-    if failed:
-        raise MtpfError(f"{len(failed)} of {len(chosen)} jobs failed, the first: {failed[0]}")
-    if "overlap" in runner.stages and given.only == [""]:
-        runner.stage("overlap")
-
-
-def rerun(given: argparse.Namespace) -> None:
+def rerun(options: argparse.Namespace) -> None:
     """Compute some records again, from the same backbones and with the same settings, and print both values.
 
-    The other records of the run stand beside the new one, and the benchmark refuses to add to records that
-    were made with something else.
+    Each new record is added to the other records of its run, which the benchmark refuses if they were made
+    with something else.
 
     Raises:
-        MtpfError: A few-shot value is another one: it depends on nothing but vectors and draws.
+        MtpfError: A few-shot value differs: it depends on nothing but vectors and draws.
     """
-    planned, runner = open_plan(given)
-    found = {(job.variant, job.seed): job for job in planned}
-    records = read_records(runner.work / RECORDS)
-    known = [own for own in records if (own["regime"], own["seed"]) in found]
-    drawn = np.random.default_rng(given.seed).permutation(len(known))[: given.count]
+    place = Workplace.open(options)
+    jobs = {(job.variant, job.seed): job for job in place.jobs}
+    records = [r for r in read_records(place.work / RECORDS) if (r["regime"], r["seed"]) in jobs]
+    drawn = np.random.default_rng(options.seed).permutation(len(records))[: options.count]
+    values: dict[str, tuple[str, float, float]] = {}
 
-    def compute(record: dict[str, Any]) -> tuple[str, dict[str, Any], float]:
-        job = found[record["regime"], record["seed"]]
+    def recompute(record: dict[str, Any]) -> Command:
+        job = jobs[record["regime"], record["seed"]]
         name = f"rerun-{job.name}-{record['task']}-{record['protocol']}"
-        output = runner.work / "rerun" / f"{name}.json"
-        beside = [own for own in records if own["regime"] == job.variant and own != record]
-        write_records(output, beside)
-        chosen = {"tasks": f"{record['family']}/{record['task']}", "protocols": record["protocol"]}
-        runner.command(name, ["eval/benchmark.py", *runner.benchmark(job, output=output, **chosen)])
-        return name, record, next(own for own in read_records(output) if own not in beside)["value"]
+        output = place.work / "rerun" / f"{name}.json"
+        others = [r for r in records if r["regime"] == job.variant and r != record]
+        write_records(output, others)
+        task = {"tasks": f"{record['family']}/{record['task']}", "protocols": record["protocol"]}
 
-    differing = []
-    with runner.together(given.workers) as pool:
-        for name, record, value in pool.map(compute, (known[index] for index in drawn)):
-            difference = value - record["value"]
-            print(f"{name}: recorded {record['value']:.6f}, now {value:.6f}, {difference:+.6f}")
-            if record["family"] == "tc" and difference:
-                differing.append(name)
+        def compare() -> None:
+            value = next(r for r in read_records(output) if r not in others)["value"]
+            values[name] = record["family"], record["value"], value
+
+        arguments = ["eval/benchmark.py", *place.benchmark(job, output=output, **task)]
+        return Command(name, arguments, after=compare)
+
+    place.run([recompute(records[index]) for index in drawn])
+    for name, (_, before, now) in values.items():
+        print(f"{name}: recorded {before:.6f}, now {now:.6f}, {now - before:+.6f}")
+    differing = [name for name, (family, before, now) in values.items() if family == "tc" and before != now]
     if differing:
         raise MtpfError(f"Not the recorded value: {', '.join(differing)}.")
 
 
-def release(given: argparse.Namespace) -> None:
-    """Publish the backbone of a variant, and one adapter a family, and fetch them again."""
-    planned, runner = open_plan(given)
-    wanted = (given.variant, given.seed)
-    job = next((own for own in planned if (own.variant, own.seed) == wanted), None)
-    if job is None or not (job.trains and job.is_trained(runner.work)):
-        raise RecipeError(f"{given.variant} with seed {given.seed} is no finished run of {runner.work}.")
-    folder = job.folder(runner.work)
-    records = read_records(runner.work / RECORDS)
-    own = [record for record in records if (record["regime"], record["seed"]) == wanted]
-    sha = str(push_backbone(folder / "backbone", given.repo, results=own))
-    print(f"{given.repo}@{sha}: {pull(given.repo, sha)}")
-    for family in job.adapters:
-        repo = f"{given.repo}-{family}"
-        pushed = push_adapter(
-            folder / "adapters" / family, repo, backbone_id=given.repo, backbone_revision=sha
+def release(options: argparse.Namespace) -> None:
+    """Publish the backbone of a variant, and one adapter a family, and download them again."""
+    place = Workplace.open(options)
+    wanted = (options.variant, options.seed)
+    job = next((job for job in place.jobs if (job.variant, job.seed) == wanted), None)
+    if job is None or not (job.trains and job.is_trained(place.work)):
+        raise RecipeError(
+            f"{options.variant} with seed {options.seed} is not a finished run of {place.work}."
         )
-        print(f"{repo}@{pushed}: {pull(repo, str(pushed))}")
+    folder = job.folder(place.work)
+    results = [r for r in read_records(place.work / RECORDS) if (r["regime"], r["seed"]) == wanted]
+    sha = str(push_backbone(folder / "backbone", options.repo, results=results))
+    print(f"{options.repo}@{sha}: {pull(options.repo, sha)}")
+    for family in job.adapters:
+        repo, adapter = f"{options.repo}-{family}", folder / "adapters" / family
+        pushed = str(push_adapter(adapter, repo, backbone_id=options.repo, backbone_revision=sha))
+        print(f"{repo}@{pushed}: {pull(repo, pushed)}")
 
 
-def recorded(name: str) -> list[Path]:
-    """Where the records of a plan of this name are kept: measurements, runs, overlap."""
+def committed(name: str) -> list[Path]:
+    """Files of the records of a plan of this name: measurements, runs, overlap."""
     return [RESULTS / file.replace("study", f"study-{name}") for file in (RECORDS, RUNS, OVERLAP)]
 
 
-def report(given: argparse.Namespace) -> None:
-    """Make all tables and pictures of the report anew."""
-    if given.work:
-        name = plan_of(given.work)
+def report(options: argparse.Namespace) -> None:
+    """Fill in all tables and pictures of the report."""
+    if options.work:
+        name = plan_name(options.work)
         if name not in PLANS:
-            raise RecipeError(f"{given.work} is of the plan {name!r}; the report has: {', '.join(PLANS)}.")
-        for file, kept in zip((RECORDS, RUNS, OVERLAP), recorded(name), strict=True):
-            if (given.work / file).is_file():
-                shutil.copyfile(given.work / file, kept)
-    studies = {name: read_study(*recorded(name)) for name in PLANS}
+            raise RecipeError(f"{options.work} is of the plan {name!r}; the report has: {', '.join(PLANS)}.")
+        for file, copy in zip((RECORDS, RUNS, OVERLAP), committed(name), strict=True):
+            if (options.work / file).is_file():
+                shutil.copyfile(options.work / file, copy)
+    studies = {name: read_study(*committed(name)) for name in PLANS}
     DOCUMENT.write_text(fill(DOCUMENT.read_text("utf-8"), studies), "utf-8")
     for name, study in studies.items():
         for picture in draw_pictures(study, DOCUMENT.parent / "study", name):
@@ -391,43 +250,43 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(required=True)
-    device = "gpu" if torch.cuda.is_available() else "cpu"
-    names = ("run", "rerun", "release", "report")
-    train, again, out, tables = (commands.add_parser(name) for name in names)
-    for command, function in zip((train, again, out, tables), (run, rerun, release, report), strict=True):
-        command.set_defaults(run=function)
-        needed = command is not tables
+    subparsers = parser.add_subparsers(required=True)
+    commands = {}
+    for function in (run, rerun, release, report):
+        command = commands[function] = subparsers.add_parser(function.__name__, help=function.__doc__)
+        command.set_defaults(function=function)
+        needed = function is not report
         command.add_argument(
             "--work", type=Path, required=needed, help="folder of models, labels and records"
         )
-    for command in (train, again, out):
-        command.add_argument("--data", help=f"folder of the data; by default that of {DATA_VARIABLE}")
-        command.add_argument("--workers", type=int, default=1, help="commands at a time, each on its cores")
-        command.add_argument("--plan", type=Path, default=PLANS[device], help="of the study")
-    train.add_argument("--only", nargs="+", default=[""], help="beginnings of the names of variants")
-    again.add_argument("--count", type=int, default=3, help="how many records")
-    again.add_argument("--seed", type=int, default=0, help="of the draw")
-    out.add_argument("repo", help="owner/name of the backbone; adapters get the family's name behind it")
-    out.add_argument("--variant", default="neutral/tpl")
-    out.add_argument("--seed", type=int, default=0)
+        if needed:
+            device = "gpu" if torch.cuda.is_available() else "cpu"
+            command.add_argument("--data", help=f"folder of the data; by default that of {DATA_VARIABLE}")
+            command.add_argument("--workers", type=int, default=1, help="number of commands at a time")
+            command.add_argument("--plan", type=Path, default=PLANS[device], help="of the study")
+    commands[run].add_argument("--only", nargs="+", default=[""], help="beginnings of the names of variants")
+    commands[rerun].add_argument("--count", type=int, default=3, help="how many records")
+    commands[rerun].add_argument("--seed", type=int, default=0, help="of the draw")
+    commands[release].add_argument("repo", help="owner/name of the backbone; adapters are owner/name-family")
+    commands[release].add_argument("--variant", default="neutral/tpl")
+    commands[release].add_argument("--seed", type=int, default=0)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line."""
-    given = build_parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
-        given.run(given)
+        options.function(options)
     except MtpfError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Stopped; the same command goes on.", file=sys.stderr)
+        print("Stopped; run the same command again to resume.", file=sys.stderr)
         return 130
     return 0
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what runs is stopped, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # running commands are stopped, too
     sys.exit(main())

@@ -1,46 +1,36 @@
-"""Tables and verdicts of the study, each made anew from its records, and the document that holds them."""
+"""Tables and verdicts of the study, computed from its records, and the documents that hold them."""
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from eval.study.records import FAMILIES, NAMES, REGIMES, Study
+from eval.study.records import MAIN_PROTOCOLS, NAMES, REGIMES, Study
 from modeling_mtpf.errors import DataError
-from modeling_mtpf.evaluation.contrasts import Contrast
-from modeling_mtpf.evaluation.report import mean_interval, tasks_of
+from modeling_mtpf.evaluation.report import markdown_table
+from modeling_mtpf.evaluation.statistics import Contrast, mean_interval, tasks_of
 
 COMPARABLE = 0.5
 """Points within which two regimes count as comparable."""
 FEWEST_SEEDS = 3
 """Pre-finetuning runs that a verdict needs: an interval over tasks says nothing of how runs differ."""
 
-# ------------------------------------------------------------------------------------------------- tables
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
 
 def average_table(study: Study) -> str:
-    """Averages of the regimes over the tasks and seeds that all have which there are, by start and family."""
+    """Averages of the regimes by start and family, over the tasks and seeds measured for all of them."""
     rows = []
     for start in study.starts:
-        for protocol in FAMILIES.values():
-            having = [v for v in study.variants(protocol, start) if v.split("/", 1)[1] in REGIMES]
-            tasks, seeds = study.common(protocol, having)
-            values = [
-                study.average(protocol, f"{start}/{regime}", tasks, seeds)
-                if f"{start}/{regime}" in having
-                else "–"
-                for regime in REGIMES
+        for protocol in MAIN_PROTOCOLS.values():
+            measured = study.regimes(protocol, start)
+            tasks, seeds = study.common(protocol, measured)
+            averages = [
+                study.average(protocol, variant, tasks, seeds) if variant in measured else "–"
+                for variant in (f"{start}/{regime}" for regime in REGIMES)
             ]
-            rows.append([start, NAMES[protocol], str(len(tasks)), str(len(seeds)), *values])
-    return markdown(["start", "family", "tasks", "seeds", *(f"`{regime}`" for regime in REGIMES)], rows)
+            rows.append([start, NAMES[protocol], str(len(tasks)), str(len(seeds)), *averages])
+    return markdown_table(["start", "family", "tasks", "seeds", *(f"`{regime}`" for regime in REGIMES)], rows)
 
 
 PAIRS = (
@@ -60,35 +50,37 @@ def contrast_table(study: Study) -> str:
     """The regimes in pairs."""
     rows = []
     for start in study.starts:
-        for protocol in FAMILIES.values():
+        for protocol in MAIN_PROTOCOLS.values():
             for first, second in PAIRS:
-                found = study.contrast(protocol, f"{start}/{first}", f"{start}/{second}")
-                if found is not None:
-                    rows.append([start, NAMES[protocol], f"`{first}` − `{second}`", *contrast_cells(found)])
-    return markdown(["start", "family", "difference", *CONTRAST_HEAD], rows)
+                result = study.contrast(protocol, f"{start}/{first}", f"{start}/{second}")
+                if result is not None:
+                    rows.append([start, NAMES[protocol], f"`{first}` − `{second}`", *contrast_cells(result)])
+    return markdown_table(["start", "family", "difference", *CONTRAST_HEAD], rows)
 
 
 CONTRAST_HEAD = ("points [95 % over tasks]", "[95 % over seeds]", "p, paired", "tasks ahead", "seeds")
 
 
-def contrast_cells(found: Contrast) -> list[str]:
+def contrast_cells(contrast: Contrast) -> list[str]:
     """Return the cells of `CONTRAST_HEAD`."""
-    seeds = found.over_seeds
-    shown = "–" if math.isnan(seeds.low) else f"[{seeds.low:+.2f}, {seeds.high:+.2f}]"
-    p_value = "–" if math.isnan(found.p_value) else f"{found.p_value:.3f}"
-    ahead = f"{found.wins} of {found.tasks}"
-    return [found.over_tasks.as_difference(), shown, p_value, ahead, str(len(found.seeds))]
+    return [
+        contrast.over_tasks.as_difference(),
+        contrast.over_seeds.bounds(),
+        "–" if math.isnan(contrast.p_value) else f"{contrast.p_value:.3f}",
+        f"{contrast.wins} of {contrast.tasks}",
+        str(len(contrast.seeds)),
+    ]
 
 
 def task_table(study: Study, start: str, protocol: str) -> str:
     """Values of every task."""
-    regimes = [v for v in study.variants(protocol, start) if v.split("/", 1)[1] in REGIMES]
+    regimes = study.regimes(protocol, start)
     rows = []
     for task in tasks_of(study.cells, protocol):
-        own = [study.cells.get((protocol, task, regime)) for regime in regimes]
-        if any(own):
-            rows.append([task, *(str(mean_interval(list(v.values()))) if v else "–" for v in own)])
-    return markdown([NAMES[protocol], *(f"`{v.split('/', 1)[1]}`" for v in regimes)], rows)
+        values = [study.cells.get((protocol, task, regime)) for regime in regimes]
+        if any(values):
+            rows.append([task, *(str(mean_interval(list(v.values()))) if v else "–" for v in values)])
+    return markdown_table([NAMES[protocol], *(f"`{v.split('/', 1)[1]}`" for v in regimes)], rows)
 
 
 def all_task_tables(study: Study) -> str:
@@ -96,7 +88,7 @@ def all_task_tables(study: Study) -> str:
     parts = [
         f"**{start}**\n\n{task_table(study, start, protocol)}"
         for start in study.starts
-        for protocol in FAMILIES.values()
+        for protocol in MAIN_PROTOCOLS.values()
         if study.variants(protocol, start)
     ]
     return "\n\n".join(parts)
@@ -112,55 +104,42 @@ def variant_table(study: Study) -> str:
                 if name in REGIMES:
                     continue
                 reference = f"{start}/base-tenth" if protocol == "ner10" else f"{start}/{name.split('-')[0]}"
-                found = study.contrast(protocol, variant, reference)
-                if variant != reference and found is not None:
-                    average = study.average(protocol, variant, *study.common(protocol, [variant, reference]))
-                    against, shown = reference.split("/", 1)[1], contrast_cells(found)
-                    rows.append(
-                        [start, NAMES[protocol], f"`{name}`", average, f"`{against}`"]
-                        + [shown[0], *shown[2:]]
-                    )
+                result = study.contrast(protocol, variant, reference)
+                if variant == reference or result is None:
+                    continue
+                average = study.average(protocol, variant, *study.common(protocol, [variant, reference]))
+                against, (points, _, *rest) = reference.split("/", 1)[1], contrast_cells(result)
+                rows.append([start, NAMES[protocol], f"`{name}`", average, f"`{against}`", points, *rest])
     head = ["start", "family", "variant", "average", "against", CONTRAST_HEAD[0], *CONTRAST_HEAD[2:]]
-    return markdown(head, rows) if rows else "None yet."
+    return markdown_table(head, rows) if rows else "None yet."
 
 
 def diagnostics_table(study: Study) -> str:
     """Cosine between the families' gradients and CKA between their states, means over steps and seeds."""
-    layers: list[str] = []
-    rows = []
-    for (variant, key), values in sorted(_diagnostics(study).items()):
-        layers += [layer for layer in values if layer not in layers]
-        rows.append((variant, key, values))
-    order = sorted(layers, key=layer_place)
-    body = [
-        [f"`{variant}`", key, *(f"{np.mean(v[own]):+.3f}" if own in v else "–" for own in order)]
-        for variant, key, v in rows
+    names = {"gradient_cosine": "gradient cosine", "tail_cka": "CKA"}
+    means: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for run in study.runs:
+        if run["variant"].split("/", 1)[1] in REGIMES:
+            for key, values in run["diagnostics"].items():
+                measure, layer = key.split("/")
+                by_layer = means.setdefault((run["variant"], names[measure]), {})
+                by_layer.setdefault(layer, []).append(float(np.mean(values)))
+    layers = sorted({layer for by_layer in means.values() for layer in by_layer}, key=layer_order)
+    rows = [
+        [f"`{variant}`", measure, *(f"{np.mean(v[layer]):+.3f}" if layer in v else "–" for layer in layers)]
+        for (variant, measure), v in sorted(means.items())
     ]
-    return markdown(["variant", "measure", *(layer.replace("_", " ") for layer in order)], body)
+    return markdown_table(["variant", "measure", *(layer.replace("_", " ") for layer in layers)], rows)
 
 
-def layer_place(name: str) -> tuple[int, int]:
-    """Sort ``embeddings``, ``layer_0``, … and ``all`` as they lie in the encoder."""
+def layer_order(name: str) -> tuple[int, int]:
+    """Sort key of ``embeddings``, ``layer_0``, … and ``all``: from the bottom of the encoder to the top."""
     kind, _, number = name.partition("_")
     return ("embeddings", "layer", "all").index(kind), int(number or 0)
 
 
-def _diagnostics(study: Study) -> dict[tuple[str, str], dict[str, list[float]]]:
-    """(variant, measure) → layer → the mean of each run."""
-    names = {"gradient_cosine": "gradient cosine", "tail_cka": "CKA"}
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for run in study.runs:
-        if run["variant"].split("/", 1)[1] not in REGIMES:
-            continue
-        for key, values in run["diagnostics"].items():
-            measure, layer = key.split("/")
-            own = found.setdefault((run["variant"], names[measure]), {})
-            own.setdefault(layer, []).append(float(np.mean(values)))
-    return found
-
-
 def cost_table(study: Study) -> str:
-    """What each variant cost and what it leaves to ship; seconds of runs that were never interrupted."""
+    """Cost of each variant, and the size of its weights; seconds of runs that were never interrupted."""
     rows = []
     for variant in dict.fromkeys(run["variant"] for run in study.runs):
         runs = [run for run in study.runs if run["variant"] == variant]
@@ -182,41 +161,28 @@ def cost_table(study: Study) -> str:
                 f"{adapters / 1e6:.2f} MB" if adapters else "–",
             ]
         )
-    head = [
-        "variant",
-        "seeds",
-        "steps",
-        "words",
-        "pairs",
-        "seconds",
-        "backbone moved",
-        "backbone",
-        "adapters",
-    ]
-    return markdown(head, rows)
+    sizes_head = ["backbone moved", "backbone", "adapters"]
+    return markdown_table(["variant", "seeds", "steps", "words", "pairs", "seconds", *sizes_head], rows)
 
 
 def overlap_table(study: Study) -> str:
-    """Test texts that occur in what was trained on."""
+    """Test texts that occur in the training data."""
     sources = list(study.overlap.get("sources", {}))
     rows = [
-        [task, f"{own['texts']:,}", *(str(own["whole"].get(source, 0)) for source in sources)]
-        for task, own in study.overlap.get("tasks", {}).items()
+        [task, f"{counts['texts']:,}", *(str(counts["whole"].get(source, 0)) for source in sources)]
+        for task, counts in study.overlap.get("tasks", {}).items()
     ]
-    return markdown(["test set", "texts", *sources], rows) if rows else "Not counted yet."
-
-
-# ------------------------------------------------------------------------------------------------- claims
+    return markdown_table(["test set", "texts", *sources], rows) if rows else "Not counted yet."
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim, and how the records decide it.
+    """One claim, and the rule that decides it.
 
     Attributes:
         text: As the paper or the target puts it.
         needs: Contrasts ``(protocol, first, second)``.
-        judge: From these to the verdict.
+        judge: Rule that turns these into the verdict.
     """
 
     text: str
@@ -224,34 +190,34 @@ class Claim:
     judge: Callable[[list[Contrast]], str]
 
 
-def all_above(found: list[Contrast]) -> str:
+def all_above(contrasts: list[Contrast]) -> str:
     """Held if every interval over tasks is above zero; not held if one mean is not."""
-    if all(own.sign > 0 for own in found):
+    if all(c.sign > 0 for c in contrasts):
         return "held"
-    return "not held" if any(own.over_tasks.mean <= 0 for own in found) else "undecided"
+    return "not held" if any(c.over_tasks.mean <= 0 for c in contrasts) else "undecided"
 
 
-def all_below(found: list[Contrast]) -> str:
+def all_below(contrasts: list[Contrast]) -> str:
     """Held if every interval over tasks is below zero; not held if one mean is not."""
-    if all(own.sign < 0 for own in found):
+    if all(c.sign < 0 for c in contrasts):
         return "held"
-    return "not held" if any(own.over_tasks.mean >= 0 for own in found) else "undecided"
+    return "not held" if any(c.over_tasks.mean >= 0 for c in contrasts) else "undecided"
 
 
-def comparable(found: list[Contrast]) -> str:
+def comparable(contrasts: list[Contrast]) -> str:
     """Held if no mean is more than `COMPARABLE` points below, whatever the intervals."""
-    return "held" if all(own.over_tasks.mean >= -COMPARABLE for own in found) else "not held"
+    return "held" if all(c.over_tasks.mean >= -COMPARABLE for c in contrasts) else "not held"
 
 
-def none_behind(found: list[Contrast]) -> str:
+def none_behind(contrasts: list[Contrast]) -> str:
     """Held if no mean is below zero and one interval over tasks is above."""
-    behind = any(own.over_tasks.mean < 0 for own in found)
-    return "not held" if behind else "held" if any(own.sign > 0 for own in found) else "undecided"
+    behind = any(c.over_tasks.mean < 0 for c in contrasts)
+    return "not held" if behind else "held" if any(c.sign > 0 for c in contrasts) else "undecided"
 
 
-def better_with_two(found: list[Contrast]) -> str:
+def better_with_two(contrasts: list[Contrast]) -> str:
     """Held if every other number of layers is behind in the mean."""
-    return "held" if all(own.over_tasks.mean < 0 for own in found) else "not held"
+    return "held" if all(c.over_tasks.mean < 0 for c in contrasts) else "not held"
 
 
 BOTH = ("ner", "mteb")
@@ -293,12 +259,12 @@ CLAIMS = (
 )
 
 
-def verdict(claim: Claim, found: list[Contrast | None]) -> str:
-    """Judge a claim, where all that it needs is there with enough seeds."""
-    known = [own for own in found if own is not None]
-    if len(known) < len(found):
+def verdict(claim: Claim, contrasts: list[Contrast | None]) -> str:
+    """Judge a claim, if all contrasts that it needs are there with enough seeds."""
+    known = [contrast for contrast in contrasts if contrast is not None]
+    if len(known) < len(contrasts):
         return "not tested"
-    fewest = min(len(own.seeds) for own in known)
+    fewest = min(len(contrast.seeds) for contrast in known)
     if fewest < FEWEST_SEEDS:
         return f"undecided: {fewest} of {FEWEST_SEEDS} seeds"
     return claim.judge(known)
@@ -309,17 +275,15 @@ def claim_table(study: Study) -> str:
     rows = []
     for claim in CLAIMS:
         for start in study.starts:
-            found = [study.contrast(p, f"{start}/{a}", f"{start}/{b}") for p, a, b in claim.needs]
+            contrasts = [study.contrast(p, f"{start}/{a}", f"{start}/{b}") for p, a, b in claim.needs]
             numbers = [
-                f"`{first}` − `{second}`, {NAMES[p].split(',')[0]}: {own.over_tasks.as_difference()}"
-                for (p, first, second), own in zip(claim.needs, found, strict=True)
-                if own is not None
+                f"`{first}` − `{second}`, {NAMES[p].split(',')[0]}: {contrast.over_tasks.as_difference()}"
+                for (p, first, second), contrast in zip(claim.needs, contrasts, strict=True)
+                if contrast is not None
             ]
-            rows.append([claim.text, start, f"**{verdict(claim, found)}**", "; ".join(numbers) or "–"])
-    return markdown(["claim", "start", "verdict", "points [95 % over tasks]"], rows)
+            rows.append([claim.text, start, f"**{verdict(claim, contrasts)}**", "; ".join(numbers) or "–"])
+    return markdown_table(["claim", "start", "verdict", "points [95 % over tasks]"], rows)
 
-
-# ----------------------------------------------------------------------------------------------- document
 
 BLOCKS: dict[str, Callable[[Study], str]] = {
     "claims": claim_table,
@@ -334,20 +298,17 @@ BLOCKS: dict[str, Callable[[Study], str]] = {
 
 
 def fill(document: str, studies: dict[str, Study]) -> str:
-    """Return the document with every ``<!-- table: STUDY NAME -->`` … ``<!-- end -->`` made anew.
+    """Return the document with every ``<!-- table: STUDY NAME -->`` … ``<!-- end -->`` filled in.
 
     Raises:
-        DataError: It names a study or a table that does not exist.
+        DataError: A study or a table does not exist.
     """
 
     def block(match: re.Match) -> str:
-        own, name = match[1], match[2]
-        if own not in studies or name not in BLOCKS:
+        study, name = match[1], match[2]
+        if study not in studies or name not in BLOCKS:
             known = f"studies: {', '.join(studies)}; tables: {', '.join(BLOCKS)}"
-            raise DataError(f"The document wants a table {f'{own} {name}'!r}; known {known}.")
-        return f"<!-- table: {own} {name} -->\n\n{BLOCKS[name](studies[own])}\n\n<!-- end -->"
+            raise DataError(f"The document asks for a table {f'{study} {name}'!r}; known {known}.")
+        return f"<!-- table: {study} {name} -->\n\n{BLOCKS[name](studies[study])}\n\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\w+) (\w+) -->.*?<!-- end -->", block, document, flags=re.DOTALL)
-
-
-__all__ = ["BLOCKS", "CLAIMS", "fill", "layer_place"]

@@ -2,7 +2,7 @@
 
 import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import CancelledError, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,25 +22,34 @@ from ..model.adapter_files_mtpf import backbone_sha256
 from ..settings import nearest
 from ..version import versions
 from .few_shot import SEED, few_shot
-from .identities import adapter_sha256, public_name, tokenizer_sha256
-from .records import PACKAGES, add_record, read_records, record_key, today
+from .records import (
+    PACKAGES,
+    adapter_sha256,
+    add_record,
+    config_value,
+    public_name,
+    read_records,
+    record_key,
+    today,
+    tokenizer_sha256,
+)
 from .tasks import Task, all_tasks, check_task, load_task, select_tasks
 from .vector_cache import StoredVectors
 
-PROTOCOLS = {"ner": "ner", "ner10": "ner", "mteb": "tc", "full": "tc"}
+FAMILY_OF = {"ner": "ner", "ner10": "ner", "mteb": "tc", "full": "tc"}
 """Protocol → family."""
 
 Facts = dict[str, dict[str, Any]]
-"""Protocol → everything but task, data and seed that decides its values."""
+"""Protocol → everything except task, data and seed that decides its values."""
 
 QUICK_ROWS = 200
-"""Rows of each split in a smoke run."""
+"""Rows of each split in a smoke run (``--quick``)."""
 
-OF_A_SEED = ("backbone.sha256", "adapter.sha256")
-"""Facts that belong to one seed where each has a backbone of its own."""
+SEED_FACTS = ("backbone.sha256", "adapter.sha256")
+"""Facts that differ between seeds if each seed has its own backbone."""
 
 LEAST_ROWS = 10
-"""Smallest limit of rows and steps: a tenth of the rows must be something."""
+"""Smallest limit of rows and steps: a tenth of the rows must not be empty."""
 
 
 @dataclass(kw_only=True)
@@ -54,25 +63,25 @@ class BenchmarkSettings:
         adapter_ner_revision: Commit of its repo.
         adapter_tc: Folder or Hub id of the TC LoRA that text vectors are made with; none by default.
         adapter_tc_revision: Commit of its repo.
-        regime: Name under which the records stand side by side, e.g. base, naive, tpl.
+        regime: Name under which the records are compared, e.g. base, naive, tpl.
         tasks: Names separated by commas, or ``all``.
         protocols: Of ``ner`` (all data), ``ner10`` (a tenth), ``mteb`` (few-shot), ``full`` (probe on all of
             train), separated by commas.
         seeds: Separated by commas. For ``mteb`` seed 0 is MTEB's own; ``full`` is the same for every seed
-            and is done for the first alone.
-        output: JSON file of records; what stands there is not computed again.
+            and computed for the first only.
+        output: JSON file of records; existing records are not computed again.
         data: Folder ``<family>/<task>/<split>.parquet``; by default that of the variable MTPF_DATA.
-        cache_dir: Folder for text vectors, which all protocols share; by default they are not kept.
+        cache_dir: Folder for text vectors, which all protocols share; by default they are not stored.
         max_length: Longest text in tokens for text vectors (MTEB's of all-MiniLM-L6-v2 is 256).
         normalize: Scale text vectors of ``mteb`` to length 1, as sentence-transformers encoders do.
         mixed_precision: ``auto`` (bf16 where the device is fast at it), ``bf16`` or ``float32``.
-        ner_rows: NER apps are fitted on at most so many rows of train, and a quarter as many of validation,
-            drawn by the seed; ``ner10`` takes a tenth of them. By default all.
+        ner_rows: Most rows of train that NER apps are fitted on, with a quarter as many of validation, drawn
+            by the seed; ``ner10`` takes a tenth of them. By default all.
         ner_steps: Steps of each NER fit, without early stopping; by default as `train/adapt.py` has it.
-        test_rows: At most so many rows of each test set, the same for every seed. By default all.
-        backbone_per_seed: The seeds are those of pre-finetuning runs, and each has a backbone of its own: the
+        test_rows: Most rows of each test set, the same for every seed. By default all.
+        backbone_per_seed: The seeds are those of pre-finetuning runs, and each has its own backbone: the
             records of other seeds may come from another one.
-        workers: Processes (0: one a core). Each has its share of the cores.
+        workers: Number of processes (0: one a core). The cores are divided among them.
         quick: A smoke run: few rows and steps; its numbers mean nothing.
     """
 
@@ -115,8 +124,8 @@ class BenchmarkSettings:
         """The chosen protocols."""
         names = [part.strip() for part in self.protocols.split(",")]
         for name in names:
-            if name not in PROTOCOLS:
-                known = list(PROTOCOLS)
+            if name not in FAMILY_OF:
+                known = list(FAMILY_OF)
                 raise RecipeError(
                     f"Unknown protocol {name!r}; {nearest(name, known)}known: {', '.join(known)}."
                 )
@@ -135,12 +144,12 @@ class BenchmarkSettings:
 
 @dataclass(frozen=True)
 class Unit:
-    """What one process does in one go: the seeds of a protocol, or all text protocols of a task at once.
+    """What one process computes at a time: one NER fit, or all text protocols and seeds of a task.
 
     Attributes:
         task: Of the task list.
         jobs: Protocols and seeds.
-        fingerprint: Of the data behind the records that the file has of this task, if it has any.
+        fingerprint: Of the data behind the existing records of this task, if there are any.
     """
 
     task: Task
@@ -149,27 +158,29 @@ class Unit:
 
 
 def plan(settings: BenchmarkSettings, records: list[dict[str, Any]]) -> list[Unit]:
-    """Return what is left to do: text tasks whole (their protocols share vectors), NER fits one by one."""
+    """Return the missing units: text tasks whole (their protocols share vectors), NER fits one by one."""
     protocols, seeds = settings.protocol_names(), settings.seed_numbers()
     done = {record_key(record) for record in records}
     # All regimes are compared on the same data.
-    prints = {f"{record['family']}/{record['task']}": record["config"].get("data") for record in records}
+    fingerprints = {
+        f"{record['family']}/{record['task']}": record["config"].get("data") for record in records
+    }
     units = []
-    for task in select_tasks(settings.tasks, {PROTOCOLS[name] for name in protocols}):
+    for task in select_tasks(settings.tasks, {FAMILY_OF[name] for name in protocols}):
         jobs = [
             (protocol, seed)
             for protocol in protocols
-            if PROTOCOLS[protocol] == task.family
+            if FAMILY_OF[protocol] == task.family
             for seed in (seeds[:1] if protocol == "full" else seeds)
             if (settings.regime, seed, task.key, protocol) not in done
         ]
         groups = [tuple(jobs)] if task.family == "tc" else [(job,) for job in jobs]
-        units += [Unit(task, group, prints.get(task.key)) for group in groups if group]
+        units += [Unit(task, group, fingerprints.get(task.key)) for group in groups if group]
     return units
 
 
 class Bench:
-    """One loaded backbone that evaluates units; every process has its own."""
+    """A loaded backbone that evaluates units; each process has one."""
 
     def __init__(self, settings: BenchmarkSettings):
         self.settings = settings
@@ -188,8 +199,8 @@ class Bench:
             self.model.load_adapter(settings.adapter_tc, "bench-tc", settings.adapter_tc_revision)
 
     def facts(self, protocol: str) -> dict[str, Any]:
-        """Everything but task, data and seed that decides a protocol's values, by its place in ``config``."""
-        family = PROTOCOLS[protocol]
+        """Everything except task, data and seed that decides the values, by its path in ``config``."""
+        family = FAMILY_OF[protocol]
         facts: dict[str, Any] = {
             "backbone.sha256": self.sha256,
             "tokenizer.sha256": self.tokenizer_sha256,
@@ -222,7 +233,7 @@ class Bench:
         data = self._load(unit, unit.jobs[0][0], 0)
         test: Any = data.test
         texts = {"pool": data.train.inputs + data.validation.inputs, "test": test.inputs}
-        vectors = {name: self._vectors(own) for name, own in texts.items()}
+        vectors = {name: self._vectors(part) for name, part in texts.items()}
         for protocol, seed in unit.jobs:
             run = self._mteb if protocol == "mteb" else self._full
             yield run(unit.task, data, vectors, seed)
@@ -240,17 +251,17 @@ class Bench:
         for name, (most, draw) in self._limits(protocol, seed).items():
             split: Examples = getattr(data, name)
             if most is not None and most < len(split):
-                # Drawn, for some sets are sorted by label.
+                # A random draw, because some sets are sorted by label.
                 rows = np.random.default_rng(draw).permutation(len(split))[:most]
                 setattr(data, name, split.take(np.sort(rows)))
         return data
 
     def _limits(self, protocol: str, seed: int) -> dict[str, tuple[int | None, int]]:
-        """Split → the most rows that are used of it, and the seed of their draw."""
+        """Split → most rows used of it, and the seed of their draw."""
         if self.settings.quick:
             return dict.fromkeys(("train", "validation", "test"), (QUICK_ROWS, 0))
         limits: dict[str, tuple[int | None, int]] = {"test": (self.settings.test_rows, 0)}
-        if PROTOCOLS[protocol] == "ner" and self.settings.ner_rows is not None:
+        if FAMILY_OF[protocol] == "ner" and self.settings.ner_rows is not None:
             limits["train"] = self.settings.ner_rows // (10 if protocol == "ner10" else 1), seed
             limits["validation"] = self.settings.ner_rows // 4, seed
         return limits
@@ -382,20 +393,20 @@ def _start_worker(settings: BenchmarkSettings, threads: int, facts: Facts) -> No
 
 def _run_unit(unit: Unit) -> list[dict[str, Any]]:
     assert _BENCH is not None
-    return list(_run_and_keep(_BENCH, unit, _FACTS))
+    return list(_run_and_save(_BENCH, unit, _FACTS))
 
 
-def _run_and_keep(bench: Bench, unit: Unit, facts: Facts) -> Iterator[dict[str, Any]]:
-    """Evaluate a unit; every record is in the file before the next one is computed."""
+def _run_and_save(bench: Bench, unit: Unit, facts: Facts) -> Iterator[dict[str, Any]]:
+    """Evaluate a unit; each record is in the file before the next one is computed."""
     for record in bench.run(unit):
         add_record(bench.settings.output, record, lambda old: check_same(bench.settings, facts, old))
         yield record
 
 
 def run_benchmark(settings: BenchmarkSettings, report=lambda record: None) -> list[dict[str, Any]]:
-    """Compute all records that are missing from the output file, writing each when it is done.
+    """Compute all records that are missing from the output file, saving each as soon as it is done.
 
-    Where one unit fails no further one is begun; those that run are finished and kept.
+    On failure, no new unit starts; running ones finish and are saved.
 
     Args:
         settings: See `BenchmarkSettings`.
@@ -412,7 +423,7 @@ def run_benchmark(settings: BenchmarkSettings, report=lambda record: None) -> li
     units = plan(settings, records)
     for unit in units:
         check_task(unit.task, settings.data)
-    bench = Bench(settings)  # here first: a mistake in an id shows before processes start
+    bench = Bench(settings)  # before any process starts, so that a wrong id is reported at once
     facts = {protocol: bench.facts(protocol) for protocol in settings.protocol_names()}
     check_same(settings, facts, records)
     cores = available_cores()
@@ -420,35 +431,24 @@ def run_benchmark(settings: BenchmarkSettings, report=lambda record: None) -> li
     if workers <= 1:
         torch.set_num_threads(cores)
         for unit in units:
-            for record in _run_and_keep(bench, unit, facts):
+            for record in _run_and_save(bench, unit, facts):
                 report(record)
         return read_records(settings.output)
     del bench
     context = multiprocessing.get_context("spawn")
     arguments = (settings, max(cores // workers, 1), facts)
-    failed: Exception | None = None
     with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
         try:
-            futures = [pool.submit(_run_unit, unit) for unit in units]
-            for future in as_completed(futures):
-                try:
-                    for record in future.result():
-                        report(record)
-                except CancelledError:
-                    continue
-                except Exception as error:  # raised again below, when the other units have finished
-                    failed = failed or error
-                    for other in futures:
-                        other.cancel()
+            for future in as_completed([pool.submit(_run_unit, unit) for unit in units]):
+                for record in future.result():
+                    report(record)
         finally:
             pool.shutdown(cancel_futures=True)
-    if failed is not None:
-        raise failed
     return read_records(settings.output)
 
 
 def check_same(settings: BenchmarkSettings, facts: Facts, records: list[dict[str, Any]]) -> None:
-    """Refuse to set records of one regime beside others that were made with something else.
+    """Refuse to add to records of the regime that were made with something else.
 
     Args:
         settings: Of this run.
@@ -459,24 +459,19 @@ def check_same(settings: BenchmarkSettings, facts: Facts, records: list[dict[str
         DataError: With the first difference.
     """
     samples = {task.name: task.samples_per_label for task in all_tasks() if task.family == "tc"}
-    for record in (own for own in records if own["regime"] == settings.regime):
+    for record in (record for record in records if record["regime"] == settings.regime):
         wanted = facts.get(record["protocol"])
         if wanted is None:  # of no protocol of this run, but of the same backbone
             wanted = {"backbone.sha256": next(iter(facts.values()))["backbone.sha256"]}
         elif record["protocol"] == "mteb":
             wanted = {**wanted, "samples_per_label": samples[record["task"]]}
         if settings.backbone_per_seed and record["seed"] not in settings.seed_numbers():
-            wanted = {key: value for key, value in wanted.items() if key not in OF_A_SEED}
-        for place, value in wanted.items():
-            found = record["config"]
-            for key in place.split("."):
-                found = found.get(key) if isinstance(found, dict) else None
-            if found != value:
+            wanted = {key: value for key, value in wanted.items() if key not in SEED_FACTS}
+        for path, value in wanted.items():
+            recorded = config_value(record, path)
+            if recorded != value:
                 raise DataError(
                     f"{settings.output} has records of regime {settings.regime!r} and protocol "
-                    f"{record['protocol']} with another {place}: {found}, not {value}; choose another "
+                    f"{record['protocol']} with another {path}: {recorded}, not {value}; choose another "
                     "--output or --regime."
                 )
-
-
-__all__ = ["PROTOCOLS", "Bench", "BenchmarkSettings", "Unit", "check_same", "plan", "run_benchmark"]

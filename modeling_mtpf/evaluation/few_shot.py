@@ -1,4 +1,4 @@
-"""Protocols for text classification on frozen vectors: MTEB's few-shot probe, and the full-train probe."""
+"""MTEB's few-shot classification on frozen text vectors."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,13 +20,13 @@ def few_shot_rows(
 
     One list of all row numbers is shuffled again and again, and each draw takes the first
     ``samples_per_label`` rows of every label (mteb, ``AbsTaskClassification._undersample_data``). The
-    generator is seeded anew before every draw, as mteb's evaluators do.
+    generator is seeded before every draw, as mteb's evaluators do.
 
     Returns:
         Row numbers of each draw, in the order of the shuffled list.
     """
     order = np.arange(len(labels))
-    found = []
+    draws_of_rows = []
     for _ in range(draws):
         np.random.RandomState(seed).shuffle(order)
         taken: dict[str, int] = {}
@@ -36,8 +36,8 @@ def few_shot_rows(
             if taken.get(label, 0) < samples_per_label:
                 taken[label] = taken.get(label, 0) + 1
                 rows.append(row)
-        found.append(np.array(rows))
-    return found
+        draws_of_rows.append(np.array(rows))
+    return draws_of_rows
 
 
 def few_shot(

@@ -63,6 +63,3 @@ class TextScores(evaluate.Metric):
         probabilities = np.asarray(predictions)
         predicted = [self.labels[column] for column in probabilities.argmax(1)]
         return text_scores(references, predicted, probabilities, self.labels)
-
-
-__all__ = ["EntityF1", "TextScores"]

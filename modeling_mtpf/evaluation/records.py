@@ -72,6 +72,14 @@ def add_record(
             write_records(path, [*records, record])
 
 
+def config_value(record: dict[str, Any], path: str) -> Any:
+    """Return what a record's ``config`` has at a dotted path, or ``None``."""
+    value = record["config"]
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
 def locked(path: Path, timeout: float = -1) -> FileLock:
     """Return the lock of a file or folder among processes, to be held in a ``with`` block."""
     path.parent.mkdir(parents=True, exist_ok=True)

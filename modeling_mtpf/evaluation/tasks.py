@@ -1,6 +1,6 @@
-"""The task list: downstream sets of both families, where their data is, and how they are evaluated.
+"""The task list: downstream sets of both families, the source of their data, and their settings.
 
-The list itself is data, ``tasks.json``; it holds names, sources, revisions, licences and settings, no data.
+The list itself is ``tasks.json``: names, sources, revisions, licences and settings, but no data.
 """
 
 import json
@@ -67,37 +67,37 @@ def select_tasks(names: str, families: set[str]) -> list[Task]:
         return tasks
     chosen: list[Task] = []
     for name in (part.strip() for part in names.split(",")):
-        found = [task for task in tasks if name in (task.name, task.key)]
-        if not found:
+        named = [task for task in tasks if name in (task.name, task.key)]
+        if not named:
             known = [task.name for task in tasks]
             others = [task.key for task in all_tasks() if name in (task.name, task.key)]
             hint = f"{others[0]} needs a protocol of its family; " if others else nearest(name, known)
             raise RecipeError(f"Unknown task {name!r}; {hint}known: {', '.join(known)}.")
-        chosen += [task for task in found if task not in chosen]
+        chosen += [task for task in named if task not in chosen]
     return chosen
 
 
 def check_task(task: Task, data: str | None = None) -> Path | None:
-    """Return the folder with a task's data, or ``None`` where it is to be read from the Hub; reads nothing.
+    """Return the folder with a task's data, or ``None`` if it comes from the Hub; no data is read.
 
     Args:
         task: Of the task list.
         data: Folder with ``<family>/<task>/<split>.parquet``; by default that of ``MTPF_DATA``.
 
     Raises:
-        DataError: It is in neither place, or the folder lacks a split.
+        DataError: The data is neither in the folder nor on the Hub, or the folder lacks a split.
     """
     root = data or os.environ.get(DATA_VARIABLE)
     folder = Path(root or "") / task.family / task.name
     if root and folder.is_dir():
-        found = split_files(folder, task.family)
-        if missing := [split for split in ("train", "test") if split not in found]:
+        files = split_files(folder, task.family)
+        if missing := [split for split in ("train", "test") if split not in files]:
             raise DataError(f"{folder} has no file of the split {missing[0]}.")
         return folder
     if task.hub is None:
         raise DataError(
             f"There is no {folder} with train.parquet, validation.parquet and test.parquet. Task {task.key} "
-            f"({task.source}) is in no Hub data set: set {DATA_VARIABLE} to the folder with your copy."
+            f"({task.source}) is not a Hub data set: set {DATA_VARIABLE} to the folder with your copy."
         )
     return None
 
@@ -111,7 +111,7 @@ def load_task(task: Task, data: str | None = None, **options: Any) -> AppData:
         **options: See `load_app_data`.
 
     Raises:
-        DataError: It is in neither place.
+        DataError: The data is neither in the folder nor on the Hub.
     """
     folder = check_task(task, data)
     if folder is not None:
@@ -119,6 +119,3 @@ def load_task(task: Task, data: str | None = None, **options: Any) -> AppData:
     hub: Any = task.hub
     config = f":{hub['config']}" if hub.get("config") else ""
     return load_app_data(f"{hub['id']}{config}@{hub['revision']}", task.family, **options)
-
-
-__all__ = ["DATA_VARIABLE", "Task", "all_tasks", "check_task", "load_task", "select_tasks"]

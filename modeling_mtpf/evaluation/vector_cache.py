@@ -1,32 +1,33 @@
-"""Text vectors on disk, computed once and shared between protocols and processes that follow."""
+"""Text vectors on disk, computed once and shared by all protocols and later processes."""
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..files import write_atomically, write_bytes
+
 
 class StoredVectors:
     """The vectors of one split under one encoder: a memory-mapped file, filled row by row on demand.
 
-    A row of NaN has not been computed yet; so a run that breaks off loses nothing, and a protocol that looks
-    at few rows pays for those alone. Several processes may fill one file: they write the same values.
+    A row of NaN is not computed yet: an interrupted run loses nothing, and a protocol that reads few rows
+    computes only those. Several processes may fill one file, since they write the same values.
 
     Args:
         folder: Cache folder; ``None`` keeps the vectors in memory.
-        identity: Everything that decides the vectors but the texts: hashes of backbone and adapter, maximal
-            length, precision. It is written beside the vectors.
+        identity: Everything that decides the vectors except the texts: hashes of backbone and adapter,
+            maximal length, precision. It is written next to the vectors.
         texts: The texts of the split; their hash belongs to the identity.
         width: Size of a vector.
         embed: Computes the vectors of some texts, float32 ``(texts, width)``.
     """
 
     PART = 2048
-    """Rows that are computed before they are written."""
+    """Rows computed between two writes."""
 
     def __init__(
         self,
@@ -41,20 +42,12 @@ class StoredVectors:
         if folder is None:
             self.vectors = np.full(shape, np.nan, dtype=np.float32)
             return
-        identity = {**identity, "texts": texts_sha256(texts), "rows": len(texts), "width": width}
+        identity = {**identity, "texts": _texts_sha256(texts), "rows": len(texts), "width": width}
         text = json.dumps(identity, indent=1, sort_keys=True)
         path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.npy"
-        if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp.npy")
-            empty = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-            empty[:] = np.nan
-            empty.flush()
-            path.with_suffix(".json").write_text(text + "\n", "utf-8")
-            if path.exists():  # another process was faster, and fills it by now
-                temporary.unlink()
-            else:
-                temporary.replace(path)
+        if not path.exists():  # two processes may create it; the later file replaces the earlier one
+            write_bytes(path.with_suffix(".json"), (text + "\n").encode())
+            write_atomically(path, lambda temporary: _write_empty(temporary, shape))
         self.vectors = np.load(path, mmap_mode="r+")
 
     def rows(self, wanted: np.ndarray | None = None) -> np.ndarray:
@@ -75,13 +68,16 @@ class StoredVectors:
         return np.asarray(self.vectors[wanted])
 
 
-def texts_sha256(texts: Sequence[str]) -> str:
+def _write_empty(path: Path, shape: tuple[int, int]) -> None:
+    empty = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    empty[:] = np.nan
+    empty.flush()
+
+
+def _texts_sha256(texts: Sequence[str]) -> str:
     """Return a hash of the texts and their order."""
     digest = hashlib.sha256()
     for text in texts:
         data = text.encode()
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
-
-
-__all__ = ["StoredVectors", "texts_sha256"]

@@ -20,7 +20,8 @@ from modeling_mtpf.errors import DataError, RecipeError
 from modeling_mtpf.evaluation.few_shot import few_shot, few_shot_rows
 from modeling_mtpf.evaluation.metric_classes import EntityF1, TextScores
 from modeling_mtpf.evaluation.records import add_record
-from modeling_mtpf.evaluation.report import mean_interval, paired_bootstrap, published_table, report
+from modeling_mtpf.evaluation.report import published_table, report
+from modeling_mtpf.evaluation.statistics import mean_interval, paired_bootstrap
 from modeling_mtpf.evaluation.tasks import all_tasks, load_task, select_tasks
 from modeling_mtpf.evaluation.vector_cache import StoredVectors
 from modeling_mtpf.metrics import entity_scores, text_scores

@@ -3,8 +3,9 @@
 import json
 import os
 import re
+import signal
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 
@@ -12,13 +13,15 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from eval.study import commands
 from eval.study import run as script
+from eval.study.commands import Command, run_commands
 from eval.study.pictures import draw_pictures
-from eval.study.plan import Job, jobs, keep_plan, needed_stages, plan_of, read_plan
+from eval.study.plan import Job, needed_stages, plan_name, read_jobs, read_plan, save_plan
 from eval.study.records import Study, add_run, read_runs, read_study
-from eval.study.tables import CLAIMS, average_table, claim_table, fill, layer_place
+from eval.study.tables import CLAIMS, average_table, claim_table, fill, layer_order
 from modeling_mtpf.errors import DataError, MtpfError, RecipeError
-from modeling_mtpf.evaluation.contrasts import contrast, sign_flip_test
+from modeling_mtpf.evaluation.statistics import contrast, sign_flip_test
 
 ROOT = Path(__file__).parents[2]
 GAINS = {"base": 0.0, "ner": 0.02, "tc": -0.01, "naive": 0.0, "tpl": 0.02}
@@ -167,7 +170,7 @@ def test_a_document_is_filled_in_place_and_only_there(tmp_path):
 def test_the_plan_names_what_each_run_needs(tmp_path, name):
     plan = read_plan(script.PLANS[name], tmp_path, "DATA")
     assert plan["name"] == name
-    found = {(job.variant, job.seed): job for job in jobs(plan)}
+    found = {(job.variant, job.seed): job for job in read_jobs(plan)}
     tpl, ner = found["neutral/tpl", 0], found["neutral/ner", 1]
     assert set(tpl.recipe["families"]) == {"ner", "tc"} and set(ner.recipe["families"]) == {"ner"}
     assert tpl.recipe["families"]["ner"] == ner.recipe["families"]["ner"]
@@ -207,52 +210,43 @@ def test_a_run_of_another_plan_is_refused(tmp_path):
 
 def test_layers_stand_as_they_lie():
     names = ["all", "layer_10", "layer_2", "embeddings"]
-    assert sorted(names, key=layer_place) == ["embeddings", "layer_2", "layer_10", "all"]
+    assert sorted(names, key=layer_order) == ["embeddings", "layer_2", "layer_10", "all"]
 
 
-def wait_until(reached) -> None:
-    end = time.monotonic() + 30
-    while not reached():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+def test_commands_run_in_the_order_of_the_list_after_what_they_need(tmp_path):
+    file = tmp_path / "order"
+
+    def command(name: str, *needs: str, **options) -> Command:
+        return Command(name, ["-c", f"open({str(file)!r}, 'a').write('{name} ')"], needs, **options)
+
+    after = []
+    done = command("done", is_done=lambda: True, after=lambda: after.append("done"))
+    chain = [command("train", "labels"), command("measure", "train", "done"), command("labels"), done]
+    run_commands([*chain, command("last")], 1, tmp_path / "logs", {})
+    assert file.read_text() == "labels train measure last " and after == ["done"]
 
 
-def test_a_free_slot_goes_to_the_first_of_the_plan_that_waits():
-    slots, order = script.Slots(1), []
+def test_a_failure_takes_only_what_depends_on_it(tmp_path, capsys):
+    def refuse() -> bool:
+        raise RecipeError("made with other settings")
 
-    def work(place: int) -> None:
-        with slots.take(place):
-            order.append(place)
-
-    with ThreadPoolExecutor(4) as pool:
-        with slots.take(0):
-            done = [pool.submit(work, place) for place in (7, 1, 1, 3)]
-            wait_until(lambda: len(slots.waiting) == 4)
-        for future in done:
-            future.result(timeout=10)
-        assert order == [1, 1, 3, 7] and slots.free == [0]
-        with slots.take(0):
-            waiting = pool.submit(work, 2)
-            wait_until(lambda: slots.waiting)
-            slots.stop()
-            with pytest.raises(MtpfError, match="stopped"):
-                waiting.result(timeout=10)
-
-
-def test_what_failed_to_get_ready_is_tried_once(tmp_path, monkeypatch):
-    plan = {
-        "stages": {"labels": {"done": str(tmp_path / "labels.json"), "command": "-c raise(SystemExit(3))"}}
-    }
-    runner = script.Runner(plan, tmp_path, "data", 1)
-    for _ in range(2):
-        with pytest.raises(MtpfError, match=r"labels ended with status 3; see .*labels\.log"):
-            runner.stage("labels")
-        monkeypatch.setattr(script.subprocess, "Popen", lambda *a, **k: pytest.fail("tried before"))
+    chain = [
+        Command("labels", ["-c", "raise SystemExit(3)"]),
+        Command("train", ["-c", f"open({str(tmp_path / 'begun')!r}, 'w')"], ["labels"]),
+        Command("refused", ["-c", ""], is_done=refuse),
+        Command("other", ["-c", f"open({str(tmp_path / 'other')!r}, 'w')"]),
+    ]
+    with pytest.raises(
+        MtpfError, match=r"2 of 4 commands failed, the first: labels ended with status 3; see .*labels\.log"
+    ):
+        run_commands(chain, 1, tmp_path / "logs", {})
+    assert (tmp_path / "other").exists() and not (tmp_path / "begun").exists()
+    assert "error: made with other settings" in capsys.readouterr().err
 
 
 @pytest.fixture
 def all_cores():
-    """All cores that there are, though the tests are pinned to some."""
+    """All cores of the machine, though the tests are pinned to some."""
     if not hasattr(os, "sched_getaffinity"):
         pytest.skip("no cores to choose here")
     before = os.sched_getaffinity(0)
@@ -261,81 +255,86 @@ def all_cores():
     os.sched_setaffinity(0, before)
 
 
-def test_a_command_has_cores_of_its_own(tmp_path, all_cores):
+def test_a_command_has_its_own_cores(tmp_path, all_cores):
     if len(all_cores) < 2:
         pytest.skip("one core is the same as all")
-    runner = script.Runner({"stages": {}}, tmp_path, "data", len(all_cores))
-    show = "import os; print(*os.sched_getaffinity(0))"
-    runner.command("own", ["-c", show])
-    assert (tmp_path / "logs" / "own.log").read_text().split() == [str(min(all_cores))]
-    runner.command("all", ["-c", show], all_cores=True)
-    found = {*map(int, (tmp_path / "logs" / "all.log").read_text().split())}
-    assert found == all_cores == os.sched_getaffinity(0)
+    show = ["-c", "import os; print(*os.sched_getaffinity(0), os.environ['OMP_NUM_THREADS'])"]
+    run_commands([Command("one", show), Command("all", show, all_cores=True)], len(all_cores), tmp_path, {})
+    one, every = ((tmp_path / f"{name}.log").read_text().split() for name in ("one", "all"))
+    assert one == [str(min(all_cores)), "1"] and every == [*map(str, sorted(all_cores)), str(len(all_cores))]
+    assert os.sched_getaffinity(0) == all_cores
 
 
-def test_what_does_not_end_when_asked_is_made_to(tmp_path):
-    runner = script.Runner({"stages": {}}, tmp_path, "data", 1)
-    runner.grace = 0.2
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(99)"
-    with pytest.raises(KeyboardInterrupt), runner.together(1) as pool:
-        done = pool.submit(runner.command, "deaf", ["-c", deaf])
-        wait_until(lambda: runner.running and (tmp_path / "logs" / "deaf.log").read_text())
-        raise KeyboardInterrupt
-    with pytest.raises(MtpfError, match="deaf ended with status -9"):
-        done.result()
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_stop_ends_what_runs_and_starts_nothing_more(tmp_path, monkeypatch, deaf):
+    monkeypatch.setattr(commands, "GRACE_SECONDS", 0.5 if deaf else 30.0)
+    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN); " if deaf else ""
+    long = f"import os, signal, time; {ignore}print(os.getpid(), flush=True); time.sleep(60)"
+    chain = [
+        Command("long", ["-c", long]),
+        Command("next", ["-c", f"open({str(tmp_path / 'begun')!r}, 'w')"]),
+    ]
+
+    def interrupt() -> None:
+        end = time.monotonic() + 30
+        while not ((tmp_path / "long.log").exists() and (tmp_path / "long.log").read_text()):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_commands(chain, 1, tmp_path, {})
+    thread.join()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "long.log").read_text()), 0)
+    assert not (tmp_path / "begun").exists()
 
 
-def test_what_runs_is_stopped_and_nothing_is_begun_after(tmp_path):
-    runner = script.Runner({"stages": {}}, tmp_path, "data", 1)
-    with pytest.raises(KeyboardInterrupt), runner.together(2) as pool:
-        first = pool.submit(runner.command, "long", ["-c", "import time; time.sleep(60)"])
-        wait_until(lambda: runner.running)
-        second = pool.submit(runner.command, "next", ["-c", "open('begun', 'w')"])
-        wait_until(lambda: runner.slots.waiting)
-        raise KeyboardInterrupt
-    with pytest.raises(MtpfError, match="long ended with status -15"):
-        first.result(timeout=0)
-    with pytest.raises(MtpfError, match="stopped"):
-        second.result(timeout=0)
-    assert not (tmp_path / "logs" / "next.log").exists()
-
-
-def test_a_stage_comes_as_early_as_what_needs_it_and_may_have_all_cores(tmp_path):
-    text = TINY.replace(
-        "stages:", "stages:\n  pairs: {done: '{work}/pairs', needed_by: tc, cores: all, command: -c pass}"
-    )
-    (tmp_path / "plan.yaml").write_text(text)
+def test_a_stage_comes_with_the_first_job_that_needs_it_and_may_have_all_cores(tmp_path):
+    pairs = "pairs: {done: '{work}/pairs', needed_by: tc, cores: all, command: -c pass}"
+    (tmp_path / "plan.yaml").write_text(TINY.replace("stages:", f"stages:\n  {pairs}"))
     plan = read_plan(tmp_path / "plan.yaml", tmp_path, "DATA")
-    runner = script.Runner(plan, tmp_path, "data", 1)
-    runner.queue(jobs(plan))
-    assert runner.places[tmp_path / "pairs"] == runner.places[tmp_path / "labels"] == 0.5
-    assert runner.places[tmp_path / "runs" / "tiny-tpl" / "seed-0"] == 1  # that tpl-swapped measures, too
-    seen = []
-    runner.command = lambda *arguments: seen.append(arguments)
-    for name in ("pairs", "labels"):
-        runner.stage(name)
-    assert [(own[0], *own[2:]) for own in seen] == [("pairs", 0.5, True), ("labels", 0.5, False)]
+    place = script.Workplace(tmp_path, "DATA", 1, plan["stages"], read_jobs(plan))
+    assert [(command.name, command.needs) for command in place.commands(place.jobs)] == [
+        ("tiny-base-0-benchmark", []),
+        ("pairs", []),
+        ("labels", []),
+        ("tiny-tpl-0", ["pairs", "labels"]),
+        ("tiny-tpl-0-benchmark", ["tiny-tpl-0"]),
+        ("tiny-tpl-swapped-0-benchmark", ["tiny-tpl-0"]),  # measures the run of tpl
+    ]
+    assert [c.name for c in place.commands(place.jobs) if c.all_cores] == ["pairs"]
+
+
+@pytest.mark.parametrize("name", script.PLANS)
+def test_stages_of_the_plans_need_each_other_where_they_name_each_other(tmp_path, name):
+    plan = read_plan(script.PLANS[name], tmp_path, "DATA")
+    place = script.Workplace(tmp_path, "DATA", 1, plan["stages"], read_jobs(plan))
+    needs = {stage: place.stage(stage).needs for stage in plan["stages"]}
+    assert {stage: names for stage, names in needs.items() if names} == {"labels_tuned": ["teacher"]}
 
 
 def test_a_folder_belongs_to_one_plan(tmp_path):
     plan, work = tmp_path / "plan.yaml", tmp_path / "work"
     work.mkdir()
-    with pytest.raises(RecipeError, match="no folder of a study"):
-        plan_of(work)
+    with pytest.raises(RecipeError, match="not the folder of a study"):
+        plan_name(work)
     plan.write_text(TINY)
-    keep_plan(plan, work)
-    assert plan_of(work) == "tiny"
+    save_plan(plan, work)
+    assert plan_name(work) == "tiny"
     plan.write_text(TINY.replace("*8)", "*9)"))
-    keep_plan(plan, work)  # nothing of that stage is there yet
+    save_plan(plan, work)  # nothing of that stage is there yet
     (work / "labels.jsonl").touch()
     plan.write_text(TINY.replace("*8)", "*10)").replace("seeds: [0]", "seeds: [0, 1]"))
     with pytest.raises(RecipeError, match="'labels' .* made with another command"):
-        keep_plan(plan, work)
+        save_plan(plan, work)
     plan.write_text(TINY.replace("*8)", "*9)").replace("seeds: [0]", "seeds: [0, 1]"))
-    keep_plan(plan, work)
+    save_plan(plan, work)
     plan.write_text(TINY.replace("name: tiny", "name: cpu"))
     with pytest.raises(RecipeError, match="of the plan 'tiny', not 'cpu'"):
-        keep_plan(plan, work)
+        save_plan(plan, work)
     plan.write_text(TINY.replace("name: tiny\n", ""))
     with pytest.raises(RecipeError, match="no key 'name'"):
         read_plan(plan, work, "DATA")
@@ -424,8 +423,8 @@ def test_a_small_study_runs_once_and_is_published(encoders, hub, tmp_path, monke
     assert len(cards) == 3 and "| sst2 | accuracy |" in cards[0]
     assert all("`mtpf/tiny` at commit" in card for card in cards[1:])
     assert script.main(["release", *place, "mtpf/tiny", "--variant", "tiny/base"]) == 2
-    assert "is no finished run" in capsys.readouterr().err
-    monkeypatch.setattr(script.subprocess, "Popen", lambda *a, **k: pytest.fail("done before"))
+    assert "is not a finished run" in capsys.readouterr().err
+    monkeypatch.setattr(commands.subprocess, "Popen", lambda *a, **k: pytest.fail("done before"))
     assert script.main(command) == 0
     assert (work / script.RECORDS).read_bytes() == before
     assert (
@@ -438,7 +437,7 @@ def test_a_small_study_runs_once_and_is_published(encoders, hub, tmp_path, monke
 
 @pytest.fixture(scope="module")
 def committed() -> tuple[str, dict[str, Study]]:
-    studies = {name: read_study(*script.recorded(name)) for name in script.PLANS}
+    studies = {name: read_study(*script.committed(name)) for name in script.PLANS}
     return script.DOCUMENT.read_text("utf-8"), studies
 
 

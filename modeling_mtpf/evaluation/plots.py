@@ -1,0 +1,66 @@
+"""What the pictures of reports have in common."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .statistics import Interval
+
+
+def interval_panel(
+    axis: Any,
+    tasks: Sequence[str],
+    series: dict[str, dict[str, Interval]],
+    *,
+    spacing: float,
+    title: str,
+    colours: dict[str, str] | None = None,
+) -> None:
+    """Draw a row for each task, and in it a mark with its interval for each of some series.
+
+    Args:
+        axis: Of matplotlib.
+        tasks: Names of the rows, from top to bottom.
+        series: Name → task → value; tasks may be missing.
+        spacing: Distance between neighbouring series in rows.
+        title: Of the panel.
+        colours: Name of a series → colour; by default matplotlib's.
+    """
+    for position, (name, by_task) in enumerate(series.items()):
+        rows = [
+            row + spacing * (position - (len(series) - 1) / 2) for row, t in enumerate(tasks) if t in by_task
+        ]
+        intervals = [by_task[task] for task in tasks if task in by_task]
+        if rows:
+            axis.errorbar(
+                [interval.mean for interval in intervals],
+                rows,
+                xerr=[np.nan_to_num((interval.high - interval.low) / 2) for interval in intervals],
+                fmt="o",
+                markersize=4,
+                color=(colours or {}).get(name),
+                label=name,
+            )
+    axis.set_yticks(range(len(tasks)), tasks, fontsize=8)
+    axis.invert_yaxis()
+    decorate(axis, title, grid="x")
+
+
+def decorate(axis: Any, title: str, *, grid: str = "both", size: int = 10) -> None:
+    """Give a panel its title, a grid, and a legend where there is anything to name."""
+    axis.set_title(title, fontsize=size)
+    axis.grid(alpha=0.3, axis=grid)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=8)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a picture; an SVG file depends on what it shows alone."""
+    import matplotlib
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"svg.hashsalt": "mtpf"}):
+        svg = path.suffix == ".svg"
+        figure.savefig(path, dpi=None if svg else 110, metadata={"Date": None} if svg else None)
