@@ -23,14 +23,33 @@ CURVES = {
 
 def draw_pictures(study: Study, folder: Path, prefix: str) -> list[Path]:
     """Draw all pictures as SVG files whose bytes depend on the records alone, and return their paths."""
-    drawn = []
+    figures: dict[str, Figure | None] = {"summary": _summary(study)} if study.starts else {}
     for start in study.starts:
-        for name, draw in (("tasks", _tasks), ("gradients", _gradients), ("curves", _curves)):
-            figure = draw(study, start)
-            if figure is not None:
-                drawn.append(folder / f"{prefix}-{name}-{start}.svg")
-                save(figure, drawn[-1])
-    return drawn
+        figures[f"tasks-{start}"] = _tasks(study, start)
+        figures[f"gradients-{start}"] = _gradients(study, start)
+        figures[f"curves-{start}"] = _curves(study, start)
+    paths = {folder / f"{prefix}-{name}.svg": figure for name, figure in figures.items() if figure}
+    for path, figure in paths.items():
+        save(figure, path)
+    return list(paths)
+
+
+def _summary(study: Study) -> Figure:
+    """Points over base of each regime with the interval over tasks, a panel a family, a mark a start."""
+    figure = Figure(figsize=(9, 2.6), layout="constrained")
+    axes = figure.subplots(1, len(MAIN_PROTOCOLS))
+    for axis, protocol in zip(axes, MAIN_PROTOCOLS.values(), strict=True):
+        series = {
+            f"from the {start} encoder": {
+                regime: contrast.over_tasks
+                for regime in REGIMES[1:]
+                if (contrast := study.contrast(protocol, f"{start}/{regime}", f"{start}/base"))
+            }
+            for start in study.starts
+        }
+        interval_panel(axis, REGIMES[1:], series, spacing=0.3, title=f"{NAMES[protocol]}: points over base")
+        axis.axvline(0, color=COLOURS["base"], linewidth=1)
+    return figure
 
 
 def _tasks(study: Study, start: str) -> Figure:

@@ -49,7 +49,9 @@ from modeling_mtpf.hub import pull, push_adapter, push_backbone
 
 PLANS = {name: ROOT / "eval" / "study" / f"{name}.yaml" for name in ("gpu", "cpu")}
 RESULTS = ROOT / "eval" / "results"
-DOCUMENT = ROOT / "docs" / "study.md"
+DOCS = ROOT / "docs"
+DOCUMENTS = ("study.md", "study/appendix.md")
+"""Pages of the report in ``DOCS``; the pictures are next to the appendix."""
 RECORDS, RUNS, OVERLAP = "study.json", "study-runs.json", "study-overlap.json"
 """Names in the folder of a study; in ``RESULTS`` the plan's name follows ``study``."""
 
@@ -239,9 +241,10 @@ def report(options: argparse.Namespace) -> None:
             if (options.work / file).is_file():
                 shutil.copyfile(options.work / file, copy)
     studies = {name: read_study(*committed(name)) for name in PLANS}
-    DOCUMENT.write_text(fill(DOCUMENT.read_text("utf-8"), studies), "utf-8")
+    for document in (DOCS / name for name in DOCUMENTS):
+        document.write_text(fill(document.read_text("utf-8"), studies), "utf-8")
     for name, study in studies.items():
-        for picture in draw_pictures(study, DOCUMENT.parent / "study", name):
+        for picture in draw_pictures(study, DOCS / "study", name):
             print(picture)
 
 

@@ -270,12 +270,16 @@ def verdict(claim: Claim, contrasts: list[Contrast | None]) -> str:
     return claim.judge(known)
 
 
+def _contrasts(study: Study, start: str, claim: Claim) -> list[Contrast | None]:
+    return [study.contrast(p, f"{start}/{first}", f"{start}/{second}") for p, first, second in claim.needs]
+
+
 def claim_table(study: Study) -> str:
     """Each claim with its verdict for each starting encoder."""
     rows = []
     for claim in CLAIMS:
         for start in study.starts:
-            contrasts = [study.contrast(p, f"{start}/{a}", f"{start}/{b}") for p, a, b in claim.needs]
+            contrasts = _contrasts(study, start, claim)
             numbers = [
                 f"`{first}` − `{second}`, {NAMES[p].split(',')[0]}: {contrast.over_tasks.as_difference()}"
                 for (p, first, second), contrast in zip(claim.needs, contrasts, strict=True)
@@ -285,7 +289,7 @@ def claim_table(study: Study) -> str:
     return markdown_table(["claim", "start", "verdict", "points [95 % over tasks]"], rows)
 
 
-BLOCKS: dict[str, Callable[[Study], str]] = {
+TABLES: dict[str, Callable[[Study], str]] = {
     "claims": claim_table,
     "averages": average_table,
     "contrasts": contrast_table,
@@ -295,20 +299,46 @@ BLOCKS: dict[str, Callable[[Study], str]] = {
     "cost": cost_table,
     "overlap": overlap_table,
 }
+MARK = re.compile(r"<!-- (table|points|verdict): (\w+) ([^>]+?) -->.*?<!-- end -->", flags=re.DOTALL)
 
 
 def fill(document: str, studies: dict[str, Study]) -> str:
-    """Return the document with every ``<!-- table: STUDY NAME -->`` … ``<!-- end -->`` filled in.
+    """Return the document with everything between its marks and ``<!-- end -->`` computed from the records.
+
+    ``<!-- table: STUDY NAME -->`` gives one of `TABLES`, ``<!-- points: STUDY PROTOCOL FIRST SECOND -->`` a
+    difference with its interval over tasks, and ``<!-- verdict: STUDY START NUMBER -->`` the verdict on a
+    claim, by its place in `CLAIMS`.
 
     Raises:
-        DataError: A study or a table does not exist.
+        DataError: A mark names something that does not exist.
     """
+    return MARK.sub(lambda mark: _filled(mark, studies), document)
 
-    def block(match: re.Match) -> str:
-        study, name = match[1], match[2]
-        if study not in studies or name not in BLOCKS:
-            known = f"studies: {', '.join(studies)}; tables: {', '.join(BLOCKS)}"
-            raise DataError(f"The document asks for a table {f'{study} {name}'!r}; known {known}.")
-        return f"<!-- table: {study} {name} -->\n\n{BLOCKS[name](studies[study])}\n\n<!-- end -->"
 
-    return re.sub(r"<!-- table: (\w+) (\w+) -->.*?<!-- end -->", block, document, flags=re.DOTALL)
+def _filled(mark: re.Match, studies: dict[str, Study]) -> str:
+    kind, study, arguments = mark[1], studies.get(mark[2]), mark[3].split()
+    try:
+        if study is None:
+            raise KeyError(mark[2])
+        if kind == "table":
+            (name,) = arguments
+            content = f"\n\n{TABLES[name](study)}\n\n"
+        elif kind == "points":
+            protocol, first, second = arguments
+            content = _known(study.contrast(protocol, first, second)).over_tasks.as_difference()
+        else:
+            start, number = arguments
+            claim = CLAIMS[int(number) - 1]
+            content = f"**{verdict(claim, _contrasts(study, start, claim))}**"
+    except (KeyError, ValueError, IndexError) as error:
+        known = f"studies: {', '.join(studies)}; tables: {', '.join(TABLES)}"
+        raise DataError(
+            f"There is nothing for the mark {mark[0].split(' -->')[0][5:]!r}; known {known}."
+        ) from error
+    return f"<!-- {kind}: {mark[2]} {mark[3]} -->{content}<!-- end -->"
+
+
+def _known(contrast: Contrast | None) -> Contrast:
+    if contrast is None:
+        raise KeyError("no records of both")
+    return contrast

@@ -11,39 +11,40 @@ from .statistics import Interval
 
 def interval_panel(
     axis: Any,
-    tasks: Sequence[str],
+    rows: Sequence[str],
     series: dict[str, dict[str, Interval]],
     *,
     spacing: float,
     title: str,
     colours: dict[str, str] | None = None,
 ) -> None:
-    """Draw a row for each task, and in it a mark with its interval for each of some series.
+    """Draw a row for each name, usually of a task, and in it a mark with its interval for each series.
 
     Args:
         axis: Of matplotlib.
-        tasks: Names of the rows, from top to bottom.
-        series: Name → task → value; tasks may be missing.
+        rows: Names of the rows, from top to bottom.
+        series: Name → row → value; rows may be missing.
         spacing: Distance between neighbouring series in rows.
         title: Of the panel.
         colours: Name of a series → colour; by default matplotlib's.
     """
-    for position, (name, by_task) in enumerate(series.items()):
-        rows = [
-            row + spacing * (position - (len(series) - 1) / 2) for row, t in enumerate(tasks) if t in by_task
-        ]
-        intervals = [by_task[task] for task in tasks if task in by_task]
-        if rows:
+    for position, (name, values) in enumerate(series.items()):
+        shift = spacing * (position - (len(series) - 1) / 2)
+        places = [place + shift for place, row in enumerate(rows) if row in values]
+        intervals = [values[row] for row in rows if row in values]
+        if intervals:
             axis.errorbar(
-                [interval.mean for interval in intervals],
-                rows,
-                xerr=[np.nan_to_num((interval.high - interval.low) / 2) for interval in intervals],
+                [i.mean for i in intervals],
+                places,
+                xerr=np.nan_to_num(
+                    [[i.mean - i.low for i in intervals], [i.high - i.mean for i in intervals]]
+                ),
                 fmt="o",
                 markersize=4,
                 color=(colours or {}).get(name),
                 label=name,
             )
-    axis.set_yticks(range(len(tasks)), tasks, fontsize=8)
+    axis.set_yticks(range(len(rows)), rows, fontsize=8)
     axis.invert_yaxis()
     decorate(axis, title, grid="x")
 

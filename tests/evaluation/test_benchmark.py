@@ -512,7 +512,7 @@ def test_published_values_stand_beside_ours():
     records = [{**record("m", "banking77", 0, 0.80, "mteb"), "family": "tc"}]
     text = published_table(records, "all-MiniLM-L6-v2")
     assert "| banking77 | 80.00 | 79.75 | +0.25 | 0.00 |" in text and "| emotion | – | 38.43 |" in text
-    assert "mean absolute difference of 1 | | | 0.25" in text
+    assert "mean absolute difference of 1 |  |  | 0.25" in text
     with pytest.raises(RecipeError, match="Nothing is published for 'nonsense'.*known: all-MiniLM-L6-v2"):
         published_table(records, "nonsense")
     with pytest.raises(DataError, match="of one regime are needed; there are those of m, other"):

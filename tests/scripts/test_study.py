@@ -156,12 +156,21 @@ def test_a_document_is_filled_in_place_and_only_there(tmp_path):
         "After.\n"
     )
     assert fill(filled, {"cpu": study}) == filled
-    with pytest.raises(DataError, match="'cpu costs'"):
-        fill("<!-- table: cpu costs --><!-- end -->", {"cpu": study})
+    inline = "<!-- points: cpu ner neutral/tpl neutral/base --><!-- end -->, <!-- verdict: cpu neutral 5 --><!-- end -->"
+    assert re.fullmatch(
+        r"<!.*?>\+[12]\.\d\d \[\+.*\]<!-- end -->, <!.*?>\*\*held\*\*<!-- end -->",
+        fill(inline, {"cpu": study}),
+    )
+    for wrong in (
+        "table: cpu costs",
+        "table: gpu cost",
+        "points: cpu ner a/b c/d",
+        "verdict: cpu neutral 99",
+    ):
+        with pytest.raises(DataError, match=f"mark '{wrong}'"):
+            fill(f"<!-- {wrong} --><!-- end -->", {"cpu": study})
     pictures = draw_pictures(study, tmp_path, "cpu")
-    assert [picture.name for picture in pictures] == [
-        "cpu-tasks-neutral.svg", "cpu-gradients-neutral.svg", "cpu-curves-neutral.svg",
-    ]  # fmt: skip
+    assert len(pictures) == 4
     before = [picture.read_bytes() for picture in pictures]
     assert [picture.read_bytes() for picture in draw_pictures(study, tmp_path, "cpu")] == before
 
@@ -342,13 +351,12 @@ def test_a_folder_belongs_to_one_plan(tmp_path):
 
 def test_a_report_takes_the_records_of_a_folder_under_its_plans_name(tmp_path, monkeypatch, capsys):
     work, results = tmp_path / "work", tmp_path / "results"
-    for folder in (work, results, tmp_path / "docs"):
-        folder.mkdir()
+    for folder in (work, results, tmp_path / "docs" / "study"):
+        folder.mkdir(parents=True)
     monkeypatch.setattr(script, "RESULTS", results)
-    monkeypatch.setattr(script, "DOCUMENT", tmp_path / "docs" / "study.md")
-    script.DOCUMENT.write_text(
-        "<!-- table: cpu averages --><!-- end --><!-- table: gpu averages --><!-- end -->"
-    )
+    monkeypatch.setattr(script, "DOCS", tmp_path / "docs")
+    (tmp_path / "docs" / "study.md").write_text("<!-- table: cpu averages --><!-- end -->")
+    (tmp_path / "docs" / "study" / "appendix.md").write_text("<!-- table: gpu averages --><!-- end -->")
     (work / script.RECORDS).write_text(json.dumps(made_up_records()))
     (work / script.RUNS).write_text(json.dumps([made_up_run()]))
     assert script.main(["report", "--work", str(work)]) == 2 and "no plan.yaml" in capsys.readouterr().err
@@ -358,10 +366,11 @@ def test_a_report_takes_the_records_of_a_folder_under_its_plans_name(tmp_path, m
     (work / "plan.yaml").write_text(TINY.replace("name: tiny", "name: gpu"))
     assert script.main(["report", "--work", str(work)]) == 0
     assert sorted(file.name for file in results.iterdir()) == ["study-gpu-runs.json", "study-gpu.json"]
-    cpu, gpu = script.DOCUMENT.read_text().split("<!-- table: gpu")
+    cpu, gpu = ((tmp_path / "docs" / name).read_text() for name in script.DOCUMENTS)
     assert "| neutral |" in gpu and "| neutral |" not in cpu
-    drawn = {picture.name for picture in (tmp_path / "docs" / "study").iterdir()}
-    assert drawn == {f"gpu-{name}-neutral.svg" for name in ("tasks", "gradients", "curves")}
+    drawn = {picture.name for picture in (tmp_path / "docs" / "study").glob("*.svg")}
+    names = ("summary", "tasks-neutral", "gradients-neutral", "curves-neutral")
+    assert drawn == {f"gpu-{name}.svg" for name in names}
 
 
 TINY = """
@@ -436,34 +445,56 @@ def test_a_small_study_runs_once_and_is_published(encoders, hub, tmp_path, monke
 
 
 @pytest.fixture(scope="module")
-def committed() -> tuple[str, dict[str, Study]]:
+def committed() -> tuple[dict[str, str], dict[str, Study]]:
     studies = {name: read_study(*script.committed(name)) for name in script.PLANS}
-    return script.DOCUMENT.read_text("utf-8"), studies
+    return {name: (script.DOCS / name).read_text("utf-8") for name in script.DOCUMENTS}, studies
 
 
 @pytest.mark.parametrize("name, start", [("cpu", "neutral"), ("gpu", "neutral"), ("gpu", "packaged")])
 @pytest.mark.parametrize("family, protocol", [("NER", "ner"), ("TC", "mteb")])
 def test_averages_of_the_report_computed_otherwise(committed, name, start, family, protocol):
-    document, studies = committed
-    table = document.split(f"<!-- table: {name} averages -->")[1].split("<!-- end -->")[0]
+    documents, studies = committed
+    table = (
+        documents["study/appendix.md"].split(f"<!-- table: {name} averages -->")[1].split("<!-- end -->")[0]
+    )
+    assert name == "cpu" or table in documents["study.md"]
     cells = re.search(rf"^\| {start} \| {family}[^|]*\| (.+) \|$", table, re.MULTILINE)[1].split(" | ")
-    tasks, seeds, *shown = cells
+    tasks, seeds, *averages = cells
     assert tasks == "12"
-    for regime, cell in zip(("base", "ner", "tc", "naive", "tpl"), shown, strict=True):
-        values = {
-            (own["task"], own["seed"]): 100 * own["value"]
-            for own in studies[name].records
-            if own["protocol"] == protocol and own["regime"] == f"{start}/{regime}"
-        }
-        chosen = [value for (_, seed), value in values.items() if seed < int(seeds)]
-        assert len(chosen) == (0 if cell == "–" else 12 * int(seeds))
-        if chosen:
-            assert float(cell.split(" ± ")[0]) == pytest.approx(sum(chosen) / len(chosen), abs=0.00501)
+    for regime, cell in zip(("base", "ner", "tc", "naive", "tpl"), averages, strict=True):
+        values = [
+            100 * record["value"]
+            for record in studies[name].records
+            if record["protocol"] == protocol
+            and record["regime"] == f"{start}/{regime}"
+            and record["seed"] < int(seeds)
+        ]
+        assert len(values) == 12 * int(seeds)
+        assert float(cell.split(" ± ")[0]) == pytest.approx(mean(values), abs=0.00501)
+
+
+def test_differences_on_the_page_computed_otherwise(committed):
+    documents, studies = committed
+    marks = re.findall(r"<!-- points: (\w+) (\w+) (\S+) (\S+) -->([-+.\d]+) \[", documents["study.md"])
+    assert len(marks) > 15
+    for name, protocol, *variants, points in marks:
+        values: dict = {variant: {} for variant in variants}
+        for record in studies[name].records:
+            if record["protocol"] == protocol and record["regime"] in values:
+                values[record["regime"]][record["task"], record["seed"]] = 100 * record["value"]
+        first, second = (values[variant] for variant in variants)
+        assert first.keys() & second.keys()
+        difference = mean(first[key] - second[key] for key in first.keys() & second.keys())
+        assert float(points) == pytest.approx(difference, abs=0.00501)
 
 
 def test_the_report_is_made_from_the_committed_records(committed):
-    document, studies = committed
-    assert fill(document, studies) == document
-    assert {*re.findall(r"<!-- table: (\w+) ", document)} == {*script.PLANS}
-    drawn = {f"study/{picture.name}" for picture in (script.DOCUMENT.parent / "study").iterdir()}
-    assert drawn == {*re.findall(r"\(([^)]+\.svg)\)", document)}
+    documents, studies = committed
+    for document in documents.values():
+        assert fill(document, studies) == document
+    shown = re.findall(r"\(([^()]+\.svg)\)", documents["study/appendix.md"])
+    shown += [path.removeprefix("study/") for path in re.findall(r"\(([^()]+\.svg)\)", documents["study.md"])]
+    assert {picture.name for picture in (script.DOCS / "study").glob("*.svg")} == {*shown}
+    links = re.findall(r"\(study/appendix\.md#([\w-]+)\)", documents["study.md"])
+    heads = re.findall(r"^#+ (.+)$", documents["study/appendix.md"], re.MULTILINE)
+    assert {*links} <= {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
