@@ -27,8 +27,9 @@ import torch
 from torch import nn
 
 from modeling_mtpf.adaptation import FitSettings, fit_app
-from modeling_mtpf.adaptation.app import open_backbone, score_app
+from modeling_mtpf.adaptation.app import score_app
 from modeling_mtpf.data.app_data import AppData
+from modeling_mtpf.data.backbones import open_backbone
 from modeling_mtpf.evaluation.tasks import Task, load_task, select_tasks
 from modeling_mtpf.export import export_onnx, read_manifest
 from modeling_mtpf.export.runner import Runner

@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from hub_cards import adapter_card
 
 from ..data.app_data import FAMILIES, AppData, Examples, check_app_data, load_app_data
-from ..data.packaged_encoder import resolve_encoder
-from ..data.words import load_word_tokenizer
-from ..errors import AdapterError, MtpfError, RecipeError, first_line
+from ..data.backbones import open_backbone
+from ..errors import AdapterError, MtpfError, RecipeError
 from ..metrics import entity_scores
 from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, backbone_sha256, read_task
 from ..model.adapters_mtpf import count_parameters, validate_adapter_name
-from ..model.configuration_mtpf import encoder_layout, max_tokens
+from ..model.configuration_mtpf import max_tokens
 from ..model.modeling_mtpf import MtpfModel
 from ..model.sources_mtpf import is_hub_id
 from ..settings import nearest
@@ -64,23 +62,6 @@ class FittedApp:
     metrics: dict[str, float]
     record: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
-
-
-def open_backbone(identifier: str, revision: str | None = None) -> tuple[MtpfModel, PreTrainedTokenizerBase]:
-    """Load a frozen backbone in float32, and its tokenizer: ``packaged``, a folder or a Hub id.
-
-    Raises:
-        RecipeError: There is no such folder or repo, or it is not a supported encoder.
-    """
-    encoder = resolve_encoder(identifier)
-    try:
-        model = MtpfModel.from_pretrained(encoder, revision=revision or "main", dtype=torch.float32)
-        encoder_layout(model.config.encoder_config.model_type)
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        reason = first_line(error)
-        raise RecipeError(f"The backbone {identifier!r} cannot be loaded: {reason}") from error
-    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return model.eval().requires_grad_(False), load_word_tokenizer(encoder, revision)
 
 
 def fit_app(
@@ -336,4 +317,4 @@ def summary(app: FittedApp) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["FittedApp", "fit_app", "open_backbone", "score_app", "summary"]
+__all__ = ["FittedApp", "fit_app", "score_app", "summary"]

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from safetensors import SafetensorError
-
-from ..errors import DataError, MtpfError, first_line
+from ..errors import DataError, MtpfError
 from ..model.adapter_files_mtpf import find_adapter, read_task
 from ..model.texts_mtpf import MAX_CHARACTERS
 
@@ -127,7 +125,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     """Load the backbone and all apps; return the model and the apps' names in it."""
     import transformers
 
-    from ..model.modeling_mtpf import MtpfModel
+    from ..data.backbones import load_backbone
 
     transformers.utils.logging.disable_progress_bar()
     sources = [_split_revision(source) for source in arguments.adapters]
@@ -137,13 +135,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         backbone, revision = recorded.get("id"), revision or recorded.get("revision")
         if not backbone:
             raise MtpfError(f"{sources[0][0]} records no published backbone; give one with --backbone.")
-    if Path(backbone).is_dir() and not (Path(backbone) / "config.json").is_file():
-        raise MtpfError(f"The backbone {backbone} cannot be loaded: the folder has no config.json.")
-    try:
-        model = MtpfModel.from_pretrained(backbone, revision=revision or "main").eval()
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = first_line(error)
-        raise MtpfError(f"The backbone {backbone} cannot be loaded: {reason}") from error
+    model = load_backbone(backbone, revision).eval()
     names: list[str] = []
     for source, at in sources:
         name = model.load_adapter(source, revision=at)

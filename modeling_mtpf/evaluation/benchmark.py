@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from ..adaptation import FitSettings, fit_app
-from ..adaptation.app import open_backbone
 from ..adaptation.methods.text_probe import choose_probe
 from ..adaptation.text_vectors import embed_texts
 from ..data.app_data import AppData, Examples
+from ..data.backbones import open_backbone
 from ..devices import PRECISIONS, available_cores, uses_bf16
 from ..errors import DataError, RecipeError
 from ..metrics import text_scores

@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import save
 
+from ..data.backbones import load_backbone
 from ..errors import AdapterError, MtpfError, first_line, require_extra
 from ..model.adapter_files_mtpf import backbone_sha256
 from ..model.adapters_mtpf import LoraSettings, lora_targets
@@ -119,7 +119,8 @@ def export_onnx(
         revision: Commit of the backbone's repo.
 
     Raises:
-        ExportError: The backbone cannot be read, the folder is something else or an export of another
+        MtpfError: The backbone cannot be loaded.
+        ExportError: The folder is something else or an export of another
             backbone, or an app does not fit the graphs that are there.
         AdapterError: An adapter is damaged, is no app, or was trained on another backbone.
 
@@ -187,18 +188,7 @@ def _is_export(folder: Path) -> bool:
 
 def _open(backbone: str, revision: str | None) -> MtpfModel:
     """Load the backbone in float32, with plain attention: its graph is smaller than that of the fused one."""
-    if backbone == "packaged":
-        from ..data.packaged_encoder import packaged_encoder
-
-        backbone = str(packaged_encoder())
-    try:
-        model = MtpfModel.from_pretrained(
-            backbone, revision=revision or "main", dtype=torch.float32, attn_implementation="eager"
-        )
-        encoder_layout(model.config.encoder_config.model_type)
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        reason = first_line(error)
-        raise ExportError(f"The backbone {backbone!r} cannot be loaded: {reason}") from error
+    model = load_backbone(backbone, revision, dtype=torch.float32, attn_implementation="eager")
     return model.eval().requires_grad_(False)
 
 

@@ -12,7 +12,7 @@ from ..data.encoding import encode_rows, padded
 from ..data.packaged_encoder import resolve_encoder
 from ..data.words import load_word_tokenizer
 from ..devices import precision, uses_bf16
-from ..errors import DataError, first_line
+from ..errors import DataError, MissingExtraError, first_line
 from .settings import PseudoLabelSettings
 
 
@@ -172,13 +172,15 @@ def load_teacher(settings: PseudoLabelSettings, device: torch.device | None = No
     Raises:
         DataError: It cannot be loaded, gives no hidden states, or has no such layer.
     """
-    teacher = resolve_encoder(settings.teacher)
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        teacher = resolve_encoder(settings.teacher)
         model = AutoModel.from_pretrained(
             teacher, revision=settings.revision or "main", trust_remote_code=False, dtype=torch.float32
         )
+    except MissingExtraError:
+        raise
     # safetensors and the Hub client have their own exceptions.
     except Exception as error:
         reason = first_line(error)

@@ -6,15 +6,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
-from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import get_cosine_schedule_with_warmup
 
-from ..data.packaged_encoder import resolve_encoder
+from ..data import backbones
 from ..data.words import load_word_tokenizer
 from ..devices import available_cores, fast_bf16
-from ..errors import RecipeError, first_line
-from ..model.configuration_mtpf import encoder_layout, max_tokens
+from ..errors import RecipeError
+from ..model.configuration_mtpf import max_tokens
 from ..model.modeling_mtpf import MtpfModel
 from .families import ner, tc  # noqa: F401  both register themselves
 from .families.base import FAMILIES, Family, RunContext
@@ -59,16 +58,9 @@ def load_backbone(recipe: Recipe) -> MtpfModel:
     """Load the starting encoder in float32.
 
     Raises:
-        RecipeError: There is no such folder or repo, or it is not a supported encoder.
+        MtpfError: There is no such folder or repo, or it is not a supported encoder.
     """
-    try:
-        model = MtpfModel.from_pretrained(
-            resolve_encoder(recipe.backbone), revision=recipe.revision or "main", dtype=torch.float32
-        )
-        encoder_layout(model.config.encoder_config.model_type)
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
-        reason = first_line(error)
-        raise RecipeError(f"The backbone {recipe.backbone!r} cannot be loaded: {reason}") from error
+    model = backbones.load_backbone(recipe.backbone, recipe.revision, dtype=torch.float32)
     model.config.regime = recipe.regime
     return model
 
@@ -78,7 +70,7 @@ def prepare_families(
 ) -> tuple[list[Family], RunContext]:
     """Open the data of the families that the regime trains."""
     context = RunContext(
-        tokenizer=load_word_tokenizer(resolve_encoder(recipe.backbone), recipe.revision),
+        tokenizer=load_word_tokenizer(model.config.name_or_path, recipe.revision),
         seed=recipe.seed,
         work_dir=folder,
         is_main=accelerator.is_main_process,

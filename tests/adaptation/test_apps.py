@@ -14,7 +14,6 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from modeling_mtpf import AdapterHead
 from modeling_mtpf.adaptation import FitSettings, fit_app
-from modeling_mtpf.adaptation.app import open_backbone
 from modeling_mtpf.adaptation.methods import text_probe, token_lora
 from modeling_mtpf.adaptation.methods.lora import (
     TailRows,
@@ -30,6 +29,7 @@ from modeling_mtpf.adaptation.settings import FitResult
 from modeling_mtpf.adaptation.text_vectors import embed_texts
 from modeling_mtpf.adaptation.trunk_cache import TrunkCache
 from modeling_mtpf.data.app_data import AppData, Examples
+from modeling_mtpf.data.backbones import open_backbone
 from modeling_mtpf.data.batches import row_batches
 from modeling_mtpf.data.encoding import encode_rows
 from modeling_mtpf.data.words import load_word_tokenizer

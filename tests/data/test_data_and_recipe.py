@@ -6,7 +6,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from modeling_mtpf.data.packaged_encoder import packaged_encoder
 from modeling_mtpf.data.sources import expand_pair_sources, fingerprint, open_source
 from modeling_mtpf.errors import DataError, RecipeError
 from modeling_mtpf.pretraining import setup  # noqa: F401  registers the families
@@ -82,13 +81,6 @@ def test_a_folder_of_pairs_is_one_source_per_file(tmp_path):
         expand_pair_sources([tmp_path, tmp_path / "faq.jsonl"])
     with pytest.raises(DataError, match="No pair source"):
         expand_pair_sources([])
-
-
-def test_packaged_encoder_with_other_weights_is_refused(tmp_path):
-    assert (packaged_encoder() / "tokenizer.json").is_file()
-    write(tmp_path / "model.safetensors", b"something else")
-    with pytest.raises(DataError, match="sha256 .* not 53aa5117.*reinstall"):
-        packaged_encoder(tmp_path)
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from test_scripts import arguments, data  # noqa: F401  fixtures
 
 from modeling_mtpf import MtpfModel
 from modeling_mtpf.adaptation import FitSettings, fit_app
-from modeling_mtpf.adaptation.app import open_backbone
 from modeling_mtpf.adaptation.text_vectors import embed_texts
+from modeling_mtpf.data.backbones import open_backbone
 from modeling_mtpf.model.adapter_files_mtpf import backbone_sha256
 from train import pretrain
 
