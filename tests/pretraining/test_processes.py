@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 WORKER = """
 import sys, json, torch
 from torch import distributed
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+sys.path[:0] = [{root!r}, {root!r} + "/tests", {root!r} + "/tests/pretraining"]
 import test_processes
 distributed.init_process_group("gloo")
 test_processes.work({folder!r}, distributed.get_rank(), distributed.get_world_size())

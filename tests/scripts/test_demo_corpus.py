@@ -18,12 +18,10 @@ from train.demo import vocabulary
 
 # The corpus is made by the standard library alone, so the process skips the package's imports of torch.
 FINGERPRINT = """
-import hashlib, json, sys, types
+import hashlib, json, sys
 from dataclasses import asdict
-package = types.ModuleType("package")
-package.__path__ = [sys.argv[1]]
-sys.modules["package"] = package
-from package.demo import demo_corpus
+sys.path.insert(0, sys.argv[1])
+from train.demo.corpus import demo_corpus
 print(hashlib.sha256(json.dumps(asdict(demo_corpus(seed=3, scale=0.1))).encode()).hexdigest())
 """
 APP_TYPES = {"PERSON", "PLACE", "DATE", "TIME", "PRODUCT", "MONEY"}
@@ -121,7 +119,7 @@ def test_same_corpus_in_a_fresh_process():
     here = hashlib.sha256(json.dumps(asdict(demo.demo_corpus(seed=3, scale=0.1))).encode()).hexdigest()
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
     fresh = subprocess.run(
-        [sys.executable, "-c", FINGERPRINT, str(Path(demo.__file__).parent)],
+        [sys.executable, "-c", FINGERPRINT, str(Path(demo.__file__).parents[2])],
         env=environment,
         capture_output=True,
         text=True,

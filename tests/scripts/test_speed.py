@@ -30,7 +30,7 @@ def test_sections_are_found_and_judged():
 
 
 def test_peak_memory_is_that_of_the_contestant(tmp_path):
-    sections = tmp_path / "speed_sections"
+    sections = tmp_path / "sections"
     sections.mkdir()
     (sections / "memory.py").write_text(
         "CONTESTANTS = {'small': 9, 'large': 1}\n"
