@@ -1,13 +1,15 @@
 """Model cards of backbones and adapters: two templates, and the functions that fill them.
 
-A card is written twice: beside a run, without ids, and finished when its repo is pushed, so that its examples
-run as they stand. What the second needs of the run is kept in ``training.json``, which names no local path.
+A card is written twice: into the folder of a run, without ids, and again when its repo is pushed, so that its
+examples run unchanged. What the second card needs of the run is in ``training.json``, without local paths.
 """
 
 import json
 import math
 import os
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from modeling_mtpf.model.sources_mtpf import is_hub_id
 
 from .records import CardError, Family, Result, Task, Training, checked
+
+__all__ = ["CardError", "CardFacts", "adapter_card", "backbone_card", "training_summary"]
 
 TEMPLATES = Path(__file__).parent
 PAPER = "https://arxiv.org/abs/2510.07566"
@@ -67,36 +71,90 @@ def training_summary(record: dict[str, Any], adapters: list[str]) -> dict[str, A
     }
 
 
+@dataclass(frozen=True)
+class CardFacts:
+    """What every card says of its repo.
+
+    Attributes:
+        repo_id: The repo; ``None`` for the card of a run that is not published yet.
+        branch: The branch that the examples load; a card cannot name the commit that it is part of.
+        license: License id.
+        language: Language codes.
+        datasets: Hub ids of the training data, instead of those that the records name.
+    """
+
+    repo_id: str | None = None
+    branch: str = "main"
+    license: str = "apache-2.0"
+    language: str | list[str] = "en"
+    datasets: list[str] | None = None
+
+    def fill(
+        self, template: str, name: str, scores: Iterable[tuple], metadata: dict[str, Any], /, **values: Any
+    ) -> ModelCard:
+        """Fill a template.
+
+        Args:
+            template: Its file.
+            name: Name of the model where there is no repo.
+            scores: Task, id and name of the data, metric, and value of each evaluation.
+            metadata: For the block that the Hub reads.
+            **values: For the text.
+        """
+        evaluations = [
+            EvalResult(
+                task_type=task,
+                dataset_type=data_id,
+                dataset_name=data_name,
+                metric_type=METRIC_IDS.get(metric, metric),
+                metric_name=metric,
+                metric_value=value,
+            )
+            for task, data_id, data_name, metric, value in scores
+        ]
+        data = ModelCardData(
+            language=self.language,
+            license=self.license,
+            metrics=sorted({result.metric_type for result in evaluations}) or None,
+            eval_results=evaluations or None,
+            model_name=(self.repo_id or name).split("/")[-1] if evaluations else None,
+            **metadata,
+        )
+        return ModelCard.from_template(
+            data,
+            template_path=str(TEMPLATES / template),
+            repo_id=self.repo_id or "<this repo>",
+            branch=self.branch,
+            languages=", ".join([self.language] if isinstance(self.language, str) else self.language),
+            license_id=self.license,
+            paper=PAPER,
+            **values,
+        )
+
+
 def backbone_card(
     training: dict[str, Any] | None,
     *,
-    repo_id: str | None = None,
-    branch: str = "main",
     config: dict[str, Any] | None = None,
     num_parameters: int | None = None,
     hashes: dict[str, str] | None = None,
-    license: str = "apache-2.0",  # noqa: A002
-    language: str | list[str] = "en",
-    datasets: list[str] | None = None,
     results: list[dict[str, Any]] | None = None,
+    **facts: Any,
 ) -> ModelCard:
     """Fill the card of a backbone.
 
     Args:
         training: As `training_summary` returns it; ``None`` for an encoder that this project did not train.
-        repo_id: The repo; ``None`` for the card beside a run.
-        branch: The branch that the examples load; a card cannot name the commit that it is part of.
         config: The backbone's ``config.json``.
         num_parameters: Size of the encoder.
         hashes: sha256 of the weights and of the remote code, by file name.
-        license: License id.
-        language: Language codes.
-        datasets: Hub ids of the training data, instead of those in ``training``.
         results: Evaluation records with ``task``, ``metric``, ``value`` and more.
+        **facts: The attributes of `CardFacts`.
 
     Raises:
         CardError: A record is malformed, or the regimes of ``training`` and ``config`` differ.
     """
+    card, config = CardFacts(**facts), config or {}
     training = {} if training is None else dict(checked(Training, training, "training.json"))
     families = [
         checked(Family, row, f"family {number} of training.json")
@@ -104,7 +162,7 @@ def backbone_card(
     ]
     if any(len(row) != 2 for row in training.get("assumptions") or []):
         raise CardError("'assumptions' of training.json must be pairs of meaning and value.")
-    recorded = ((config or {}).get("mtpf") or {}).get("regime")
+    recorded = (config.get("mtpf") or {}).get("regime")
     regime = training.get("regime") or recorded or "base"
     if recorded and regime != recorded:
         raise CardError(
@@ -114,35 +172,26 @@ def backbone_card(
     start = training.get("start")
     base_model = PACKAGED_ENCODER if start == "packaged" else start
     rows = [checked(Result, row, f"result {number}") for number, row in enumerate(results or [], 1)]
-    evaluations = [
-        EvalResult(
-            task_type="token-classification" if row.get("family") == "ner" else "text-classification",
-            dataset_type=row["task"],
-            dataset_name=row["task"],
-            metric_type=METRIC_IDS.get(row["metric"], row["metric"]),
-            metric_name=row["metric"],
-            metric_value=row["value"],
-        )
-        for row in rows
-    ]
-    extra: dict[str, Any] = {"base_model_relation": "finetune"} if base_model else {}
-    data = ModelCardData(
-        language=language,
-        library_name="transformers",
-        pipeline_tag="feature-extraction",
-        license=license,
-        base_model=base_model,
-        datasets=datasets or training.get("datasets") or None,
-        metrics=sorted({result.metric_type for result in evaluations}) or None,
-        eval_results=evaluations or None,
-        model_name=(repo_id or "mtpf").split("/")[-1] if evaluations else None,
-        tags=["mtpf", "multi-task", "lora", "sentence-similarity", "feature-extraction", f"regime:{regime}"],
-        **extra,
-    )
-    return ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATES / "backbone.md"),
-        repo_id=repo_id or "<this repo>",
+    metadata = {
+        "library_name": "transformers",
+        "pipeline_tag": "feature-extraction",
+        "base_model": base_model,
+        "datasets": card.datasets or training.get("datasets") or None,
+        "tags": [
+            "mtpf",
+            "multi-task",
+            "lora",
+            "sentence-similarity",
+            "feature-extraction",
+            f"regime:{regime}",
+        ],
+        **({"base_model_relation": "finetune"} if base_model else {}),
+    }
+    return card.fill(
+        "backbone.md",
+        "mtpf",
+        [(_kind(row), row["task"], row["task"], row["metric"], row["value"]) for row in rows],
+        metadata,
         regime=regime,
         start=f"`{base_model}`" if base_model else "an encoder that it does not name",
         is_packaged=start == "packaged",
@@ -150,14 +199,10 @@ def backbone_card(
         adapters=training.get("adapters") or [],
         assumptions=training.get("assumptions") or [],
         versions=training.get("versions") or {},
-        config=config or {},
+        config=config,
         num_parameters=f"{num_parameters:,}" if num_parameters else None,
         hashes=hashes or {},
         results=rows,
-        branch=branch,
-        languages=", ".join([language] if isinstance(language, str) else language),
-        license_id=license,
-        paper=PAPER,
     )
 
 
@@ -165,80 +210,61 @@ def adapter_card(
     task: dict[str, Any],
     config: dict[str, Any],
     *,
-    repo_id: str | None = None,
-    branch: str = "main",
     num_parameters: int | None = None,
     num_bytes: int | None = None,
-    license: str = "apache-2.0",  # noqa: A002
-    language: str | list[str] = "en",
-    datasets: list[str] | None = None,
+    **facts: Any,
 ) -> ModelCard:
     """Fill the card of an adapter: the task-primary LoRA of a family, or an app.
 
     Args:
-        task: The adapter's ``task.json``, backbone id and revision included when the repo is pushed. Beside
+        task: The adapter's ``task.json``, backbone id and revision included when the repo is pushed. Besides
             what ``save_adapter`` writes it may hold ``protocol``, ``dataset`` (a Hub id) and ``examples``.
         config: The adapter's ``adapter_config.json``.
-        repo_id: The repo; ``None`` for the card beside a run.
-        branch: The branch that the examples load; a card cannot name the commit that it is part of.
         num_parameters: Number of LoRA parameters.
         num_bytes: Size of LoRA and head.
-        license: License id.
-        language: Language codes.
-        datasets: Hub ids of the training data, instead of the one in ``task``.
+        **facts: The attributes of `CardFacts`.
 
     Raises:
         CardError: ``task`` is malformed.
     """
-    task = dict(checked(Task, task, "task.json"))
+    card, task = CardFacts(**facts), dict(checked(Task, task, "task.json"))
     backbone = task.get("backbone") or {}
     is_app = bool(task.get("labels"))
     metrics = dict(_numbers(task.get("metrics") or {}))
-    if (dataset := task.get("dataset")) and not _hub_id(dataset):
+    if (dataset := task.get("dataset")) and not is_hub_id(dataset, bare=True):
         raise CardError(
-            f"'dataset' of task.json is {dataset!r}, no Hub id; name other data in 'training_data'."
+            f"'dataset' of task.json is {dataset!r}, not a Hub id; name other data in 'training_data'."
         )
-    datasets = datasets or ([dataset] if dataset else [])
+    datasets = card.datasets or ([dataset] if dataset else [])
     training_data = _describe(task.get("training_data"))
     examples = task.get("examples") or [EXAMPLE]
     pipeline = task["kind"] if is_app else "feature-extraction"
-    evaluations = [
-        EvalResult(
-            task_type=pipeline,
-            dataset_type=datasets[0] if datasets else _slug(task.get("name", "app")),
-            dataset_name=datasets[0] if datasets else training_data,
-            metric_type=METRIC_IDS.get(name, name),
-            metric_name=name,
-            metric_value=value,
-        )
-        for name, value in (metrics.items() if is_app else ())
-    ]
-    extra: dict[str, Any] = {"base_model_relation": "adapter"} if backbone.get("id") else {}
-    if is_app:
-        extra["widget"] = [{"text": text} for text in examples]
-    data = ModelCardData(
-        language=language,
-        library_name="peft",
-        pipeline_tag=pipeline,
-        license=license,
-        base_model=backbone.get("id"),
-        datasets=datasets or None,
-        metrics=sorted({result.metric_type for result in evaluations}) or None,
-        eval_results=evaluations or None,
-        model_name=(repo_id or task.get("name", "mtpf")).split("/")[-1] if evaluations else None,
-        tags=["mtpf", "lora", *filter(None, [task.get("family")]), "app" if is_app else "task-primary-lora"],
-        **extra,
-    )
+    name = task.get("name", "app")
+    data_id, data_name = (datasets[0], datasets[0]) if datasets else (_slug(name), training_data)
+    metadata = {
+        "library_name": "peft",
+        "pipeline_tag": pipeline,
+        "base_model": backbone.get("id"),
+        "datasets": datasets or None,
+        "tags": [
+            "mtpf",
+            "lora",
+            *filter(None, [task.get("family")]),
+            "app" if is_app else "task-primary-lora",
+        ],
+        **({"base_model_relation": "adapter"} if backbone.get("id") else {}),
+        **({"widget": [{"text": text} for text in examples]} if is_app else {}),
+    }
     targets = config.get("target_modules") or []
-    return ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATES / "adapter.md"),
-        repo_id=repo_id or "<this repo>",
-        branch=branch,
+    return card.fill(
+        "adapter.md",
+        task.get("name", "mtpf"),
+        [(pipeline, data_id, data_name, *score) for score in metrics.items() if is_app],
+        metadata,
         backbone_id=backbone.get("id") or "<the backbone>",
         backbone_revision=backbone.get("revision") or "<its commit>",
         backbone_sha256=backbone.get("sha256"),
-        name=task.get("name", "app"),
+        name=name,
         family=task.get("family"),
         kind=task["kind"],
         is_app=is_app,
@@ -253,10 +279,11 @@ def adapter_card(
         metrics=metrics,
         protocol=task.get("protocol") or "; ".join(PROTOCOLS[key] for key in metrics if key in PROTOCOLS),
         example=json.dumps(examples[0], ensure_ascii=False),  # a string of Python, whatever is in it
-        languages=", ".join([language] if isinstance(language, str) else language),
-        license_id=license,
-        paper=PAPER,
     )
+
+
+def _kind(result: Result) -> str:
+    return "token-classification" if result.get("family") == "ner" else "text-classification"
 
 
 def _assumptions(record: dict[str, Any]) -> list[list[Any]]:
@@ -276,18 +303,9 @@ def _family_rows(record: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name, description in record["data"].items():
         settings = record["recipe"]["families"][name]
-        rows.append(
-            {
-                "name": name,
-                "first": record["first"][f"loss/{name}"],
-                "last": record["last"][f"loss/{name}"],
-                "batch_size": settings["batch_size"],
-                "max_length": settings["max_length"],
-                "weight": settings["weight"],
-                "lora": settings.get("lora"),
-                "data": ", ".join(_sources(description)),
-            }
-        )
+        row = {key: settings.get(key) for key in ("batch_size", "max_length", "weight", "lora")}
+        losses = {when: record[when][f"loss/{name}"] for when in ("first", "last")}
+        rows.append({"name": name, **losses, **row, "data": ", ".join(_sources(description))})
     return rows
 
 
@@ -297,34 +315,30 @@ def _sources(description: dict[str, Any]) -> list[str]:
 
 
 def _hub_datasets(recipe: dict[str, Any]) -> list[str]:
-    found = []
-    for settings in recipe["families"].values():
-        for source in (settings.get("text"), settings.get("data"), *(settings.get("pairs") or [])):
-            if source and (hub_id := _not_local(str(source))) and "/" in hub_id:
-                found.append(hub_id)
-    return sorted(set(found))
-
-
-def _hub_id(name: str) -> str | None:
-    """Return a name that can be a Hub id, ``None`` for what can only be a path."""
-    return name if is_hub_id(name, bare=True) else None
+    sources = [
+        str(source)
+        for settings in recipe["families"].values()
+        for source in (settings.get("text"), settings.get("data"), *(settings.get("pairs") or []))
+        if source
+    ]
+    return sorted({source for source in sources if _not_local(source) and "/" in source})
 
 
 def _not_local(name: str) -> str | None:
     """Return the Hub id that a recipe named, ``None`` where a run took the folder or file of that name."""
-    return None if os.path.exists(name) else _hub_id(name)
+    return name if is_hub_id(name, bare=True) and not os.path.exists(name) else None
 
 
 def _numbers(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
+    numbers: list[tuple[str, float]] = []
     for key, value in sorted(metrics.items()):
         if isinstance(value, dict):
-            found += _numbers(value, f"{prefix}{key}/")
+            numbers += _numbers(value, f"{prefix}{key}/")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             if not math.isfinite(value):
                 raise CardError(f"The metric {prefix + key!r} is {value}; leave it out, or measure it again.")
-            found.append((prefix + key, value))
-    return found
+            numbers.append((prefix + key, value))
+    return numbers
 
 
 def _describe(data: Any) -> str:
@@ -338,6 +352,3 @@ def _describe(data: Any) -> str:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-") or "app"
-
-
-__all__ = ["CardError", "adapter_card", "backbone_card", "training_summary"]

@@ -7,10 +7,12 @@ from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.errors import StrictDataclassError
 from typing_extensions import NotRequired, TypedDict
 
+from modeling_mtpf.errors import MtpfError
+
 Record = TypeVar("Record")
 
 
-class CardError(ValueError):
+class CardError(MtpfError):
     """A record that a card is made from lacks something, or holds it in another form."""
 
 

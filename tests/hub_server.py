@@ -7,7 +7,7 @@
         subprocess.run([...], env=hub.environment())  # programs that read HF_ENDPOINT
 
         hub.fault("commit", status=500)  # the next commit fails
-        hub.fault("commit", before=lambda: hub.commit("mtpf/demo", {"a": b""}))  # somebody else is faster
+        hub.fault("commit", before=lambda: hub.commit("mtpf/demo", {"a": b""}))  # a concurrent push
         hub.fault("xet_upload_xorb", drop="request")  # the connection breaks half-way
         hub.fault("tree", status=429, retry_after=1, times=2)
         hub.fault("xet_download", corrupt=True)  # wrong bytes, once
@@ -124,7 +124,7 @@ class HubServer:
         """Return the variables with which another process uses this Hub, and nothing of the user's own.
 
         Args:
-            token: whose token the process finds; `token` when `None`, nobody's when empty.
+            token: whose token the process finds; `token` when `None`, no one's when empty.
             home: names the cache; two processes with the same name share one.
         """
         folder = self._folder / home
@@ -155,11 +155,11 @@ class HubServer:
         self,
         repo_id: str,
         files: Mapping[str, bytes | None],
-        title: str = "A change by somebody else",
+        title: str = "A change by another user",
         revision: str = "main",
         repo_type: str = "model",
     ) -> str:
-        """Commit files as somebody else would, `None` deletes one; return the sha."""
+        """Commit files as another user would, `None` deletes one; return the sha."""
         with self._storage.lock:
             repository = self._find(repo_id, repo_type)
             present, operations = repository.resolve(revision).files, []
@@ -173,7 +173,7 @@ class HubServer:
                 else:
                     value = {"path": path, "content": base64.b64encode(data).decode()}
                     operations.append({"key": "file", "value": value})
-            commit, _ = self._storage.commit(repository, revision, {"summary": title}, operations, "somebody")
+            commit, _ = self._storage.commit(repository, revision, {"summary": title}, operations, "another")
             return commit.sha
 
     def tamper(
@@ -238,7 +238,7 @@ class HubServer:
                 `drop` ("request": the connection breaks while the body arrives, nothing happens;
                 "response": the request takes effect, the connection breaks within the answer),
                 `corrupt` (one byte of the content is wrong; for "resolve", "download", "xet_download"),
-                `before` (called before the request is handled: what somebody else does in between);
+                `before` (called before the request is handled: what another user does in between);
                 and `times` (once unless said, `None`: always) and `match` (a part of the path and query).
 
         Raises:

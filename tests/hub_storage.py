@@ -272,7 +272,7 @@ class HubStorage:
         return StoredFile(size, _git_oid(lfs_pointer(sha256, size)), sha256, sha256, xet_hash)
 
     def is_large(self, files: Mapping[str, StoredFile], path: str, size: int, sample: bytes) -> bool:
-        """Decide, as the Hub does by `.gitattributes`, size and content, what is no regular file."""
+        """Decide, as the Hub does by `.gitattributes`, size and content, what is not a regular file."""
         if size > LARGE_FILE_SIZE or b"\0" in sample:
             return True
         lines = (

@@ -1,7 +1,7 @@
 """Publish, fetch and inspect backbones and adapters on the Hub."""
 
-from .client import HubError
-from .commit import PlannedFile, PushConflictError, PushPlan, Release
+from .client import HubError, PushConflictError
+from .commit import PlannedFile, PushPlan, Release
 from .download import pull
 from .inspection import inspect
 from .push import push_adapter, push_backbone

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from transformers import AutoModel, AutoTokenizer
 
-from ..errors import AdapterError, first_line
+from ..errors import first_line
 from ..model.adapter_files_mtpf import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -27,14 +27,13 @@ from ..model.adapter_files_mtpf import (
 )
 from ..model.adapters_mtpf import KINDS, NAME_PATTERN
 from ..model.configuration_mtpf import AUTO_MAP, MtpfConfig, encoder_layout
-from ..model.hub_cache_mtpf import drop_from_cache
 from ..model.trunk_mtpf import Encoder
 from .client import HubError, attempt, explained
+from .download import download
 from .files import (
     CONFIG_FILE,
     TOKENIZER_CONFIG_FILE,
     WEIGHTS_FILE,
-    HubFileError,
     check_code_references,
     code_files,
     has_vocabulary,
@@ -71,12 +70,12 @@ def check_backbone(folder: Path, shapes: Shapes | None = None) -> Backbone:
         shapes: Shapes of the weights; by default those of the folder's ``model.safetensors``.
 
     Raises:
-        HubFileError: Something is missing, damaged, or no backbone of this project.
+        HubError: Something is missing, damaged, or not a backbone of this project.
     """
     config = read_json(folder / CONFIG_FILE)
     check_code_references(CONFIG_FILE, config)
     if config.get("auto_map") != AUTO_MAP or not isinstance(config.get("mtpf"), dict):
-        raise HubFileError(
+        raise HubError(
             f"{folder} is not a backbone of mtpf (its {CONFIG_FILE} has no 'mtpf' block with the complete "
             "auto_map); write it with MtpfModel.from_pretrained(...).save_pretrained(folder)."
         )
@@ -85,12 +84,13 @@ def check_backbone(folder: Path, shapes: Shapes | None = None) -> Backbone:
     expected = {key: tuple(tensor.shape) for key, tensor in encoder.state_dict().items()}
     # Some stock checkpoints have no pooler, and nothing here uses it.
     missing = [key for key in expected if key not in shapes and not key.startswith("pooler.")]
-    odd = missing or [key for key in shapes if shapes[key] != expected.get(key)]
-    if odd:
-        found, wanted = (side.get(sorted(odd)[0], "absent") for side in (shapes, expected))
-        raise HubFileError(
-            f"{WEIGHTS_FILE} of {folder} does not fit its {CONFIG_FILE}: {sorted(odd)[0]!r} is {found} there "
-            f"and {wanted} in the stock encoder. Write both with model.save_pretrained."
+    differing = missing or [key for key in shapes if shapes[key] != expected.get(key)]
+    if differing:
+        key = min(differing)
+        raise HubError(
+            f"{WEIGHTS_FILE} of {folder} does not fit its {CONFIG_FILE}: {key!r} is "
+            f"{shapes.get(key, 'absent')} there and {expected.get(key, 'absent')} in the stock encoder. "
+            "Write both with model.save_pretrained."
         )
     return Backbone(config, encoder)
 
@@ -101,24 +101,24 @@ def _encoder_without_memory(folder: Path, config: dict[str, Any], num_tensors: i
         parsed = MtpfConfig.from_pretrained(folder)
         if not isinstance(parsed.regime, str | None):
             raise ValueError(f"the regime is {parsed.regime!r}, not a name")
-        if parsed.num_hidden_layers > num_tensors:  # else a mad number would be built for hours
+        if parsed.num_hidden_layers > num_tensors:  # else a huge number would be built for hours
             raise ValueError(f"it has {parsed.num_hidden_layers} layers, but only {num_tensors} tensors")
         with torch.device("meta"):
             return AutoModel.from_config(parsed.encoder_config)
-    except Exception as error:  # there is no end to what transformers raises for an odd config
+    except Exception as error:  # there is no end to what transformers raises for an unexpected config
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise HubFileError(f"{folder / CONFIG_FILE} makes no encoder: {reason[-1].strip()}.") from error
+        raise HubError(f"{folder / CONFIG_FILE} makes no encoder: {reason[-1].strip()}.") from error
 
 
 def check_tokenizer(folder: Path, backbone: Backbone) -> None:
     """Check that the tokenizer of a folder loads without remote code, and fits the encoder.
 
     Raises:
-        HubFileError: It does not.
+        HubError: It does not.
     """
     names = [path.name for path in folder.iterdir()]
     if not has_vocabulary(names) or TOKENIZER_CONFIG_FILE not in names:
-        raise HubFileError(
+        raise HubError(
             f"{folder} has no tokenizer, or a part of one only; add it with "
             f"tokenizer.save_pretrained({str(folder)!r})."
         )
@@ -128,18 +128,13 @@ def check_tokenizer(folder: Path, backbone: Backbone) -> None:
         highest = max(tokenizer.get_vocab().values())
     except Exception as error:  # as above
         reason = first_line(error)
-        raise HubFileError(f"The tokenizer of {folder} cannot be loaded: {reason}.") from error
+        raise HubError(f"The tokenizer of {folder} cannot be loaded: {reason}.") from error
     rows = backbone.encoder.get_input_embeddings().weight.shape[0]
     if highest >= rows or not tokenizer.is_fast:
-        raise HubFileError(
-            f"The tokenizer of {folder} "
-            + (
-                f"has the token id {highest}, but the encoder only {rows} rows"
-                if highest >= rows
-                else "is slow"
-            )
-            + "; save the encoder's own fast tokenizer there."
+        reason = (
+            "is slow" if highest < rows else f"has the token id {highest}, but the encoder only {rows} rows"
         )
+        raise HubError(f"The tokenizer of {folder} {reason}; save the encoder's own fast tokenizer there.")
 
 
 def listing_findings(manifest: Manifest) -> list[str]:
@@ -154,10 +149,8 @@ def listing_findings(manifest: Manifest) -> list[str]:
 
 def changed_code(manifest: Manifest) -> list[str]:
     """Return the files of remote code that are not those of this version of mtpf."""
-    own = {name: path.read_bytes() for name, path in code_files().items()}
-    return [
-        name for name, data in own.items() if name in manifest.files and not manifest.files[name].holds(data)
-    ]
+    files = manifest.files
+    return [name for name, path in code_files().items() if name in files and not files[name].is_at(path)]
 
 
 def check_published_backbone(api: HfApi, repo_id: str, manifest: Manifest) -> Backbone:
@@ -180,9 +173,7 @@ def read_published_backbone(api: HfApi, repo_id: str, manifest: Manifest) -> Bac
     Raises:
         HubError: One of them cannot be read, or does not fit.
     """
-    folder = Path()
-    for name in (CONFIG_FILE, TOKENIZER_CONFIG_FILE):
-        folder = fetch(api, repo_id, manifest, name).parent
+    folder = download(api, repo_id, manifest, (CONFIG_FILE, TOKENIZER_CONFIG_FILE))
     check_code_references(TOKENIZER_CONFIG_FILE, read_json(folder / TOKENIZER_CONFIG_FILE))
     with explained(repo_id):
         try:
@@ -190,27 +181,8 @@ def read_published_backbone(api: HfApi, repo_id: str, manifest: Manifest) -> Bac
                 lambda: api.parse_safetensors_file_metadata(repo_id, WEIGHTS_FILE, revision=manifest.sha)
             )
         except (NotASafetensorsRepoError, SafetensorsParsingError, UnicodeDecodeError) as error:
-            raise HubFileError(f"{WEIGHTS_FILE} of {repo_id} is damaged or no safetensors file.") from error
+            raise HubError(f"{WEIGHTS_FILE} of {repo_id} is damaged or not a safetensors file.") from error
     return check_backbone(folder, {key: tuple(info.shape) for key, info in header.tensors.items()})
-
-
-def fetch(api: HfApi, repo_id: str, manifest: Manifest, name: str) -> Path:
-    """Fetch one file and compare it with its announced hash.
-
-    Raises:
-        HubError: It cannot be fetched, or is not what was announced.
-    """
-    path = Path()
-    for _ in range(2):  # what broke on the way is fetched once more
-        with explained(repo_id):
-            path = Path(hf_hub_download(repo_id, name, revision=manifest.sha, token=api.token))
-        if manifest.files[name].is_at(path):
-            return path
-        drop_from_cache(path)
-    raise HubError(
-        f"{name} of {repo_id} at {manifest.sha[:8]} does not have the hash that the Hub announces for it; it "
-        "was tampered with or broken on the way."
-    )
 
 
 # ---------------------------------------------------------------------------------------- adapters
@@ -224,69 +196,49 @@ def check_adapter(folder: Path, backbone: Backbone | None = None) -> tuple[dict[
         backbone: What it has to fit; without one only its own files are compared with each other.
 
     Raises:
-        HubFileError: Something is missing or damaged, or does not fit.
+        MtpfError: Something is missing or damaged, or does not fit.
     """
     config, task = read_json(folder / ADAPTER_CONFIG_FILE), read_json(folder / TASK_FILE)
     check_code_references(ADAPTER_CONFIG_FILE, config)
     if config.get("peft_type") != "LORA" or config.get("task_type") != "FEATURE_EXTRACTION":
-        raise HubFileError(f"{folder} is no LoRA of mtpf; write it with model.save_adapter(folder, name).")
+        raise HubError(f"{folder} is not a LoRA of mtpf; write it with model.save_adapter(folder, name).")
     if task.get("kind") not in KINDS:
-        raise HubFileError(
-            f"{folder / TASK_FILE} has the kind {task.get('kind')!r}; known: {', '.join(KINDS)}."
-        )
+        raise HubError(f"{folder / TASK_FILE} has the kind {task.get('kind')!r}; known: {', '.join(KINDS)}.")
     if not NAME_PATTERN.fullmatch(str(task.get("name", ""))):
-        raise HubFileError(
+        raise HubError(
             f"{TASK_FILE} of {folder} has the name {task.get('name')!r}, which no adapter can have."
         )
     has_head = (folder / HEAD_FILE).is_file()
     if task["kind"] == KINDS[0] and has_head:
-        raise HubFileError(f"{folder} is the LoRA of a family, but it holds a {HEAD_FILE}; remove that file.")
+        raise HubError(f"{folder} is the LoRA of a family, but it holds a {HEAD_FILE}; remove that file.")
     _check_lora_shapes(folder, config)
-    try:
-        if backbone is not None:
-            # With all checks of load_adapter but the hash of the weights, which are not there.
-            files = read_adapter(folder, backbone.encoder, check_backbone=False)
-            install_adapter(backbone.encoder, files)
-        else:
-            width = tensor_shapes(folder / HEAD_FILE).get("weight", (0,))[-1] if has_head else 0
-            read_head(folder, read_task(folder), width)
-    except AdapterError as error:
-        raise HubFileError(str(error)) from error
+    if backbone is not None:
+        # With all checks of load_adapter but the hash of the weights, which are not there.
+        install_adapter(backbone.encoder, read_adapter(folder, backbone.encoder, check_backbone=False))
+    else:
+        width = tensor_shapes(folder / HEAD_FILE).get("weight", (0,))[-1] if has_head else 0
+        read_head(folder, read_task(folder), width)
     return config, task
 
 
 def _check_lora_shapes(folder: Path, config: dict[str, Any]) -> None:
     """Compare the tensors with the modules and the rank that the config names."""
-    shapes, targets, rank = (
-        tensor_shapes(folder / ADAPTER_WEIGHTS_FILE),
-        config.get("target_modules"),
-        config.get("r"),
-    )
+    shapes = tensor_shapes(folder / ADAPTER_WEIGHTS_FILE)
+    targets, rank = config.get("target_modules"), config.get("r")
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-        raise HubFileError(f"{ADAPTER_CONFIG_FILE} of {folder} has no list of target_modules; save it again.")
+        raise HubError(f"{ADAPTER_CONFIG_FILE} of {folder} has no list of target_modules; save it again.")
     ranks = {
         f"{PEFT_PREFIX}{target}.lora_{part}.weight": side
         for target in targets
         for side, part in enumerate("AB")
     }
-    odd = set(shapes) ^ set(ranks)
-    odd |= {key for key in ranks.keys() - odd if len(shapes[key]) != 2 or shapes[key][ranks[key]] != rank}
-    if odd:
-        key = sorted(odd)[0]
-        raise HubFileError(
+    differing = set(shapes) ^ set(ranks)
+    differing |= {
+        key for key in ranks.keys() - differing if len(shapes[key]) != 2 or shapes[key][ranks[key]] != rank
+    }
+    if differing:
+        key = min(differing)
+        raise HubError(
             f"{ADAPTER_WEIGHTS_FILE} and {ADAPTER_CONFIG_FILE} of {folder} disagree about {key!r} "
             f"(shape {shapes.get(key, 'absent')}, rank {rank!r})."
         )
-
-
-__all__ = [
-    "Backbone",
-    "changed_code",
-    "check_adapter",
-    "check_backbone",
-    "check_published_backbone",
-    "check_tokenizer",
-    "fetch",
-    "listing_findings",
-    "read_published_backbone",
-]

@@ -26,17 +26,18 @@ log = logging.getLogger(__name__)
 
 RETRY_WAITS: tuple[float, ...] = (1.0, 4.0)
 """Seconds before the second and the third attempt of a request that failed for no fault of its own."""
-TRANSIENT_STATUS = (408, 429, 500, 502, 503, 504)
+TRANSIENT_STATUS = (408, 412, 429, 500, 502, 503, 504)
+"""412 is the answer to a commit that the client sent twice by itself, because the first answer got lost."""
 
 T = TypeVar("T")
 
 
 class HubError(MtpfError):
-    """The Hub refuses, cannot be reached, or holds something else than expected."""
+    """A folder may not be published, or the Hub refuses, cannot be reached, or holds something unexpected."""
 
 
 class PushConflictError(HubError):
-    """Somebody else has committed to the repo since the push was planned; nothing of theirs was touched."""
+    """The repo has got another commit since the push was planned; it was not touched."""
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -62,47 +63,43 @@ def validate_card(repo_id: str, card: ModelCard) -> None:
         raise
     except ValueError as error:
         try:
-            said = "; ".join(found["message"] for found in json.loads(str(error))["errors"])
+            reason = "; ".join(entry["message"] for entry in json.loads(str(error))["errors"])
         except (ValueError, LookupError, TypeError):
-            said = str(error)
-        raise HubError(f"The Hub does not accept the card of {repo_id}: {said}") from error
+            reason = str(error)
+        raise HubError(f"The Hub does not accept the card of {repo_id}: {reason}") from error
 
 
-def is_transient(error: BaseException) -> bool:
+def is_transient(error: BaseException | None) -> bool:
     """Say whether a failed request may succeed when it is sent again."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in TRANSIENT_STATUS
-    if isinstance(error, OfflineModeIsEnabled):
-        return False
-    # Xet reports a failed upload as ConnectionError.
-    return isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError))
+    # Xet reports a failed upload as ConnectionError; so does the client its offline mode.
+    transport = isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError))
+    return transport and not isinstance(error, OfflineModeIsEnabled)
 
 
-def attempt(action: Callable[[], T], before_retry: Callable[[], T | None] = lambda: None) -> T:
-    """Call ``action``, up to three times; ``before_retry`` may find that it has succeeded after all."""
-    for wait in RETRY_WAITS:
+def attempt(action: Callable[[], T], landed: Callable[[], T | None] = lambda: None) -> T:
+    """Call ``action``, up to three times; ``landed`` may find that it has succeeded after all."""
+    for wait in (*RETRY_WAITS, None):
         try:
             return action()
         except Exception as error:
             if not is_transient(error) or isinstance(error, httpx2.ConnectError):
                 raise  # what cannot be reached now will not be in a second
-            log.info("The Hub did not answer as it should (%s); trying again.", type(error).__name__)
-            time.sleep(max(wait, _retry_after(error)))
-        done = before_retry()
-        if done is not None:
-            return done
-    try:
-        return action()
-    except Exception as error:
-        done = before_retry() if is_transient(error) else None
-        if done is None:
-            raise
-        return done
+            if wait is not None:
+                log.info("The Hub did not answer as it should (%s); trying again.", type(error).__name__)
+                time.sleep(max(wait, _retry_after(error)))
+            done = landed()
+            if done is not None:
+                return done
+            if wait is None:
+                raise
+    raise AssertionError
 
 
 def _retry_after(error: Exception) -> float:
-    asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
-    return min(float(asked), 60.0) if re.fullmatch(r"\d+", asked) else 0.0
+    seconds = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
+    return min(float(seconds), 60.0) if re.fullmatch(r"\d+", seconds) else 0.0
 
 
 @contextmanager
@@ -122,18 +119,16 @@ def explained(repo_id: str) -> Iterator[None]:
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, RevisionResolutionError) as error:
         raise HubError(
             f"The Hub cannot be reached and {repo_id} is not (completely) in the cache; connect, unset "
-            "HF_HUB_OFFLINE, or fetch it beforehand with: mtpf pull " + repo_id
+            f"HF_HUB_OFFLINE, or fetch it beforehand with: mtpf pull {repo_id}"
         ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
-        if status in (401, 403):
-            remedy = "your token may not do this; log in with a token that can write: hf auth login"
-        elif status == 412:
-            remedy = "somebody else has committed meanwhile; push again"
-        else:
-            remedy = "try again later"
-        said = error.server_message or "no reason given"
-        raise HubError(f"The Hub answers {status} for {repo_id} ({said}): {remedy}.") from error
+        remedy = {
+            401: "your token may not do this; log in with a token that can write: hf auth login",
+            412: "another commit was made meanwhile; push again",
+        }.get(401 if status == 403 else status, "try again later")
+        reason = error.server_message or "no reason given"
+        raise HubError(f"The Hub answers {status} for {repo_id} ({reason}): {remedy}.") from error
     except (httpx2.TransportError, ConnectionError, TimeoutError) as error:
         raise HubError(
             f"The connection to the Hub failed for {repo_id} ({type(error).__name__}); check the network and "
@@ -149,14 +144,3 @@ def explained(repo_id: str) -> Iterator[None]:
         raise HubError(
             f"A file of {repo_id} cannot be read or written{where}: {error.strerror or error}."
         ) from error
-
-
-__all__ = [
-    "HubError",
-    "PushConflictError",
-    "attempt",
-    "check_repo_id",
-    "explained",
-    "is_transient",
-    "validate_card",
-]

@@ -1,16 +1,16 @@
 """One push: what it would change, one atomic commit on the head it was planned against, and a second look.
 
-Everything is checked before anything changes. When somebody else was faster, the Hub refuses the commit and
-nothing is lost; afterwards the head is read again and compared with what was sent.
+Everything is checked before anything changes. On a concurrent push the Hub refuses the commit and nothing is
+lost; afterwards the head is read again and compared with what was sent.
 """
 
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError
 
 from .client import HubError, PushConflictError, attempt, check_repo_id, explained, validate_card
 from .files import CARD_FILE, MARKERS, check_text
@@ -26,7 +26,7 @@ Content = dict[str, CommitOperationAdd]
 
 @dataclass(frozen=True)
 class Release:
-    """Where a push goes, and what its card says beside what the folder tells.
+    """Where a push goes, and what its card says in addition to what the folder tells.
 
     Attributes:
         repo_id: ``owner/name``; created if need be.
@@ -54,7 +54,7 @@ class Release:
         check_repo_id(self.repo_id)
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.license):
             raise HubError(
-                f"The license {self.license!r} is no id of one; use one of "
+                f"The license {self.license!r} is not an id of one; use one of "
                 "https://huggingface.co/docs/hub/repositories-licenses, for instance apache-2.0."
             )
         if self.create_pr and self.branch != "main":
@@ -64,6 +64,11 @@ class Release:
     def api(self) -> HfApi:
         """The Hub's client, with this release's token."""
         return HfApi(token=self.token)
+
+    @property
+    def url(self) -> str:
+        """The address of the repo's page, on its branch."""
+        return f"{self.api.endpoint}/{self.repo_id}" + f"/tree/{self.branch}" * (self.branch != "main")
 
     @property
     def card(self) -> dict[str, Any]:
@@ -154,49 +159,47 @@ def publish(release: Release, kind: str, content: Content, card: ModelCard, dry_
     if remote is None:
         with explained(release.repo_id):
             attempt(lambda: api.create_repo(release.repo_id, private=release.private, exist_ok=True))
-        # Read it even though it is new: somebody else may have made one meanwhile.
+        # Read it even though it is new: it may have been created by another push meanwhile.
         plan = _plan(release, kind, read_manifest(api, release.repo_id), content)
     if not plan.changes:
         log.info("%s holds exactly these files already; no commit was made.", release.repo_id)
         return str(plan.head)
     sha = _commit(release, plan, content)
-    _look_again(release, content, sha)
+    _verify(release, content, sha)
     return sha
 
 
 def _plan(release: Release, kind: str, remote: Manifest | None, content: Content) -> PushPlan:
-    """Compare what is to be published with what is there.
+    """Compare what is to be published with the repo.
 
     Raises:
         HubError: The repo is another kind of thing, or public where a private one was asked for.
     """
-    there = set(remote.files) if remote else set()
+    names = set(remote.files) if remote else set()
     if remote and release.private and not remote.private:
         raise HubError(
             f"{release.repo_id} exists and is public; make it private in its settings, or choose "
             "another name."
         )
-    if there - {*KEPT_FILES, CARD_FILE} and MARKERS[kind] not in there:
+    if names - {*KEPT_FILES, CARD_FILE} and MARKERS[kind] not in names:
         raise HubError(f"{release.repo_id} holds something else than an mtpf {kind}; choose another name.")
-    if ".gitignore" in there:
+    if ".gitignore" in names:
         raise HubError(
             f"{release.repo_id} has a .gitignore, which can make the Hub leave files out; delete it first."
         )
-    return PushPlan(
-        release.repo_id, kind, release.branch, remote.sha if remote else None, _compare(remote, content)
-    )
+    head = remote.sha if remote else None
+    return PushPlan(release.repo_id, kind, release.branch, head, tuple(_compare(remote, content)))
 
 
-def _compare(remote: Manifest | None, content: Content) -> tuple[PlannedFile, ...]:
-    there = remote.files if remote else {}
-    planned = []
+def _compare(remote: Manifest | None, content: Content) -> Iterator[PlannedFile]:
+    """Yield what a push does with each file; `create_commit` finds unchanged files only on sending."""
+    files = remote.files if remote else {}
     for path, operation in sorted(content.items()):
-        change = "add" if path not in there else "keep" if there[path].is_what(operation) else "update"
+        change = "add" if path not in files else "keep" if files[path].is_what(operation) else "update"
         info = operation.upload_info
-        planned.append(PlannedFile(path, info.size, info.sha256.hex(), change))
-    for path in sorted(set(there) - set(content) - set(KEPT_FILES)):
-        planned.append(PlannedFile(path, there[path].size, None, "delete"))
-    return tuple(planned)
+        yield PlannedFile(path, info.size, info.sha256.hex(), change)
+    for path in sorted(set(files) - set(content) - set(KEPT_FILES)):
+        yield PlannedFile(path, files[path].size, None, "delete")
 
 
 def _differing(remote: Manifest, content: Content) -> list[str]:
@@ -205,15 +208,14 @@ def _differing(remote: Manifest, content: Content) -> list[str]:
 
 def _commit(release: Release, plan: PushPlan, content: Content) -> str:
     """Send the commit; after a failure look whether it took effect, then try again on the same parent."""
-    api, repo_id = release.api, release.repo_id
     operations: list[Any] = [
         CommitOperationDelete(file.path, is_folder=False) if file.change == "delete" else content[file.path]
         for file in plan.changes
     ]
 
     def send() -> str:
-        info = api.create_commit(
-            repo_id,
+        info = release.api.create_commit(
+            release.repo_id,
             operations,
             commit_message=release.commit_message,
             revision=release.branch,
@@ -224,21 +226,10 @@ def _commit(release: Release, plan: PushPlan, content: Content) -> str:
             log.info("Opened %s", info.pr_url)
         return info.oid
 
-    def landed() -> str | None:
-        return _landed(release, plan, content)
-
     try:
-        with explained(repo_id):
-            try:
-                # A pull request whose answer got lost cannot be found again; a second one would be a double.
-                return send() if release.create_pr else attempt(send, before_retry=landed)
-            except HfHubHTTPError as error:
-                if error.response.status_code != 412 or release.create_pr:
-                    raise
-                sha = landed()  # the client may have retried on its own after the answer got lost
-                if sha is None:
-                    raise
-                return sha
+        with explained(release.repo_id):
+            # A pull request whose answer got lost cannot be found again; a second one would be a double.
+            return send() if release.create_pr else attempt(send, lambda: _landed(release, plan, content))
     except PushConflictError:
         raise
     except HubError as error:
@@ -246,23 +237,22 @@ def _commit(release: Release, plan: PushPlan, content: Content) -> str:
 
 
 def _landed(release: Release, plan: PushPlan, content: Content) -> str | None:
-    """Return the sha of this push's commit if it took effect; refuse if somebody else's is in its place.
+    """Return the sha of this push's commit if it took effect; refuse if another one is in its place.
 
-    It names the planned head as its parent: if it is there at all, it is the next one on the branch.
+    It names the planned head as its parent: if it took effect at all, it is the next one on the branch.
     """
     api, repo_id = release.api, release.repo_id
     head = read_manifest(api, repo_id, release.branch)
     if head.sha == plan.head:
         return None
     with explained(repo_id):
-        history = attempt(lambda: api.list_repo_commits(repo_id, revision=release.branch))
-    shas = [commit.commit_id for commit in history]
+        shas = attempt(lambda: [c.commit_id for c in api.list_repo_commits(repo_id, revision=release.branch)])
     following = shas[: shas.index(plan.head)] if plan.head in shas else []
     if following and not _differing(read_manifest(api, repo_id, following[-1]), content):
         return following[-1]
     raise PushConflictError(
-        f"Somebody else has committed {head.sha[:8]} to {repo_id} since this push was planned; it stays as "
-        "it is, and nothing of this push was published. Look at their commit, then push again."
+        f"Another push has committed {head.sha[:8]} to {repo_id} since this one was planned; it stays as it "
+        "is, and nothing of this push was published. Look at that commit, then push again."
     )
 
 
@@ -273,31 +263,27 @@ def _state(release: Release, plan: PushPlan) -> str:
     except HubError:
         return "What its head is now could not be read; look at it before you push again."
     if head.sha != plan.head:
-        return f"Nothing of this push was published; its head is {head.sha[:8]}, a commit of somebody else."
+        return f"Nothing of this push was published; its head is {head.sha[:8]}, another push's commit."
     if not set(head.files) - set(KEPT_FILES):
         return "Nothing was published: the repo is there, but still empty."
     return f"Nothing was published: its head is still {head.sha[:8]}, a complete revision."
 
 
-def _look_again(release: Release, content: Content, sha: str) -> None:
+def _verify(release: Release, content: Content, sha: str) -> None:
     """Compare what the Hub now holds with what was sent."""
     api, repo_id = release.api, release.repo_id
     try:
         head = read_manifest(api, repo_id, sha if release.create_pr else release.branch)
-        made = head if head.sha == sha else read_manifest(api, repo_id, sha)
+        commit = head if head.sha == sha else read_manifest(api, repo_id, sha)
     except HubError as error:
         raise HubError(
             f"{repo_id} has the commit {sha}, but it could not be read again to compare it with what was "
             f"sent; push again to have it compared. {error}"
         ) from error
-    differing = _differing(made, content)
-    if differing:
+    if differing := _differing(commit, content):
         raise HubError(
             f"{repo_id} does not hold at {sha[:8]} what was sent: {', '.join(differing)} differ. Push again, "
-            "and have nobody load this commit."
+            "and do not load this commit."
         )
     if head.sha != sha:
-        log.warning("Somebody else has committed %s on top of this push's %s.", head.sha[:8], sha[:8])
-
-
-__all__ = ["Content", "PlannedFile", "PushPlan", "Release", "publish"]
+        log.warning("Another push has committed %s on top of this push's %s.", head.sha[:8], sha[:8])

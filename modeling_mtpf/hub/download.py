@@ -1,6 +1,8 @@
-"""Fetch a repo whole, and compare every file with the hash that the Hub announces for it."""
+"""Fetch files of a repo, and compare each with the hash that the Hub announces for it."""
 
+import glob
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -28,8 +30,8 @@ def pull(
 ) -> Path:
     """Fetch a repo into the Hub's cache, compare every file with its announced hash, and return the folder.
 
-    The Hub's client compares sizes only. Without a network the cached folder is verified in the same way,
-    against the listing that the cache keeps. Pickles, archives and foreign code are not fetched.
+    Without a network the cached folder is verified in the same way, against the listing that the cache keeps.
+    Pickles, archives and foreign code are not fetched.
 
     Args:
         repo_id: ``owner/name``.
@@ -38,63 +40,57 @@ def pull(
         max_bytes: Refuse a larger repo before fetching it.
 
     Raises:
-        HubError: No such repo or revision, names that are no relative paths, too many bytes, a file that is
-            missing, or a hash that does not fit even after fetching the file anew.
+        HubError: No such repo or revision, names that are not relative paths, too many bytes, a file that is
+            missing, or a hash that does not fit even after fetching the file again.
     """
     check_repo_id(repo_id)
     api = HfApi(token=token)
     with explained(repo_id):
-        # Its `resolved` is the commit; it is itself the name that was asked for.
-        resolved = attempt(lambda: api.resolve_revision(repo_id, revision=revision, token=token))
-    sha = resolved.resolved
-    manifest, reachable = _manifest(api, repo_id, sha)
-    names = _wanted(repo_id, manifest, max_bytes)
+        sha = attempt(lambda: api.resolve_revision(repo_id, revision=revision)).resolved
+    offline = False
+    try:
+        manifest = read_manifest(api, repo_id, sha)
+    except HubError as error:
+        if not isinstance(error.__cause__, OfflineModeIsEnabled) and not is_transient(error.__cause__):
+            raise
+        manifest, offline = cached_manifest(repo_id, sha), True
+    return download(api, repo_id, manifest, _wanted(repo_id, manifest, max_bytes), offline=offline)
 
-    def fetch() -> Path:
-        patterns = list(PULLED)
+
+def download(
+    api: HfApi, repo_id: str, manifest: Manifest, names: Collection[str], *, offline: bool = False
+) -> Path:
+    """Return the folder of the cache that holds these files of a commit, verified.
+
+    `HfApi.verify_repo_checksums` is not used: it needs the network, retries for half a minute where there is
+    none, and counts the files that are left out on purpose as missing.
+
+    Raises:
+        HubError: A file cannot be fetched, or does not have its announced hash, even when fetched again.
+    """
+    for _ in range(2):
         with explained(repo_id):
-            return Path(
+            folder = Path(
                 attempt(
                     lambda: snapshot_download(
                         repo_id,
-                        revision=resolved,
-                        token=token,
-                        allow_patterns=patterns,
-                        local_files_only=not reachable,
+                        revision=manifest.sha,
+                        token=api.token,
+                        allow_patterns=[glob.escape(name) for name in names],
+                        local_files_only=offline,
                     )
                 )
             )
-
-    folder = fetch()
-    damaged = manifest.damaged(folder, names)
-    if damaged and reachable:
-        log.warning("%s of %s is damaged; fetching it again.", ", ".join(damaged), repo_id)
+        damaged = [name for name in names if not manifest.files[name].is_at(folder / name)]
+        if not damaged:
+            return folder
+        log.warning("%s of %s is damaged or missing.", ", ".join(damaged), repo_id)
         for name in damaged:
             drop_from_cache(folder / name)
-        folder = fetch()
-        damaged = manifest.damaged(folder, names)
-    if damaged:
-        for name in damaged:
-            drop_from_cache(folder / name)
-        what = f"{damaged[0]} of {repo_id} at {sha[:8]}"
-        raise HubError(
-            f"{what} does not have the hash that the Hub announces for it; it was tampered with or broken on "
-            "the way. Do not use it; try again later or tell its owner."
-            if reachable
-            else f"{what} is missing from the cache or damaged there; connect and fetch it again with: "
-            f"mtpf pull {repo_id} --revision {sha}"
-        )
-    return folder
-
-
-def _manifest(api: HfApi, repo_id: str, sha: str) -> tuple[Manifest, bool]:
-    """Return the files of a commit, and whether the Hub could be asked for them."""
-    try:
-        return read_manifest(api, repo_id, sha), True
-    except HubError as error:
-        if isinstance(error.__cause__, OfflineModeIsEnabled) or is_transient(error.__cause__ or error):
-            return cached_manifest(repo_id, sha), False
-        raise
+    raise HubError(
+        f"{damaged[0]} of {repo_id} at {manifest.sha[:8]} does not have the hash that the Hub announces for "
+        "it; it was tampered with or broken on the way. Do not use it; try again later or tell its owner."
+    )
 
 
 def _wanted(repo_id: str, manifest: Manifest, max_bytes: int) -> list[str]:
@@ -111,6 +107,3 @@ def _wanted(repo_id: str, manifest: Manifest, max_bytes: int) -> list[str]:
             "fetched. Raise max_bytes if that is right."
         )
     return names
-
-
-__all__ = ["MAX_PULL_BYTES", "PULLED", "pull"]

@@ -9,10 +9,10 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd
 from safetensors import SafetensorError, safe_open
 
-from ..errors import MtpfError
 from ..model import modeling_mtpf
 from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE
 from ..model.modeling_mtpf import HUB_FILES
+from .client import HubError
 
 CARD_FILE = "README.md"
 CONFIG_FILE = "config.json"
@@ -54,16 +54,12 @@ _LOCAL_PATH = re.compile(
 )
 _PATH_VALUE = re.compile(
     r"(?:\.{0,2}|~)/[\w.-]+.*"  # absolute, or from here or home
-    r"|(?!\d+/\d+/\d+$)[\w.-]+(?:/[\w.-]+){2,}"  # more parts than a Hub id has, and no date
+    r"|(?!\d+/\d+/\d+$)[\w.-]+(?:/[\w.-]+){2,}"  # more parts than a Hub id has, and not a date
     r"|[\w.-]+(?:/[\w.-]+)*/[\w.-]+\.(?:jsonl?|csv|tsv|txt|conll|parquet|arrow|yaml|safetensors|bin|pt)"
 )
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
 _FREE_TEXT_KEYS = {"labels", "id2label", "label2id", "examples"}
 """'/person/artist' is a label of some data sets."""
-
-
-class HubFileError(MtpfError):
-    """A folder or repo holds something that may not be published or loaded."""
 
 
 # ------------------------------------------------------------------------------------------- names
@@ -106,44 +102,44 @@ def list_folder(folder: Path, accepted: tuple[str, ...]) -> dict[str, Path]:
     when the folder is pushed. Hidden files are left out.
 
     Raises:
-        HubFileError: There is no such folder, or it holds anything else: a link, a pickle, an unknown file.
+        HubError: There is no such folder, or it holds anything else: a link, a pickle, an unknown file.
     """
     if not folder.is_dir():
-        raise HubFileError(f"There is no folder {folder}.")
-    found = {}
+        raise HubError(f"There is no folder {folder}.")
+    files = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name == "__pycache__":
             continue
         if path.is_symlink():
-            raise HubFileError(
+            raise HubError(
                 f"{path.name} in {folder} is a symbolic link; publish a copy with its content (cp -rL)."
             )
         reason = objection(path.name)
         if reason:
-            raise HubFileError(f"{path.name} in {folder} cannot be published: {reason}. Move it elsewhere.")
+            raise HubError(f"{path.name} in {folder} cannot be published: {reason}. Move it elsewhere.")
         if path.name in (CARD_FILE, *HUB_FILES):
             continue
         if not path.is_file() or path.name not in accepted:
-            raise HubFileError(
+            raise HubError(
                 f"{path.name} in {folder} does not belong there; move it elsewhere. "
                 f"What is published: {', '.join(accepted)}."
             )
-        found[path.name] = path
-    return found
+        files[path.name] = path
+    return files
 
 
 def read_content(files: dict[str, Path]) -> dict[str, CommitOperationAdd]:
-    """Read files once, so that what is hashed for the card is what is uploaded, whatever happens on disk.
+    """Read files once, so that the bytes hashed for the card are those uploaded, whatever happens on disk.
 
     Raises:
-        HubFileError: A file cannot be read.
+        HubError: A file cannot be read.
     """
     content = {}
     for name, path in files.items():
         try:
             content[name] = CommitOperationAdd(name, path.read_bytes())
         except OSError as error:
-            raise HubFileError(f"{path} cannot be read: {error.strerror or error}.") from error
+            raise HubError(f"{path} cannot be read: {error.strerror or error}.") from error
     return content
 
 
@@ -154,34 +150,34 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        HubFileError: The file is missing, too large, or not a JSON object; numbers like NaN are not JSON.
+        HubError: The file is missing, too large, or not a JSON object; numbers like NaN are not JSON.
     """
     if not path.is_file():
-        raise HubFileError(f"{path.parent} has no {path.name}.")
+        raise HubError(f"{path.parent} has no {path.name}.")
     if path.stat().st_size > MAX_JSON_BYTES:
-        raise HubFileError(f"{path} is larger than {MAX_JSON_BYTES // 10**6} MB; that is no {path.name}.")
+        raise HubError(f"{path} is larger than {MAX_JSON_BYTES // 10**6} MB; that is not a {path.name}.")
     try:
         return parse_json(path.read_bytes(), str(path))
     except OSError as error:
-        raise HubFileError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise HubError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def parse_json(data: bytes, name: str) -> dict[str, Any]:
     """Parse a JSON object strictly.
 
     Raises:
-        HubFileError: It is none.
+        HubError: It is not one.
     """
 
     def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number of JSON; leave that entry out")
+        raise ValueError(f"{constant} is not a number of JSON; leave that entry out")
 
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise HubFileError(f"{name} is not valid JSON: {error}.") from error
+        raise HubError(f"{name} is not valid JSON: {error}.") from error
     if not isinstance(value, dict):
-        raise HubFileError(f"{name} must hold a JSON object.")
+        raise HubError(f"{name} must hold a JSON object.")
     return value
 
 
@@ -189,15 +185,15 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes in a safetensors file, from its header alone.
 
     Raises:
-        HubFileError: The file is missing, damaged, or no safetensors file.
+        HubError: The file is missing, damaged, or not a safetensors file.
     """
     if not path.is_file():
-        raise HubFileError(f"{path.parent} has no {path.name}.")
+        raise HubError(f"{path.parent} has no {path.name}.")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise HubFileError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise HubError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
 def check_text(operation: CommitOperationAdd) -> None:
@@ -206,7 +202,7 @@ def check_text(operation: CommitOperationAdd) -> None:
     Local paths also break loading elsewhere.
 
     Raises:
-        HubFileError: It does one of these.
+        HubError: It does one of these.
     """
     name, data = operation.path_in_repo, operation.path_or_fileobj
     assert isinstance(data, bytes)
@@ -222,13 +218,13 @@ def check_text(operation: CommitOperationAdd) -> None:
     else:
         value = data.decode("utf-8", "replace")
     for key, text in _texts(value):
-        place = f" (key {key!r})" if key else ""
+        where = f" (key {key!r})" if key else ""
         if _TOKEN.search(text):
-            raise HubFileError(f"{name} holds what looks like a Hub token{place}; revoke it and take it out.")
+            raise HubError(f"{name} holds what looks like a Hub token{where}; revoke it and take it out.")
         path = _LOCAL_PATH.search(text) or (_PATH_VALUE.fullmatch(text) if key else None)
         if path:
-            raise HubFileError(
-                f"{name} contains the local path {path[0]!r}{place}; replace it by a Hub id or a plain name, "
+            raise HubError(
+                f"{name} contains the local path {path[0]!r}{where}; replace it by a Hub id or a plain name, "
                 "for instance when you save: save_adapter(..., task={'training_data': 'what it is'})."
             )
 
@@ -237,15 +233,15 @@ def check_code_references(name: str, value: dict[str, Any]) -> None:
     """Refuse a JSON file that names code to import; the ``auto_map`` of ``config.json`` is checked apart.
 
     Raises:
-        HubFileError: It does.
+        HubError: It does.
     """
     for depth, key, item in _entries(value):
         if key in CODE_KEYS and item and not (name == CONFIG_FILE and key == "auto_map" and depth == 1):
-            raise HubFileError(f"{name} names code to import ({key!r}: {item!r}); take that entry out.")
+            raise HubError(f"{name} names code to import ({key!r}: {item!r}); take that entry out.")
 
 
 def _texts(value: Any) -> Iterator[tuple[str, str]]:
-    """Yield each string of a JSON value, and each key, with the key that it stands under."""
+    """Yield each string of a JSON value, and each key, with the key that it belongs to."""
     for _, key, item in _entries(value, skipped=_FREE_TEXT_KEYS):
         yield key, key
         if isinstance(item, str):
@@ -262,26 +258,3 @@ def _entries(value: Any, skipped: Collection[str] = ()) -> Iterator[tuple[int, s
             stack += [(depth + 1, name, inner) for name, inner in item.items() if name not in skipped]
         elif isinstance(item, list):
             stack += [(depth + 1, key, inner) for inner in item]
-
-
-__all__ = [
-    "ADAPTER_FILES",
-    "BACKBONE_FILES",
-    "CARD_FILE",
-    "CONFIG_FILE",
-    "MARKERS",
-    "TOKENIZER_CONFIG_FILE",
-    "TRAINING_FILE",
-    "WEIGHTS_FILE",
-    "HubFileError",
-    "check_code_references",
-    "check_text",
-    "code_files",
-    "has_vocabulary",
-    "list_folder",
-    "objection",
-    "parse_json",
-    "read_content",
-    "read_json",
-    "tensor_shapes",
-]

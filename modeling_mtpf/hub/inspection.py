@@ -1,6 +1,5 @@
 """Look at a folder or a repo without running, unpacking or unpickling anything in it."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from hub_cards import CardError, adapter_card, backbone_card
+from hub_cards import adapter_card, backbone_card
 
 from ..errors import MtpfError
 from ..model.adapter_files_mtpf import (
@@ -19,7 +18,7 @@ from ..model.adapter_files_mtpf import (
     read_task,
 )
 from ..model.hub_cache_mtpf import sha256_of
-from ..model.sources_mtpf import find_on_hub
+from ..model.sources_mtpf import backbone_hint, find_on_hub
 from .checks import (
     Backbone,
     changed_code,
@@ -27,18 +26,17 @@ from .checks import (
     check_backbone,
     check_published_backbone,
     check_tokenizer,
-    fetch,
     listing_findings,
     read_published_backbone,
 )
 from .client import HubError, check_repo_id
+from .download import download
 from .files import (
     CONFIG_FILE,
     MARKERS,
     TOKENIZER_CONFIG_FILE,
     TRAINING_FILE,
     WEIGHTS_FILE,
-    HubFileError,
     objection,
     read_json,
     tensor_shapes,
@@ -121,114 +119,107 @@ def inspect(
     folder = Path(folder_or_repo)
     if folder.is_dir():
         manifest = _local_manifest(folder)
-        found = Inspection(str(folder_or_repo))
-        found.findings = [
+        inspection = Inspection(str(folder_or_repo))
+        inspection.findings = [
             f"{path}: it is a link that leads out of the folder" for path in _foreign_links(folder)
         ]
-        _describe(found, folder, manifest, None)
-        return found
+        _describe(inspection, folder, manifest, None)
+        return inspection
     repo_id = str(folder_or_repo)
     commit = find_on_hub(repo_id, revision, token=token, error=HubError)
     api = HfApi(token=token)
     manifest = read_manifest(api, repo_id, commit.resolved)
-    found = Inspection(repo_id, manifest.sha)
+    inspection = Inspection(repo_id, manifest.sha)
     with TemporaryDirectory() as nowhere:
         folder = Path(nowhere)
         try:
-            for name in SMALL_FILES:
-                if name in manifest.files and manifest.files[name].size <= MAX_FETCH_BYTES:
-                    folder = fetch(api, repo_id, manifest, name).parent
+            names = [name for name in SMALL_FILES if name in manifest.files]
+            names = [name for name in names if manifest.files[name].size <= MAX_FETCH_BYTES]
+            folder = download(api, repo_id, manifest, names) if names else folder
         except HubError as error:
-            found.findings.append(str(error))
-        _describe(found, folder, manifest, api)
-    return found
+            inspection.findings.append(str(error))
+        _describe(inspection, folder, manifest, api)
+    return inspection
 
 
-def _describe(found: Inspection, folder: Path, manifest: Manifest, api: HfApi | None) -> None:
+def _describe(inspection: Inspection, folder: Path, manifest: Manifest, api: HfApi | None) -> None:
     """Fill in what the files tell; ``api`` for a repo, of which the folder has the small files only."""
     paths = manifest.files
-    found.files = list(paths.values())
-    found.size = sum(file.size for file in found.files)
+    inspection.files = list(paths.values())
+    inspection.size = sum(file.size for file in inspection.files)
     is_adapter = ADAPTER_CONFIG_FILE in paths or TASK_FILE in paths
     is_backbone = not is_adapter and bool({CONFIG_FILE, MARKERS["backbone"]} & set(paths))
     try:
         if is_adapter:
-            _describe_adapter(found, folder, api)
+            _describe_adapter(inspection, folder, api)
         elif is_backbone:
-            is_backbone = _describe_backbone(found, folder, manifest, api)
+            is_backbone = _describe_backbone(inspection, folder, manifest, api)
         else:
-            found.findings.append("it is neither a backbone nor an adapter of mtpf")
+            inspection.findings.append(
+                f"it is neither a backbone nor an adapter of mtpf{backbone_hint(folder)}"
+            )
     except MtpfError as error:
-        found.findings.append(str(error).replace(f"{folder}/", "").replace(str(folder), "it"))
-    odd = [f"{path}: {reason}" for path in paths if (reason := objection(path))]
-    odd = listing_findings(manifest) if is_backbone else odd
-    odd += [
+        inspection.findings.append(str(error).replace(f"{folder}/", "").replace(str(folder), "it"))
+    objections = [f"{path}: {reason}" for path in paths if (reason := objection(path))]
+    code = [
         f"{path}: remote code that differs from this version of mtpf; read it"
         for path in changed_code(manifest)
     ]
-    found.findings += sorted(odd)
+    inspection.findings += sorted((listing_findings(manifest) if is_backbone else objections) + code)
 
 
-def _describe_adapter(found: Inspection, folder: Path, api: HfApi | None) -> None:
+def _describe_adapter(inspection: Inspection, folder: Path, api: HfApi | None) -> None:
     task = read_json(folder / TASK_FILE)
-    found.kind, found.name = str(task.get("kind") or "unknown"), str(task.get("name") or "") or None
+    inspection.kind, inspection.name = str(task.get("kind") or "unknown"), str(task.get("name") or "") or None
     read_task(folder)  # the types of what follows
-    found.labels, found.metrics = task.get("labels") or [], task.get("metrics") or {}
-    found.backbone = task.get("backbone") or {}
+    inspection.labels, inspection.metrics = task.get("labels") or [], task.get("metrics") or {}
+    inspection.backbone = task.get("backbone") or {}
     shapes = tensor_shapes(folder / ADAPTER_WEIGHTS_FILE).values()
-    found.parameters = sum(rows * columns for rows, columns in (shape for shape in shapes if len(shape) == 2))
+    inspection.parameters = sum(
+        rows * columns for rows, columns in (shape for shape in shapes if len(shape) == 2)
+    )
     config, _ = check_adapter(folder)
-    repo_id, revision = found.backbone.get("id"), found.backbone.get("revision")
+    repo_id, revision = inspection.backbone.get("id"), inspection.backbone.get("revision")
     if (config.get("base_model_name_or_path"), config.get("revision")) != (repo_id, revision):
-        raise HubFileError(f"{TASK_FILE} and {ADAPTER_CONFIG_FILE} name different backbones.")
-    _describe_card(lambda: adapter_card(task, config))
+        raise HubError(f"{TASK_FILE} and {ADAPTER_CONFIG_FILE} name different backbones.")
+    adapter_card(task, config)  # raises what a push would
     if api is None:
         return
     if not isinstance(repo_id, str) or not isinstance(revision, str):
-        raise HubFileError(f"{TASK_FILE} names no published backbone with its commit.")
+        raise HubError(f"{TASK_FILE} names no published backbone with its commit.")
     check_repo_id(repo_id)
     manifest = read_manifest(api, repo_id, revision)
-    if manifest.files.get(WEIGHTS_FILE, HubFile("", 0)).sha256 != found.backbone.get("sha256"):
-        raise HubFileError(
-            f"its backbone {repo_id} has other weights at {revision[:8]} than it was trained on."
-        )
+    if manifest.files.get(WEIGHTS_FILE, HubFile("", 0)).sha256 != inspection.backbone.get("sha256"):
+        raise HubError(f"its backbone {repo_id} has other weights at {revision[:8]} than it was trained on.")
     check_adapter(folder, check_published_backbone(api, repo_id, manifest))
 
 
-def _describe_backbone(found: Inspection, folder: Path, manifest: Manifest, api: HfApi | None) -> bool:
+def _describe_backbone(inspection: Inspection, folder: Path, manifest: Manifest, api: HfApi | None) -> bool:
     """Say whether it is a backbone of mtpf, rather than a stock encoder."""
-    found.kind = "backbone"
+    inspection.kind = "backbone"
     if CONFIG_FILE not in manifest.files:
         return True  # the listing's findings say so
     config = read_json(folder / CONFIG_FILE)
     block = config.get("mtpf")
     if block is None:
-        found.kind = "unknown"
+        inspection.kind = "unknown"
         if config.get("auto_map"):
-            found.findings.append(f"{CONFIG_FILE} names code to import that is not mtpf's")
-        found.findings.append("it is a stock encoder, no backbone of mtpf")
+            inspection.findings.append(f"{CONFIG_FILE} names code to import that is not mtpf's")
+        inspection.findings.append("it is a stock encoder, not a backbone of mtpf")
         return False
-    found.regime = str(block["regime"]) if isinstance(block, dict) and block.get("regime") else None
+    inspection.regime = str(block["regime"]) if isinstance(block, dict) and block.get("regime") else None
     if WEIGHTS_FILE not in manifest.files:
         return True
     backbone: Backbone
     if api is None:
         backbone = check_backbone(folder)
-        found.parameters = backbone.num_parameters
+        inspection.parameters = backbone.num_parameters
         check_tokenizer(folder, backbone)
     elif TOKENIZER_CONFIG_FILE in manifest.files:
-        found.parameters = read_published_backbone(api, found.source, manifest).num_parameters
+        inspection.parameters = read_published_backbone(api, inspection.source, manifest).num_parameters
     if (folder / TRAINING_FILE).is_file():
-        _describe_card(lambda: backbone_card(read_json(folder / TRAINING_FILE), config=config))
+        backbone_card(read_json(folder / TRAINING_FILE), config=config)
     return True
-
-
-def _describe_card(write: Callable[[], object]) -> None:
-    """Try to write the card that a push would write."""
-    try:
-        write()
-    except CardError as error:
-        raise HubFileError(str(error)) from error
 
 
 def _local_manifest(folder: Path) -> Manifest:
@@ -242,13 +233,9 @@ def _local_manifest(folder: Path) -> Manifest:
 
 def _foreign_links(folder: Path) -> list[str]:
     """Return the links that lead elsewhere than into the Hub's own cache."""
-    foreign = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink():
-            target = path.readlink()
-            if target.is_absolute() or (".." in target.parts and "blobs" not in target.parts):
-                foreign.append(path.relative_to(folder).as_posix())
-    return foreign
-
-
-__all__ = ["Inspection", "inspect"]
+    links = {path: path.readlink() for path in sorted(folder.rglob("*")) if path.is_symlink()}
+    return [
+        path.relative_to(folder).as_posix()
+        for path, target in links.items()
+        if target.is_absolute() or (".." in target.parts and "blobs" not in target.parts)
+    ]

@@ -1,4 +1,4 @@
-"""Publish backbones and adapters on the Hub, one atomic commit each; fetch and inspect them."""
+"""Publish backbones and adapters on the Hub, one atomic commit each."""
 
 import json
 from pathlib import Path
@@ -6,32 +6,25 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd
 
-from hub_cards import CardError, adapter_card, backbone_card
+from hub_cards import adapter_card, backbone_card
 
 from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, TASK_FILE
-from .checks import (
-    changed_code,
-    check_adapter,
-    check_backbone,
-    check_published_backbone,
-    check_tokenizer,
-)
-from .client import HubError, PushConflictError, check_repo_id
-from .commit import PlannedFile, PushPlan, Release, log, publish
-from .download import pull
+from ..model.sources_mtpf import backbone_hint
+from .checks import changed_code, check_adapter, check_backbone, check_published_backbone, check_tokenizer
+from .client import HubError, check_repo_id
+from .commit import PushPlan, Release, log, publish
 from .files import (
     ADAPTER_FILES,
     BACKBONE_FILES,
+    CONFIG_FILE,
     TRAINING_FILE,
     WEIGHTS_FILE,
-    HubFileError,
     code_files,
     list_folder,
     read_content,
     read_json,
     tensor_shapes,
 )
-from .inspection import inspect
 from .manifest import find_manifest
 
 
@@ -56,25 +49,25 @@ def push_backbone(
         The sha of the commit, or of the head where nothing had changed; with ``dry_run`` a `PushPlan`.
 
     Raises:
-        MtpfError: The folder is no backbone or holds something that may not be published, or the Hub refuses.
+        MtpfError: The folder is not a backbone or holds something that may not be published, or the Hub
+            refuses.
     """
     release, folder = Release(repo_id, **options), Path(folder)
+    if hint := backbone_hint(folder):
+        raise HubError(f"{folder} is not a backbone: it has no {CONFIG_FILE}.{hint}")
     files = list_folder(folder, BACKBONE_FILES)
     content = read_content({**files, **code_files()})  # read once: what is hashed here is what is uploaded
     backbone = check_backbone(folder)
     check_tokenizer(folder, backbone)
     hashes = {name: content[name].upload_info.sha256.hex() for name in (*code_files(), WEIGHTS_FILE)}
-    try:
-        card = backbone_card(
-            read_json(folder / TRAINING_FILE) if TRAINING_FILE in files else None,
-            config=backbone.config,
-            num_parameters=backbone.num_parameters,
-            hashes=hashes,
-            results=results,
-            **release.card,
-        )
-    except CardError as error:
-        raise HubFileError(f"{folder} cannot be published: {error}") from error
+    card = backbone_card(
+        read_json(folder / TRAINING_FILE) if TRAINING_FILE in files else None,
+        config=backbone.config,
+        num_parameters=backbone.num_parameters,
+        hashes=hashes,
+        results=results,
+        **release.card,
+    )
     return publish(release, "backbone", content, card, dry_run)
 
 
@@ -115,20 +108,14 @@ def push_adapter(
     for name, value in ((TASK_FILE, task), (ADAPTER_CONFIG_FILE, config)):
         text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         content[name] = CommitOperationAdd(name, (text + "\n").encode())
-    try:
-        card = adapter_card(
-            task,
-            config,
-            num_parameters=_count(folder / ADAPTER_WEIGHTS_FILE),
-            num_bytes=sum(
-                operation.upload_info.size
-                for name, operation in content.items()
-                if name.endswith(".safetensors")
-            ),
-            **release.card,
-        )
-    except CardError as error:
-        raise HubFileError(f"{folder} cannot be published: {error}") from error
+    weights = [operation for name, operation in content.items() if name.endswith(".safetensors")]
+    card = adapter_card(
+        task,
+        config,
+        num_parameters=sum(a * b for a, b in tensor_shapes(folder / ADAPTER_WEIGHTS_FILE).values()),
+        num_bytes=sum(operation.upload_info.size for operation in weights),
+        **release.card,
+    )
     return publish(release, "adapter", content, card, dry_run)
 
 
@@ -151,7 +138,7 @@ def _bind(
         )
     weights = manifest.files.get(WEIGHTS_FILE)
     if weights is None:
-        raise HubError(f"{backbone_id} at {manifest.sha[:8]} is no backbone: it has no {WEIGHTS_FILE}.")
+        raise HubError(f"{backbone_id} at {manifest.sha[:8]} is not a backbone: it has no {WEIGHTS_FILE}.")
     expected = recorded.get("sha256")
     if not expected or weights.sha256 != expected:
         raise HubError(
@@ -166,20 +153,3 @@ def _bind(
             *(backbone_id, manifest.sha[:8], ", ".join(changed)),
         )
     return {**recorded, "id": backbone_id, "revision": manifest.sha}
-
-
-def _count(path: Path) -> int:
-    return sum(rows * columns for rows, columns in tensor_shapes(path).values())
-
-
-__all__ = [
-    "HubError",
-    "PlannedFile",
-    "PushConflictError",
-    "PushPlan",
-    "Release",
-    "inspect",
-    "pull",
-    "push_adapter",
-    "push_backbone",
-]

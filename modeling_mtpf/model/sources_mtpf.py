@@ -98,4 +98,5 @@ def find_on_hub(
 def backbone_hint(folder: str | os.PathLike) -> str:
     """Return a hint to append to an error about a folder whose subfolder is the backbone, else nothing."""
     inner = Path(folder) / "backbone"
-    return f" Did you mean {inner}?" if (inner / "config.json").is_file() else ""
+    is_above = (inner / "config.json").is_file() and not (Path(folder) / "config.json").is_file()
+    return f" Did you mean {inner}?" if is_above else ""

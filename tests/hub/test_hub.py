@@ -3,38 +3,19 @@
 import hashlib
 import json
 import logging
-import shutil
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
 from modeling_mtpf import AdapterError, MtpfModel
-from modeling_mtpf.hub import HubError, PushPlan, pull, push_adapter, push_backbone
+from modeling_mtpf.hub import HubError, PushPlan, Release, pull, push_adapter, push_backbone
 from modeling_mtpf.model.modeling_mtpf import HUB_FILES
 from modeling_mtpf.model.predict_mtpf import load_tokenizer
 
 pytestmark = pytest.mark.hub
 
 BACKBONE, ENTITIES, NER = "mtpf/encoder", "mtpf/entities", "mtpf/encoder-ner"
-
-
-@pytest.fixture
-def published(hub, folders):
-    """The backbone's commit on the Hub."""
-    return push_backbone(folders / "backbone", BACKBONE)
-
-
-@pytest.fixture
-def entities(folders, tmp_path):
-    """A copy of an app's folder to damage."""
-    return Path(shutil.copytree(folders / "entities", tmp_path / "entities"))
-
-
-@pytest.fixture
-def backbone(folders, tmp_path):
-    """A copy of the backbone's folder to damage."""
-    return Path(shutil.copytree(folders / "backbone", tmp_path / "backbone"))
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -50,6 +31,8 @@ def test_a_backbone_is_one_complete_commit(hub, folders):
     local = content(folders / "backbone")
     assert sha == hub.head(BACKBONE) and len(hub.commits(BACKBONE)) == 2  # the Hub's own, and this one
     assert set(files) == {*local, ".gitattributes", "README.md"}
+    assert Release(BACKBONE).url == f"{hub.url}/{BACKBONE}"
+    assert Release(BACKBONE, branch="dev").url == f"{hub.url}/{BACKBONE}/tree/dev"
     assert files["model.safetensors"] == local["model.safetensors"]
     assert len(hub.calls("xet_upload_shard")) == 1 and len(hub.calls("commit")) == 1
     for name in HUB_FILES:
@@ -113,12 +96,6 @@ def test_private_repos_and_pull_requests(hub, folders, published):
     assert hub.head(BACKBONE) == head and b"license: mit" in hub.files(BACKBONE, "refs/pr/1")["README.md"]
 
 
-def test_a_repo_of_another_kind_is_not_overwritten(hub, folders, published):
-    with pytest.raises(HubError, match="holds something else than an mtpf adapter"):
-        push_adapter(folders / "ner", BACKBONE, backbone_id=BACKBONE)
-    assert hub.head(BACKBONE) == published
-
-
 @pytest.mark.parametrize(
     "files",
     [
@@ -126,14 +103,15 @@ def test_a_repo_of_another_kind_is_not_overwritten(hub, folders, published):
         {"adapter_config.json": b"{}", "optimizer.pt": b"x"},
     ],
 )
-def test_other_peoples_models_are_not_overwritten(hub, folders, published, files):
+def test_a_repo_of_another_kind_is_not_overwritten(hub, folders, published, files):
     hub.create("mtpf/other")
     head = hub.commit("mtpf/other", files)
     with pytest.raises(HubError, match="holds something else than an mtpf backbone"):
         push_backbone(folders / "backbone", "mtpf/other")
-    with pytest.raises(HubError, match="holds something else than an mtpf adapter"):
-        push_adapter(folders / "ner", "mtpf/other", backbone_id=BACKBONE)
-    assert hub.head("mtpf/other") == head
+    for repo in ("mtpf/other", BACKBONE):
+        with pytest.raises(HubError, match="holds something else than an mtpf adapter"):
+            push_adapter(folders / "ner", repo, backbone_id=BACKBONE)
+    assert hub.head("mtpf/other") == head and hub.head(BACKBONE) == published
 
 
 def test_a_gitignore_in_the_repo_is_refused(hub, folders, published):
@@ -155,7 +133,7 @@ def test_the_token_is_never_shown_or_written(hub, folders, no_waiting, caplog, m
     with pytest.raises(HubError, match="hf auth login"):
         push_backbone(folders / "backbone", BACKBONE, token=hub.read_token, license="mit")
     with pytest.raises(HubError, match="hf auth login"):
-        push_backbone(folders / "backbone", "somebody/else", token=hub.token)
+        push_backbone(folders / "backbone", "another/encoder", token=hub.token)
 
 
 # Pull
@@ -300,7 +278,7 @@ def test_what_pull_refuses_and_leaves_out(hub, published, tmp_path):
     hub.commit(
         BACKBONE, {"pytorch_model.bin": b"\x80\x04.", "evil.py": b"1", "data.zip": b"PK", "a/b.py": b"1"}
     )
-    assert not {"pytorch_model.bin", "evil.py", "data.zip", "a"} & set(content_names(pull(BACKBONE)))
+    assert not {"pytorch_model.bin", "evil.py", "data.zip", "a"} & set(content(pull(BACKBONE)))
     with pytest.raises(HubError, match="more than the 1,000 that are allowed"):
         pull(BACKBONE, max_bytes=1000)
     hub.commit(BACKBONE, {"big.json": b"x"})
@@ -315,7 +293,3 @@ def test_what_pull_refuses_and_leaves_out(hub, published, tmp_path):
         pull("mtpf/absent")
     with pytest.raises(HubError, match="not a Hub id"):
         pull("../../etc")
-
-
-def content_names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()]

@@ -1,7 +1,6 @@
 """What goes wrong during a push: a retry or a clear error, and always a complete head."""
 
 import hashlib
-import shutil
 import threading
 from pathlib import Path
 
@@ -14,18 +13,6 @@ from modeling_mtpf.hub.client import explained
 pytestmark = pytest.mark.hub
 
 BACKBONE, ENTITIES = "mtpf/encoder", "mtpf/entities"
-
-
-@pytest.fixture
-def published(hub, folders):
-    """The backbone's commit on the Hub."""
-    return push_backbone(folders / "backbone", BACKBONE)
-
-
-@pytest.fixture
-def backbone(folders, tmp_path):
-    """A copy of the backbone's folder to change."""
-    return Path(shutil.copytree(folders / "backbone", tmp_path / "backbone"))
 
 
 def change_weights(folder: Path) -> None:
@@ -47,7 +34,7 @@ def content(folder: Path) -> dict[str, bytes]:
         ("commit", {"drop": "response"}),
         ("preupload", {"status": 429, "retry_after": 1}),
         ("repo_info", {"status": 502}),
-        ("tree", {"drop": "response"}),
+        ("repo_info", {"drop": "response"}),
         ("create_repo", {"status": 500}),
         ("xet_upload_xorb", {"drop": "request"}),
         ("xet_write_token", {"status": 500}),
@@ -96,20 +83,20 @@ def test_a_concurrent_push_is_a_conflict_and_loses_nothing(hub, folders, publish
     theirs = []
     before = lambda: theirs.append(hub.commit(BACKBONE, {"theirs.txt": b"theirs"}))  # noqa: E731
     hub.fault("commit", before=before, **effects)
-    with pytest.raises(PushConflictError, match="Somebody else has committed .* then push again"):
+    with pytest.raises(PushConflictError, match="Another push has committed .* then push again"):
         push_backbone(folders / "backbone", BACKBONE, license="mit")
     assert hub.head(BACKBONE) == theirs[0] and hub.files(BACKBONE)["theirs.txt"] == b"theirs"
     assert b"license: apache-2.0" in hub.files(BACKBONE)["README.md"]
 
 
-def test_an_answer_lost_below_somebody_elses_commit_is_no_conflict(hub, folders, published, no_waiting):
+def test_an_answer_lost_below_another_commit_is_no_conflict(hub, folders, published, no_waiting):
     """Ours is the next commit after the planned head, whatever came on top of it."""
     theirs = []
 
-    def somebody_commits():
+    def another_commits():
         theirs.append(hub.commit(BACKBONE, {"theirs.txt": b"theirs"}))
 
-    hub.fault("commit", drop="response", before=lambda: hub.fault("repo_info", before=somebody_commits))
+    hub.fault("commit", drop="response", before=lambda: hub.fault("repo_info", before=another_commits))
     sha = push_backbone(folders / "backbone", BACKBONE, license="mit")
     assert [commit.sha for commit in hub.commits(BACKBONE)][:3] == [*theirs, sha, published]
     assert b"license: mit" in hub.files(BACKBONE, sha)["README.md"]
@@ -216,4 +203,4 @@ def test_two_processes_that_push_at_the_same_time(hub, folders, published, fresh
     ]
     assert f"license: {winner}".encode() in hub.files(BACKBONE)["README.md"]
     assert {*content(folders / "backbone"), "README.md"} <= set(hub.files(BACKBONE))
-    assert f"Somebody else has committed {sha[:8]}" in said and "push again" in said
+    assert f"Another push has committed {sha[:8]}" in said and "push again" in said
