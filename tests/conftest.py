@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from modeling_mtpf import AdapterHead, LoraSettings, MtpfConfig, MtpfModel
+from modeling_mtpf.hub import push_backbone
 
 ARCHITECTURES = ("bert", "distilbert", "roberta", "xlm-roberta", "electra", "modernbert")
 BYTE_LEVEL = ("roberta", "modernbert")
@@ -230,6 +232,24 @@ def hub(tmp_path, monkeypatch):
         # transformers keeps a client of the first address; to an ended server it tries again for 47 seconds.
         monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
         yield server
+
+
+@pytest.fixture
+def published(hub, folders):
+    """The commit of a backbone on the local Hub."""
+    return push_backbone(folders / "backbone", "mtpf/encoder")
+
+
+@pytest.fixture
+def backbone(folders, tmp_path):
+    """A copy of the backbone's folder to damage."""
+    return Path(shutil.copytree(folders / "backbone", tmp_path / "backbone"))
+
+
+@pytest.fixture
+def entities(folders, tmp_path):
+    """A copy of an app's folder to damage."""
+    return Path(shutil.copytree(folders / "entities", tmp_path / "entities"))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote
 
-from hub_storage import HubError, HubStorage, Repository, check_card, timestamp
+from hub_storage import HubError, HubStorage, Repository, check_card
 from hub_xet import LargeFileApi, Request, Response, User
 
 REPO = r"/api/(?P<kind>model|dataset)s/(?P<repo_id>[^/]+/[^/]+)"
@@ -36,25 +36,15 @@ ROUTES = (
     Route("whoami", "GET", r"/api/whoami-v2"),
     Route("validate_yaml", "POST", r"/api/validate-yaml"),
     Route("create_repo", "POST", r"/api/repos/create"),
-    Route("delete_repo", "DELETE", r"/api/repos/delete"),
     Route("repo_info", "GET", rf"{REPO}(?:/revision/{REVISION})?", "read"),
     Route("tree", "GET", rf"{REPO}/tree/{REVISION}(?:/(?P<path>.*))?", "read"),
     Route("paths_info", "POST", rf"{REPO}/paths-info/{REVISION}", "read"),
-    Route("refs", "GET", rf"{REPO}/refs", "read"),
     Route("commits", "GET", rf"{REPO}/commits/{REVISION}", "read"),
-    Route("create_branch", "POST", rf"{REPO}/branch/(?P<name>[^/]+)", "write"),
-    Route("delete_branch", "DELETE", rf"{REPO}/branch/(?P<name>[^/]+)", "write"),
     Route("create_tag", "POST", rf"{REPO}/tag/{REVISION}", "write"),
-    Route("delete_tag", "DELETE", rf"{REPO}/tag/(?P<name>[^/]+)", "write"),
-    Route("create_discussion", "POST", rf"{REPO}/discussions", "write"),
-    Route("discussion", "GET", rf"{REPO}/discussions/(?P<number>\d+)", "read"),
     Route("preupload", "POST", rf"{REPO}/preupload/{REVISION}", "write"),
     Route("commit", "POST", rf"{REPO}/commit/{REVISION}", "write"),
     Route("resolve", "GET", rf"{PAGE}/resolve/{REVISION}/(?P<path>.+)", "read"),
     Route("download", "GET", rf"{STORAGE}/{KEY}"),
-    Route("lfs_batch", "POST", rf"{PAGE}\.git/info/lfs/objects/batch", "write"),
-    Route("lfs_verify", "POST", rf"{PAGE}\.git/info/lfs/objects/verify", "write"),
-    Route("lfs_upload", "PUT", rf"{STORAGE}/{KEY}"),
     Route("xet_read_token", "GET", rf"{REPO}/xet-(?P<scope>read)-token/{REVISION}", "read"),
     Route("xet_write_token", "GET", rf"{REPO}/xet-(?P<scope>write)-token/{REVISION}", "write"),
     Route("xet_upload_xorb", "POST", rf"{XET}/v1/xorbs/default/{KEY}"),
@@ -146,15 +136,6 @@ class HubApi(LargeFileApi):
         self.storage.create(repo_type, repo_id, private)
         return Response({"url": url, "name": repo_id})
 
-    def delete_repo(self, request: Request, _: None) -> Response:
-        repo_type, repo_id = self._named_repository(request.json(), request.user)
-        repository = self.storage.find(repo_type, repo_id)
-        if repository is None:
-            raise HubError(404, "Repository not found", "RepoNotFound")
-        self._require_write(request.user, repo_id)
-        self.storage.delete(repository)
-        return Response({})
-
     def _named_repository(self, data: dict[str, Any], user: User | None) -> tuple[str, str]:
         namespace = data.get("organization") or (user.name if user else "")
         return data.get("type") or "model", f"{namespace}/{data['name']}"
@@ -194,55 +175,13 @@ class HubApi(LargeFileApi):
         paths = (request.json() if is_json else parse_qs(request.body.decode())).get("paths", [])
         return Response([entry for entry in commit.entries() if entry["path"] in paths])
 
-    def refs(self, request: Request, repository: Repository) -> Response:
-        def listed(prefix: str) -> list[dict[str, str]]:
-            found = [(ref, sha) for ref, sha in repository.refs.items() if ref.startswith(prefix)]
-            return [{"name": ref[len(prefix) :], "ref": ref, "targetCommit": sha} for ref, sha in found]
-
-        body = {"branches": listed("refs/heads/"), "tags": listed("refs/tags/"), "converts": []}
-        if "include_prs" in request.query:
-            body["pullRequests"] = listed("refs/pr/")
-        return Response(body)
-
     def commits(self, request: Request, repository: Repository) -> Response:
         log = repository.log(request.params["revision"])
         return Response([commit.entry() for commit in log])
 
-    def create_branch(self, request: Request, repository: Repository) -> Response:
-        name = request.params["name"]
-        if name.startswith("refs/"):
-            raise HubError(400, f"Invalid reference for a branch: {name}")
-        repository.create_ref(f"refs/heads/{name}", request.json().get("startingPoint") or "main")
-        return Response({})
-
-    def delete_branch(self, request: Request, repository: Repository) -> Response:
-        repository.delete_ref(f"refs/heads/{request.params['name']}")
-        return Response({})
-
     def create_tag(self, request: Request, repository: Repository) -> Response:
         repository.create_ref(f"refs/tags/{request.json()['tag']}", request.params["revision"])
         return Response({})
-
-    def delete_tag(self, request: Request, repository: Repository) -> Response:
-        repository.delete_ref(f"refs/tags/{request.params['name']}")
-        return Response({})
-
-    def create_discussion(self, request: Request, repository: Repository) -> Response:
-        assert request.user is not None  # the route requires the right to write
-        data = request.json()
-        if not data.get("pullRequest"):
-            raise HubError(400, "Only pull requests are supported")
-        opened = repository.open_pull_request(data["title"], request.user.name, "refs/heads/main", "main")
-        return Response({"num": opened.number})
-
-    def discussion(self, request: Request, repository: Repository) -> Response:
-        found = repository.pull_requests.get(int(request.params["number"]))
-        if found is None:
-            raise HubError(404, "Discussion not found")
-        repo = {"name": repository.repo_id, "type": repository.repo_type}
-        about = {"title": found.title, "author": {"name": found.author}, "createdAt": timestamp(found.date)}
-        state = {"status": "draft", "events": [], "filesWithConflicts": [], "changes": {"base": found.base}}
-        return Response({"num": found.number, "isPullRequest": True, "repo": repo, **about, **state})
 
 
 def match_route(method: str, target: str) -> tuple[Route, dict[str, str]]:

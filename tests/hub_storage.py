@@ -183,13 +183,6 @@ class Repository:
             raise HubError(409, f"Reference already exists: {name}")
         self.refs[name] = self.resolve(revision).sha
 
-    def delete_ref(self, name: str) -> None:
-        """Delete a branch or a tag."""
-        if name == "refs/heads/main":
-            raise HubError(403, "Cannot delete the branch main")
-        if self.refs.pop(name, None) is None:
-            raise HubError(404, f"Invalid rev id: {name}", "RevisionNotFound")
-
     def open_pull_request(self, title: str, author: str, base: str, revision: str) -> PullRequest:
         """Open a pull request whose first commit is `revision`."""
         number = len(self.pull_requests) + 1
@@ -232,10 +225,6 @@ class HubStorage:
         self._repositories[repo_type, repo_id] = repository
         return repository
 
-    def delete(self, repository: Repository) -> None:
-        """Delete a repository."""
-        del self._repositories[repository.repo_type, repository.repo_id]
-
     def find(self, repo_type: str, repo_id: str) -> Repository | None:
         """Return a repository, `None` when there is none."""
         return self._repositories.get((repo_type, repo_id))
@@ -247,7 +236,7 @@ class HubStorage:
         return key
 
     def has(self, sha256: str) -> bool:
-        """Say whether a large file was uploaded, over LFS or over Xet."""
+        """Say whether a large file was uploaded."""
         return sha256 in self._contents or self.xet.hash_of(sha256) is not None
 
     def get(self, key: str) -> bytes:

@@ -1,4 +1,4 @@
-"""How large files get into the local Hub and out again: over Xet, the client's default, or over LFS.
+"""How large files get into the local Hub and out again: over Xet, the client's default; out also over plain HTTP.
 
 In Xet a file is a list of segments, a segment a range of chunks of a xorb. The client decides about chunks
 and hashes; the storage keeps xorbs and shards as they come, checks that they are complete, and answers which
@@ -8,7 +8,6 @@ chunks make up a file. Formats and protocol: https://huggingface.co/docs/xet (xo
 from __future__ import annotations
 
 import base64
-import hashlib
 import itertools
 import json
 import re
@@ -363,33 +362,6 @@ class LargeFileApi:
             answer = {"path": path, "uploadMode": mode, "shouldIgnore": is_ignored(path, ignored or "")}
             answers.append({**answer, **present})
         return Response({"files": answers})
-
-    def lfs_batch(self, request: Request, repository: Repository) -> Response:
-        """Tell an LFS client where to upload what is not there yet."""
-        objects = []
-        for wanted in request.json()["objects"]:
-            answer = {"oid": wanted["oid"], "size": wanted["size"]}
-            if not self.storage.has(wanted["oid"]):
-                verify = f"{self.url}/{repository.path}.git/info/lfs/objects/verify"
-                upload = {"href": f"{self._storage_address}/{wanted['oid']}"}
-                answer["actions"] = {"upload": upload, "verify": {"href": verify}}
-            objects.append(answer)
-        headers = {"Content-Type": "application/vnd.git-lfs+json"}
-        return Response({"transfer": "basic", "objects": objects}, headers=headers)
-
-    def lfs_upload(self, request: Request, _: None) -> Response:
-        """Take a large file; refuse one that arrives damaged."""
-        if hashlib.sha256(request.body).hexdigest() != request.params["key"]:
-            raise HubError(400, "The content does not have the announced sha256")
-        self.storage.put(request.body)
-        return Response()
-
-    def lfs_verify(self, request: Request, repository: Repository) -> Response:
-        """Confirm an LFS upload."""
-        data = request.json()
-        if not self.storage.has(data["oid"]) or self.storage.large_file(data["oid"]).size != data["size"]:
-            raise HubError(404, f"LFS object {data['oid']} was not uploaded")
-        return Response({})
 
     # Downloads
 

@@ -54,7 +54,7 @@ class Release:
         check_repo_id(self.repo_id)
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.license):
             raise HubError(
-                f"The license {self.license!r} is not an id of one; use one of "
+                f"The license {self.license!r} is not an id; use one of "
                 "https://huggingface.co/docs/hub/repositories-licenses, for instance apache-2.0."
             )
         if self.create_pr and self.branch != "main":
