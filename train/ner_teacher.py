@@ -1,7 +1,7 @@
 """Fine-tune an encoder on several NER sets at once, to serve as a stronger teacher for pseudo-labels.
 
 Each set has its own linear head over its own types, because a word that is outside in one set may be an
-entity in another; the encoder is shared. A run may be cut into pieces: the same command goes on from
+entity in another; the encoder is shared. A run may be cut into pieces: the same command resumes from
 ``STATE`` in the output folder until ``--epochs`` are done.
 
     python train/ner_teacher.py --data ner/multiconer2_en ner/snips --epochs 2 --output_dir teacher
@@ -24,17 +24,18 @@ import torch
 from torch import nn
 from transformers import AutoModel, get_linear_schedule_with_warmup
 
-from modeling_mtpf.data.batches import length_sorted_batches, rows_of_length
+from modeling_mtpf.data.batches import length_sorted_batches, padded_length, rows_of_length
+from modeling_mtpf.data.encoding import encode_rows, padded
 from modeling_mtpf.data.packaged_encoder import resolve_encoder
 from modeling_mtpf.data.sources import open_source
-from modeling_mtpf.data.words import IGNORE, align_labels, encode_words, load_word_tokenizer
+from modeling_mtpf.data.words import IGNORE, align_labels, load_word_tokenizer
 from modeling_mtpf.devices import wants_few_shapes
 from modeling_mtpf.errors import MtpfError
 from modeling_mtpf.settings import check_same_arguments
 
 STATE = "_training_state.pt"
 DECISIVE = ("data", "encoder", "layers", "epochs", "learning_rate", "tokens", "sentences", "seed", "bf16")
-"""Arguments that must be the same when a run goes on."""
+"""Arguments that must be the same when a run is resumed."""
 MAX_LENGTH = 96
 
 
@@ -43,7 +44,7 @@ class TaggedSet:
 
     Args:
         folder: Holds ``train.parquet`` with ``tokens`` and IOB2 ``ner_tags``.
-        most: Use only so many sentences, drawn at random (0: all).
+        most: Use at most this many sentences, drawn at random (0: all).
         seed: Seed of that draw.
     """
 
@@ -55,8 +56,7 @@ class TaggedSet:
         else:
             rows = source[:]
         self.name, self.words = folder.name, rows["tokens"]
-        found = {tag[2:] for tags in rows["ner_tags"] for tag in tags if tag != "O"}
-        self.types = ["O", *sorted(found)]
+        self.types = ["O", *sorted({tag[2:] for tags in rows["ner_tags"] for tag in tags if tag != "O"})]
         ids = {name: number for number, name in enumerate(self.types)}
         self.labels = [[ids[tag[2:] or "O"] for tag in tags] for tags in rows["ner_tags"]]
 
@@ -73,13 +73,19 @@ def epoch_batches(sets: list[TaggedSet], tokens: int, seed: int) -> list[tuple[i
 
 
 def full_batch(tokenizer, tagged: TaggedSet, rows: np.ndarray, tokens: int, few_shapes: bool):
-    """Tokenize rows; for few shapes, keep the padding to a multiple and fill up with empty rows."""
-    inputs, word_ids = encode_words(tokenizer, [tagged.words[row] for row in rows], MAX_LENGTH)
-    labels, _ = align_labels(word_ids, [tagged.labels[row] for row in rows])
+    """Tokenize and pad rows; for few shapes, pad to a multiple and fill up with empty rows."""
+    encoded = encode_rows(tokenizer, [tagged.words[row] for row in rows], MAX_LENGTH)
+    length = int(encoded.lengths.max())
+    if few_shapes:
+        length = padded_length(length, MAX_LENGTH)
+    inputs = encoded.inputs(range(len(rows)), length)
+    aligned = [
+        align_labels(ids, tagged.labels[row])[0] for ids, row in zip(encoded.word_ids, rows, strict=True)
+    ]
+    labels = torch.from_numpy(padded(aligned, length, IGNORE))
     if not few_shapes:
-        longest = int(inputs["attention_mask"].sum(1).max())
-        return {key: value[:, :longest] for key, value in inputs.items()}, labels[:, :longest]
-    missing = max(0, rows_of_length(labels.shape[1], tokens) - len(labels))
+        return inputs, labels
+    missing = max(0, rows_of_length(length, tokens) - len(labels))
     inputs = {key: nn.functional.pad(value, (0, 0, 0, missing)) for key, value in inputs.items()}
     inputs["attention_mask"][len(labels) :, 0] = 1  # attention over nothing is NaN
     return inputs, nn.functional.pad(labels, (0, 0, 0, missing), value=IGNORE)
@@ -164,13 +170,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", nargs="+", required=True, help="folders of NER sets with train.parquet")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--encoder", default="packaged", help="packaged, a folder or a Hub id")
-    parser.add_argument("--layers", type=int, default=0, help="keep only its so many lowest (0: all)")
+    parser.add_argument("--layers", type=int, default=0, help="lowest layers to keep (0: all)")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens per batch, padding included")
-    parser.add_argument("--sentences", type=int, default=0, help="of each set at most so many (0: all)")
+    parser.add_argument("--sentences", type=int, default=0, help="most sentences of each set (0: all)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop and save after so many")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop and save after this time")
     parser.add_argument("--bf16", action="store_true", help="bf16 autocast, where the device is fast at it")
     try:
         return 0 if train(parser.parse_args(arguments)) else 3

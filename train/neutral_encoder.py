@@ -6,7 +6,7 @@ as far as a short run allows: neutral between the families, not as good as one o
 
     python train/neutral_encoder.py --text wikipedia.parquet --steps 600 --output_dir neutral
 
-A run that was stopped goes on with the same command.
+The same command resumes a stopped run.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from modeling_mtpf.settings import check_same_arguments
 
 FACTS = "arguments.json"
 DECISIVE = ("text", "encoder", "fresh_layers", "steps", "batch_size", "length", "learning_rate", "seed")
-"""Arguments that must be the same when a run goes on."""
+"""Arguments that must be the same when a run is resumed."""
 
 
 class MaskedTrainer(Trainer):
@@ -54,14 +54,17 @@ class MaskedTrainer(Trainer):
 
 
 def fresh_top(encoder: str, layers: int) -> BertForMaskedLM:
-    """Load an encoder without dropout, with so many fresh layers at the top and a fresh head.
+    """Load an encoder without dropout, with ``layers`` fresh layers at the top and a fresh head.
 
     Raises:
-        RecipeError: It is no BERT, or has fewer layers.
+        RecipeError: It is not a BERT, or has fewer layers.
     """
     config = AutoConfig.from_pretrained(encoder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     if config.model_type != "bert":
-        raise RecipeError(f"{encoder} is a {config.model_type}; this script knows BERT encoders only.")
+        raise RecipeError(
+            f"{encoder} is a {config.model_type}; this script knows BERT encoders only: choose one with "
+            "--encoder."
+        )
     if not 0 <= layers <= config.num_hidden_layers:
         raise RecipeError(f"--fresh_layers is {layers}; the encoder has {config.num_hidden_layers} layers.")
     model = BertForMaskedLM.from_pretrained(encoder, config=config, dtype=torch.float32)
@@ -77,7 +80,7 @@ def fresh_top(encoder: str, layers: int) -> BertForMaskedLM:
 
 
 def blocks(tokenizer, source, length: int, count: int) -> Dataset:
-    """Return so many blocks of sub-words without padding, from the start of a source's texts.
+    """Return ``count`` blocks of sub-words without padding, from the start of a source's texts.
 
     Raises:
         RecipeError: The source is too small.
@@ -90,19 +93,22 @@ def blocks(tokenizer, source, length: int, count: int) -> Dataset:
     inside, need = length - 2, count * (length - 2)
     stream = list(islice(chain.from_iterable(pieces()), need))
     if len(stream) < need:
-        raise RecipeError(f"The text has {len(stream)} sub-words; these steps need {need}.")
+        raise RecipeError(
+            f"The text has {len(stream)} sub-words; these steps need {need}: give more text, or lower "
+            "--steps, --batch_size or --length."
+        )
     first, last = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
     rows = [first + stream[start : start + inside] + last for start in range(0, need, inside)]
     return Dataset.from_dict({"input_ids": rows})
 
 
-def last_checkpoint(given: argparse.Namespace, folder: Path) -> str | None:
-    """Return the checkpoint to go on from, if there is one, and note the arguments for the next time.
+def last_checkpoint(arguments: argparse.Namespace, folder: Path) -> str | None:
+    """Return the checkpoint to resume from, if there is one, and save the arguments for the next time.
 
     Raises:
         RecipeError: It was written with other arguments.
     """
-    facts = {key: str(getattr(given, key)) for key in DECISIVE}
+    facts = {key: str(getattr(arguments, key)) for key in DECISIVE}
     if (folder / FACTS).is_file():
         check_same_arguments(facts, json.loads((folder / FACTS).read_text("utf-8")), folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,28 +116,28 @@ def last_checkpoint(given: argparse.Namespace, folder: Path) -> str | None:
     return get_last_checkpoint(str(folder))
 
 
-def train(given: argparse.Namespace) -> dict:
+def train(arguments: argparse.Namespace) -> dict:
     """Train, save the encoder without its head, and return the record."""
-    set_seed(given.seed)
-    encoder = resolve_encoder(given.encoder)
+    set_seed(arguments.seed)
+    encoder = resolve_encoder(arguments.encoder)
     tokenizer = AutoTokenizer.from_pretrained(encoder)
-    model = fresh_top(encoder, given.fresh_layers)
-    source = open_source(given.text, {"text": "text"})
-    data = blocks(tokenizer, source, given.length, given.steps * given.batch_size)
-    checkpoints = given.output_dir / "_checkpoints"
+    model = fresh_top(encoder, arguments.fresh_layers)
+    source = open_source(arguments.text, {"text": "text"})
+    data = blocks(tokenizer, source, arguments.length, arguments.steps * arguments.batch_size)
+    checkpoints = arguments.output_dir / "_checkpoints"
     options = TrainingArguments(
         output_dir=str(checkpoints),
-        max_steps=given.steps,
-        per_device_train_batch_size=given.batch_size,
-        learning_rate=given.learning_rate,
+        max_steps=arguments.steps,
+        per_device_train_batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=given.steps // 20,
+        warmup_steps=arguments.steps // 20,
         weight_decay=0.01,
         logging_steps=25,
         save_steps=200,
         save_total_limit=1,
         report_to=[],
-        seed=given.seed,
+        seed=arguments.seed,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=False,
     )
@@ -139,24 +145,18 @@ def train(given: argparse.Namespace) -> dict:
         model=model,
         args=options,
         train_dataset=data,
-        data_collator=DataCollatorForLanguageModeling(tokenizer, seed=given.seed),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, seed=arguments.seed),
     )
-    trainer.train(resume_from_checkpoint=last_checkpoint(given, checkpoints))
-    # With the encoder's dropout, and its pooler: transformers makes up a missing one anew at each loading.
+    trainer.train(resume_from_checkpoint=last_checkpoint(arguments, checkpoints))
+    # With the encoder's dropout, and its pooler: transformers makes up another one at each loading.
     trained = AutoModel.from_pretrained(encoder, dtype=torch.float32)
     trained.load_state_dict(model.bert.state_dict(), strict=False)
-    trained.save_pretrained(given.output_dir)
-    tokenizer.save_pretrained(given.output_dir)
+    trained.save_pretrained(arguments.output_dir)
+    tokenizer.save_pretrained(arguments.output_dir)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return {
-        "encoder": given.encoder,
-        "fresh_layers": given.fresh_layers,
-        "steps": given.steps,
-        "batch_size": given.batch_size,
-        "length": given.length,
-        "learning_rate": given.learning_rate,
-        "seed": given.seed,
-        "text": fingerprint(given.text, source),
+        **{key: getattr(arguments, key) for key in DECISIVE if key != "text"},
+        "text": fingerprint(arguments.text, source),
         "losses": [
             {"step": line["step"], "loss": line["loss"]}
             for line in trainer.state.log_history
@@ -173,19 +173,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--text", required=True, help="source of raw text, column text")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--encoder", default="packaged", help="packaged, a folder or a Hub id")
-    parser.add_argument("--fresh_layers", type=int, default=2, help="layers at the top that start anew")
+    parser.add_argument("--fresh_layers", type=int, default=2, help="layers at the top to initialise again")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--length", type=int, default=64, help="sub-words per block")
     parser.add_argument("--learning_rate", type=float, default=3e-4)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
     try:
-        record = train(given)
+        record = train(parsed)
     except MtpfError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    (given.output_dir / "neutral.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    (parsed.output_dir / "neutral.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     return 0
 
 

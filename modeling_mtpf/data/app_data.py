@@ -1,4 +1,4 @@
-"""The labelled data of an app, split into what is fitted, watched and reported; checked and counted.
+"""The labelled data of an app: read, checked, counted, and split into train, validation and test.
 
 Nothing is left out without a count: see `AppData.notes`.
 """
@@ -106,16 +106,16 @@ def load_app_data(
     if "train" not in splits:
         raise DataError(f"{source} has no training split; it has: {', '.join(splits)}.")
     examples = _clean(splits, family, scheme, notes)
-    train, held = _draw(examples["train"], family, train_fraction, seed), None
+    train, held_out = _draw(examples["train"], family, train_fraction, seed), None
     if "validation" not in examples:
-        train, held = _hold_out(train, family, validation_fraction, seed)
+        train, held_out = _hold_out(train, family, validation_fraction, seed)
     data = AppData(
         family,
         _labels(examples["train"], train, family, labels),
         train,
-        examples.get("validation") or held or Examples(),
+        examples.get("validation") or held_out or Examples(),
         examples.get("test"),
-        held is not None,
+        held_out is not None,
         notes,
     )
     check_app_data(data, labels is not None)
@@ -136,39 +136,42 @@ def _check_options(family: str, train_fraction: float, validation_fraction: floa
 
 
 def _clean(splits: dict[str, Rows], family: str, scheme: str, notes: dict) -> dict[str, Examples]:
-    """Bring tags to IOB2 and leave out, with a count, what has nothing to read."""
+    """Bring tags to IOB2 and leave out, with a count, rows without words."""
     if family == "ner":
-        rows = [row for own in splits.values() for row in own.labels]
-        places = [place for own in splits.values() for place in own.place]
-        converted, notes["scheme"] = to_iob2(rows, scheme, places)
+        tags = [row for rows in splits.values() for row in rows.labels]
+        locations = [location for rows in splits.values() for location in rows.locations]
+        converted, notes["scheme"] = to_iob2(tags, scheme, locations)
         start = 0
-        for own in splits.values():
-            own.labels = converted[start : start + len(own.labels)]
-            start += len(own.labels)
+        for rows in splits.values():
+            rows.labels = converted[start : start + len(rows.labels)]
+            start += len(rows.labels)
     examples = {}
-    for split, own in splits.items():
-        if own.comments:
-            notes.setdefault("comment_lines_skipped", {})[split] = own.comments
-        kept = [row for row, value in enumerate(own.inputs) if (value if family == "ner" else value.strip())]
-        if len(kept) < len(own.inputs):
-            notes.setdefault("empty_rows_skipped", {})[split] = len(own.inputs) - len(kept)
-            logger.warning("%d empty rows of the %s split are left out.", len(own.inputs) - len(kept), split)
-        examples[split] = Examples(own.inputs, own.labels).take(kept)
+    for split, rows in splits.items():
+        if rows.comments:
+            notes.setdefault("comment_lines_skipped", {})[split] = rows.comments
+        filled = [i for i, value in enumerate(rows.inputs) if (value if family == "ner" else value.strip())]
+        empty = len(rows.inputs) - len(filled)
+        if empty:
+            notes.setdefault("empty_rows_skipped", {})[split] = empty
+            logger.warning("%d empty rows of the %s split are left out.", empty, split)
+        examples[split] = Examples(rows.inputs, rows.labels).take(filled)
     return examples
 
 
-def _labels(whole: Examples, train: Examples, family: str, given: list[str] | None) -> list[str]:
-    """Return the labels as given (tags, or entity types alone), or those of the rows to fit.
+def _labels(whole: Examples, train: Examples, family: str, named: list[str] | None) -> list[str]:
+    """Return the labels that the user named (tags, or entity types alone), or those of the rows to fit.
 
     Their order is that of first appearance in the whole training data, whatever rows are drawn from it.
     """
     present = set(_flat_labels(train, family))
-    found = list(dict.fromkeys(given or (label for label in _flat_labels(whole, family) if label in present)))
+    labels = list(
+        dict.fromkeys(named or (label for label in _flat_labels(whole, family) if label in present))
+    )
     if family == "tc":
-        return found
-    if given and not any(label == "O" or label[:2] in ("B-", "I-") for label in found):
-        found = [f"{prefix}-{kind}" for kind in found for prefix in "BI"]
-    return found if "O" in found else ["O", *found]
+        return labels
+    if named and not any(label == "O" or label[:2] in ("B-", "I-") for label in labels):
+        labels = [f"{prefix}-{kind}" for kind in labels for prefix in "BI"]
+    return labels if "O" in labels else ["O", *labels]
 
 
 def _flat_labels(examples: Examples, family: str) -> list[str]:
@@ -183,13 +186,13 @@ def _draw(train: Examples, family: str, fraction: float, seed: int) -> Examples:
     rows = generator.permutation(len(train))
     if family == "tc":
         # The rows of a label lie evenly between 0 and 1 from a random start, and the lowest are drawn.
-        of_label: dict[str, list[int]] = {}
+        rows_of_label: dict[str, list[int]] = {}
         for row in rows:
-            of_label.setdefault(train.labels[row], []).append(int(row))
-        place = np.zeros(len(train))
-        for own in of_label.values():
-            place[own] = (np.arange(len(own)) + generator.random()) / len(own)
-        rows = np.argsort(place)
+            rows_of_label.setdefault(train.labels[row], []).append(int(row))
+        position = np.zeros(len(train))
+        for members in rows_of_label.values():
+            position[members] = (np.arange(len(members)) + generator.random()) / len(members)
+        rows = np.argsort(position)
     return train.take(np.sort(rows[: max(round(len(train) * fraction), 1)]))
 
 
@@ -201,37 +204,36 @@ def _hold_out(train: Examples, family: str, fraction: float, seed: int) -> tuple
             "out, or a validation split."
         )
     wanted = max(round(len(train) * fraction), 1)
-    own = [{label} if family == "tc" else set(label) - {"O"} for label in train.labels]
-    left = Counter(label for labels in own for label in labels)
-    held: list[int] = []
-    for row in np.random.default_rng([seed, 1]).permutation(len(train)):
-        if len(held) == wanted:
+    labels_of_row = [{label} if family == "tc" else set(label) - {"O"} for label in train.labels]
+    left = Counter(label for labels in labels_of_row for label in labels)
+    held_out: set[int] = set()
+    for row in np.random.default_rng([seed, 1]).permutation(len(train)).tolist():
+        if len(held_out) == wanted:
             break
-        if all(left[label] > 1 for label in own[row]):
-            left.subtract(own[row])
-            held.append(int(row))
-    rest = sorted(set(range(len(train))) - set(held))
-    return train.take(rest), train.take(sorted(held))
+        if all(left[label] > 1 for label in labels_of_row[row]):
+            left.subtract(labels_of_row[row])
+            held_out.add(row)
+    return train.take(sorted(set(range(len(train))) - held_out)), train.take(sorted(held_out))
 
 
-def check_app_data(data: AppData, labels_given: bool = False) -> None:
+def check_app_data(data: AppData, labels_named: bool = False) -> None:
     """Check that an app can be fitted, and note the labels that only one side has.
 
     Args:
         data: Its ``notes`` are added to.
-        labels_given: Whether the user named the labels; then there must be no others in any split.
+        labels_named: Whether the user named the labels; then no split may have others.
 
     Raises:
         DataError: Inputs and labels that do not fit together, or too few of them.
     """
     known = set(data.labels)
     for split in ("train", "validation", "test"):
-        own: Examples = getattr(data, split) or Examples()
-        _check_rows(own, data.family, split)
-        flat = _flat_labels(own, data.family)
+        examples: Examples = getattr(data, split) or Examples()
+        _check_rows(examples, data.family, split)
+        flat = _flat_labels(examples, data.family)
         unseen = sorted(set(flat) - known)
-        if unseen and (split == "train" or labels_given):
-            where = "--labels" if labels_given else "its labels"
+        if unseen and (split == "train" or labels_named):
+            where = "--labels" if labels_named else "its labels"
             raise DataError(f"The {split} split has the label {unseen[0]!r}, which is not in {where}.")
         if unseen:
             count = sum(label in unseen for label in flat)
@@ -242,14 +244,14 @@ def check_app_data(data: AppData, labels_given: bool = False) -> None:
                 count,
                 unseen[:5],
             )
-    found = set(_flat_labels(data.train, data.family))
-    if data.family == "tc" and len(found) < 2:
-        raise DataError(f"A text app needs at least two labels; the training data has {sorted(found)}.")
-    if data.family == "ner" and found <= {"O"}:
+    trained = set(_flat_labels(data.train, data.family))
+    if data.family == "tc" and len(trained) < 2:
+        raise DataError(f"A text app needs at least two labels; the training data has {sorted(trained)}.")
+    if data.family == "ner" and trained <= {"O"}:
         raise DataError("The training data has no entity, every tag is O; check the column of the tags.")
     if not len(data.validation):
         raise DataError("Nothing can be held out for validation: every label has one example. Add some.")
-    untrained = [label for label in data.labels if label not in found and label != "O"]
+    untrained = [label for label in data.labels if label not in trained and label != "O"]
     if untrained:
         data.notes["labels_without_example"] = untrained
         logger.warning("%d labels have no training example, e.g. %s.", len(untrained), untrained[0])
@@ -263,19 +265,17 @@ def _check_rows(examples: Examples, family: str, split: str) -> None:
     check = check_sentence if family == "ner" else check_text
     for row, (value, label) in enumerate(zip(examples.inputs, examples.labels, strict=True), start=1):
         check(value, label, f"The {split} split, row {row}")
-        wrong = (
-            [tag for tag in label if tag != "O" and tag[:2] not in ("B-", "I-")] if family == "ner" else []
-        )
-        if wrong:
-            raise DataError(f"The {split} split, row {row}: {wrong[0]!r} is no IOB2 tag; see `to_iob2`.")
+        for tag in label if family == "ner" else ():
+            if tag != "O" and tag[:2] not in ("B-", "I-"):
+                raise DataError(
+                    f"The {split} split, row {row}: {tag!r} is not an IOB2 tag (O, B-<type>, I-<type>); "
+                    "convert the tags with `to_iob2`."
+                )
 
 
 def _fingerprint(examples: dict[str, Examples]) -> str:
     digest = hashlib.sha256()
-    for split, own in sorted(examples.items()):
-        for row in zip(own.inputs, own.labels, strict=True):
+    for split, rows in sorted(examples.items()):
+        for row in zip(rows.inputs, rows.labels, strict=True):
             digest.update(json.dumps([split, *row], ensure_ascii=False).encode())
     return digest.hexdigest()[:16]
-
-
-__all__ = ["FAMILIES", "AppData", "Examples", "check_app_data", "load_app_data"]

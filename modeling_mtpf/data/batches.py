@@ -11,9 +11,8 @@ from ..devices import wants_few_shapes
 LENGTH_MULTIPLE = 16
 """Rows of few shapes are padded to a multiple of this. bf16 on CPU compiles a kernel for each new shape."""
 
-
 CPU_TOKENS, GPU_TOKENS = 2048, 65536
-"""Tokens of a forward pass. On a CPU more are no faster, and their states leave holes in the memory."""
+"""Tokens of a forward pass. On a CPU more are not faster, and their states leave holes in the memory."""
 
 CPU_PADDING = 48
 """Tokens of padding that take a CPU as long as beginning a batch (docs/log.md, 2026-11-26)."""
@@ -49,7 +48,7 @@ def row_batches(
         device: Where they are computed.
         precision: As in `devices.precision`. For bf16 on CPU the batches have few shapes, else hardly any
             padding.
-        tokens: Tokens of a batch, about; 0 for `CPU_TOKENS` or `GPU_TOKENS`.
+        tokens: Approximate number of tokens in a batch; 0 for `CPU_TOKENS` or `GPU_TOKENS`.
 
     Example:
         >>> [(b.rows.tolist(), b.length) for b in row_batches([3, 20, 4, 5], 64, torch.device("cpu"))]
@@ -72,7 +71,7 @@ def padded_length(length: int, limit: int, multiple: int = LENGTH_MULTIPLE) -> i
 
 
 def rows_of_length(length: int, tokens: int) -> int:
-    """How many rows of a length make up a batch of about so many tokens; a multiple of 4 where it can be.
+    """Return how many rows of a length hold about ``tokens`` tokens; a multiple of 4 if possible.
 
     Example:
         >>> rows_of_length(48, tokens=4096)
@@ -106,13 +105,12 @@ def length_sorted_batches(
 def close_batches(
     lengths: Sequence[int] | np.ndarray, tokens: int, padding: int
 ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
-    """Yield batches like `length_sorted_batches`, of any shape and with hardly any padding.
+    """Yield batches as `length_sorted_batches` does, of any shape and with hardly any padding.
 
     Args:
         lengths: Tokens of each row.
-        tokens: A batch has at most so many, or one row.
-        padding: A batch ends before it would hold more padding. So many tokens should take as long as
-            beginning another batch.
+        tokens: Most tokens of a batch of more than one row.
+        padding: Most tokens of padding in a batch: as many as take as long as beginning another batch.
 
     Example:
         >>> [(rows.tolist(), shape) for rows, shape in close_batches([5, 9, 7, 5], 48, padding=2)]
@@ -128,16 +126,3 @@ def close_batches(
         end = start + int(np.searchsorted(padded, padding, side="right"))
         yield order[start:end], (end - start, length)
         start = end
-
-
-__all__ = [
-    "CPU_TOKENS",
-    "GPU_TOKENS",
-    "LENGTH_MULTIPLE",
-    "RowBatch",
-    "close_batches",
-    "length_sorted_batches",
-    "padded_length",
-    "row_batches",
-    "rows_of_length",
-]

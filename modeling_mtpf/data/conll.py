@@ -6,21 +6,21 @@ from pathlib import Path
 from ..errors import DataError
 
 CONLL_ENDINGS = (".conll", ".bio", ".iob", ".iob2", ".bioes", ".tsv", ".txt")
-"""Endings that are read as CoNLL where NER data is wanted."""
+"""Endings of NER data that is read as CoNLL."""
 
 
 def read_conll(file: Path) -> tuple[list[list[str]], list[list[str]], list[int], int]:
     """Read a CoNLL file: the first column is the token, the last the tag.
 
     Columns are separated by tabs where a line has one, else by blanks; no other character ends a column or a
-    line, for words may hold them. ``-DOCSTART-`` lines and comments (``#`` alone or before a blank, ahead of
-    the first token of a sentence) are left out.
+    line, because words may hold it. ``-DOCSTART-`` lines and comments (``#`` alone or before a blank, ahead
+    of the first token of a sentence) are left out.
 
     Returns:
         Tokens and tags of each sentence, the line on which each begins, and the number of comments.
 
     Raises:
-        DataError: No text, or a line without a tag; with the line.
+        DataError: The file is not text, or has a line without a tag; with the line.
     """
     try:
         text = file.read_bytes().decode("utf-8-sig")  # without the mark that some editors put first
@@ -45,7 +45,10 @@ def read_conll(file: Path) -> tuple[list[list[str]], list[list[str]], list[int],
             comments += 1
             continue
         if len(columns) < 2 or not columns[0] or not columns[-1]:
-            raise DataError(f"{file}, line {number}: {line.strip()[:60]!r} is no token with a tag.")
+            raise DataError(
+                f"{file}, line {number}: {line.strip()[:60]!r} is not a token with a tag; write both, with a "
+                "blank or a tab between them."
+            )
         if not inside:
             tokens.append([])
             tags.append([])
@@ -54,6 +57,3 @@ def read_conll(file: Path) -> tuple[list[list[str]], list[list[str]], list[int],
         tokens[-1].append(columns[0])
         tags[-1].append(columns[-1])
     return tokens, tags, lines, comments
-
-
-__all__ = ["CONLL_ENDINGS", "read_conll"]

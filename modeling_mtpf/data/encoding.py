@@ -67,11 +67,8 @@ def encode_rows(
             if key in encoding:
                 arrays = [np.asarray(ids, dtype=np.int32) for ids in encoding[key]]
                 columns.setdefault(key, []).extend(arrays)
-        cut += [bool(own.overflowing) for own in encoding.encodings]
+        cut += [bool(row.overflowing) for row in encoding.encodings]
         if split:
-            owners = [encoding.word_ids(row) for row in range(len(part))]
-            word_ids += [np.array([-1 if w is None else w for w in own], dtype=np.int32) for own in owners]
+            for words in map(encoding.word_ids, range(len(part))):
+                word_ids.append(np.array([-1 if word is None else word for word in words], dtype=np.int32))
     return EncodedRows(columns, int(tokenizer.pad_token_id), word_ids, cut)  # type: ignore[arg-type]
-
-
-__all__ = ["EncodedRows", "encode_rows", "padded"]

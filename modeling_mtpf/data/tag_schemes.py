@@ -13,7 +13,7 @@ def split_tag(tag: str) -> tuple[str, str]:
     """Return prefix and type: ``("B", "PER")``; ``("O", "")`` for no entity.
 
     Raises:
-        DataError: The tag has no prefix of any scheme.
+        DataError: The tag has a prefix of no scheme.
 
     Example:
         >>> split_tag("B-PER")
@@ -24,33 +24,33 @@ def split_tag(tag: str) -> tuple[str, str]:
     prefix, dash, kind = tag.partition("-")
     if not dash or not kind or prefix not in ("B", "I", *SINGLE, *END):
         raise DataError(
-            f"Tag {tag!r} is of no scheme; use O, and B-<type> and I-<type> (IOB1 or IOB2), or BIOES. A bare "
-            "type does not say where an entity ends."
+            f"Tag {tag!r} is not of a known scheme; use O with B-<type> and I-<type> (IOB1, IOB2), or BIOES. "
+            "A bare type does not say where an entity ends."
         )
     return prefix, kind
 
 
-def detect_scheme(tags: Sequence[Sequence[str]], places: Sequence[str] | None = None) -> str:
+def detect_scheme(tags: Sequence[Sequence[str]], locations: Sequence[str] | None = None) -> str:
     """Tell the scheme from where the prefixes occur.
 
-    In IOB2 every entity starts with B; in IOB1 only one that follows another of its type; the tags of BIOES
-    speak for themselves. Tags that fit IOB1 and IOB2 alike (there are no two such neighbours) are IOB2.
+    In IOB2 every entity starts with B; in IOB1 only one that follows another of its type; BIOES has prefixes
+    that the others lack. Tags that fit both IOB1 and IOB2 (no entity follows another of its type) are IOB2.
 
     Args:
         tags: Tags of each sentence.
-        places: What each sentence is called in messages, ``row 1`` and so on by default.
+        locations: Where each sentence is, for messages; ``row 1`` and so on by default.
 
     Raises:
-        DataError: An unknown tag, or entities that start in both ways; with the places.
+        DataError: An unknown tag, or entities that start in both ways; with their locations.
     """
-    starts: dict[str, str] = {}  # "I", or "B" where IOB1 has none: the first place of each
-    for place, own in _parsed(tags, places):
+    starts: dict[str, str] = {}  # "I", or "B" where IOB1 has none → the first location of each
+    for location, row in _parsed(tags, locations):
         before = ""
-        for prefix, kind in own:
+        for prefix, kind in row:
             if prefix in (*SINGLE, *END):
                 return "BIOES"
             if prefix in "BI" and kind != before:
-                starts.setdefault(prefix, place)
+                starts.setdefault(prefix, location)
             before = kind
     if len(starts) == 2:
         raise DataError(
@@ -61,25 +61,25 @@ def detect_scheme(tags: Sequence[Sequence[str]], places: Sequence[str] | None = 
 
 
 def _parsed(
-    tags: Sequence[Sequence[str]], places: Sequence[str] | None
+    tags: Sequence[Sequence[str]], locations: Sequence[str] | None
 ) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    for row, own in enumerate(tags):
-        place = places[row] if places is not None else f"row {row + 1}"
+    for number, row in enumerate(tags):
+        location = locations[number] if locations is not None else f"row {number + 1}"
         try:
-            yield place, [split_tag(tag) for tag in own]
+            yield location, [split_tag(tag) for tag in row]
         except DataError as error:
-            raise DataError(f"{place}: {error}") from None
+            raise DataError(f"{location}: {error}") from None
 
 
 def to_iob2(
-    tags: Sequence[Sequence[str]], scheme: str = "auto", places: Sequence[str] | None = None
+    tags: Sequence[Sequence[str]], scheme: str = "auto", locations: Sequence[str] | None = None
 ) -> tuple[list[list[str]], str]:
     """Bring tags to IOB2.
 
     Args:
         tags: Tags of each sentence.
         scheme: ``auto`` to detect it, or one of `SCHEMES`.
-        places: What each sentence is called in messages.
+        locations: Where each sentence is, for messages.
 
     Returns:
         The IOB2 tags, and the scheme they came in.
@@ -96,34 +96,35 @@ def to_iob2(
     """
     if scheme not in SCHEMES:
         raise DataError(f"Unknown tag scheme {scheme!r}; choose one of: {', '.join(SCHEMES)}.")
-    found = detect_scheme(tags, places) if scheme == "auto" else scheme
+    if scheme == "auto":
+        scheme = detect_scheme(tags, locations)
     converted = []
-    for place, own in _parsed(tags, places):
-        if found == "BIOES":
-            _check_bioes(own, place)
+    for location, row in _parsed(tags, locations):
+        if scheme == "BIOES":
+            _check_bioes(row, location)
         else:
-            wrong = [f"{prefix}-{kind}" for prefix, kind in own if prefix in (*SINGLE, *END)]
+            wrong = [f"{prefix}-{kind}" for prefix, kind in row if prefix in (*SINGLE, *END)]
             if wrong:
-                raise DataError(f"{place}: Tag {wrong[0]!r} is not of the scheme {found}; BIOES has it.")
-        row, before = [], ""
-        for prefix, kind in own:
+                raise DataError(
+                    f"{location}: Tag {wrong[0]!r} is not of the scheme {scheme}; with --scheme BIOES it is "
+                    "accepted."
+                )
+        iob2, before = [], ""
+        for prefix, kind in row:
             start = prefix in ("B", *SINGLE) or kind != before
-            row.append("O" if prefix == "O" else f"{'B' if start else 'I'}-{kind}")
+            iob2.append("O" if prefix == "O" else f"{'B' if start else 'I'}-{kind}")
             before = "" if prefix in (*SINGLE, *END) else kind
-        converted.append(row)
-    return converted, found
+        converted.append(iob2)
+    return converted, scheme
 
 
-def _check_bioes(tags: list[tuple[str, str]], place: str) -> None:
+def _check_bioes(tags: list[tuple[str, str]], location: str) -> None:
     """Raise unless every entity is S, or B, any number of I and E, all of one type."""
     inside = ""  # type of the entity that has begun and not ended
     for prefix, kind in [*tags, ("O", "")]:
-        goes_on = prefix in ("I", *END)
-        if goes_on and kind != inside:
-            raise DataError(f"{place}: {prefix}-{kind} goes on with an entity that has not begun (BIOES).")
-        if inside and not goes_on:
-            raise DataError(f"{place}: an entity of type {inside} has no last word, E-{inside} (BIOES).")
+        continues = prefix in ("I", *END)
+        if continues and kind != inside:
+            raise DataError(f"{location}: {prefix}-{kind} continues an entity that has not begun (BIOES).")
+        if inside and not continues:
+            raise DataError(f"{location}: an entity of type {inside} has no last word, E-{inside} (BIOES).")
         inside = kind if prefix in ("B", "I") else ""
-
-
-__all__ = ["SCHEMES", "detect_scheme", "split_tag", "to_iob2"]

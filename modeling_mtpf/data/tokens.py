@@ -1,7 +1,7 @@
 """Tokenize a data set once, into memory-mapped columns of sub-word ids.
 
 The tables live in the cache of ``datasets`` (``HF_DATASETS_CACHE``), named by the data, the tokenizer and the
-settings: a second run, a resumed run and other processes open them in a moment.
+settings: a second run, a resumed run and other processes open them at once.
 """
 
 import hashlib
@@ -65,7 +65,7 @@ def tokenize_columns(
     fingerprint = tokenizer_fingerprint(tokenizer)
 
     def encode(rows: dict[str, list]) -> dict[str, list]:
-        found: dict[str, list] = {
+        encoded: dict[str, list] = {
             column: tokenizer(
                 rows[column],
                 truncation=True,
@@ -76,8 +76,8 @@ def tokenize_columns(
             )["input_ids"]
             for column in columns
         }
-        found["keys"] = [[text_key(text) for text in row] for row in zip(*rows.values(), strict=True)]
-        return found
+        encoded["keys"] = [[text_key(text) for text in row] for row in zip(*rows.values(), strict=True)]
+        return encoded
 
     features = Features({**dict.fromkeys(columns, IDS), "keys": List(Value("int64"))})
     settings = ("texts-1", columns, fingerprint, max_length)
@@ -90,9 +90,9 @@ def tokenize_labelled_words(
     """Tokenize split sentences and put each word's label on its first sub-word.
 
     Returns:
-        ``ids`` and ``labels`` of equal length per row, ``IGNORE`` where there is no label; ``words``, how
-        many words the row has; ``lost``, how many labelled words have no sub-word, because they were cut off
-        or the tokenizer maps them to nothing.
+        ``ids`` and ``labels`` of equal length per row, ``IGNORE`` on positions without a label; ``words``,
+        how many words the row has; ``lost``, how many labelled words have no sub-word, because they were cut
+        off or the tokenizer maps them to nothing.
     """
     fingerprint = tokenizer_fingerprint(tokenizer)
 
@@ -103,8 +103,8 @@ def tokenize_labelled_words(
         aligned, lost = [], []
         for number, row_labels in enumerate(rows[labels]):
             word_ids = np.array([-1 if word is None else word for word in encoding.word_ids(number)])
-            row, missing = align_labels(word_ids[None], [row_labels])
-            aligned.append(row[0].numpy())
+            row, missing = align_labels(word_ids, row_labels)
+            aligned.append(row)
             lost.append(missing)
         return {
             "ids": encoding["input_ids"],
@@ -124,6 +124,3 @@ def list_arrays(column: pa.ChunkedArray) -> list[np.ndarray]:
     whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
     values, offsets = whole.values.to_numpy(), whole.offsets.to_numpy()
     return [values[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
-
-
-__all__ = ["list_arrays", "text_key", "tokenize_columns", "tokenize_labelled_words", "tokenizer_fingerprint"]

@@ -114,7 +114,7 @@ def _calibration_feeds(
     require_extra("train", "datasets", "pyarrow")
     import onnxruntime
 
-    from ..data.streams import TextStream
+    from ..data.sources import TextStream
 
     texts = [row.text for row in islice(TextStream(str(source)), 20 * CALIBRATION_TEXTS) if row.text]
     texts = texts[:: max(1, len(texts) // CALIBRATION_TEXTS)][:CALIBRATION_TEXTS]

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from ..errors import DataError
 
 BATCH_WORDS = 4096
-"""Words of one k-means step, at least."""
+"""Least number of words in a k-means step."""
 
 
 class ClusterFit:
@@ -20,7 +20,7 @@ class ClusterFit:
     Args:
         cluster_numbers: All K.
         seed: Seed of the initial centroids and of the order inside a step.
-        spherical: Put the centroids back on the unit sphere after each step.
+        spherical: Scale the centroids to length 1 after each step.
     """
 
     def __init__(self, cluster_numbers: Sequence[int], seed: int, spherical: bool = False):
@@ -79,10 +79,7 @@ class ClusterFit:
 
 def assign(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """Return the nearest centroid of each vector by one matrix product: int64 ``(words,)``."""
-    # By PyTorch, because NumPy's threads go on spinning for a while and so slow the teacher's next layers.
+    # By PyTorch, because NumPy's threads keep spinning for a while and so slow the teacher's next layers.
     points, centres = torch.from_numpy(vectors), torch.from_numpy(centroids)
     # |v - c|² = |v|² - 2 v·c + |c|², and |v|² is the same for all centroids.
     return torch.addmm((centres**2).sum(1), points, centres.T, alpha=-2.0).argmin(1).numpy()
-
-
-__all__ = ["ClusterFit", "assign"]

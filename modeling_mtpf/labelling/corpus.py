@@ -1,4 +1,4 @@
-"""A corpus in flat memory: one survey checks it, cuts it into shards and draws a sample; then its shards."""
+"""A corpus in flat memory: a survey checks it, divides it into shards and draws a sample; then its shards."""
 
 import heapq
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..data.streams import StreamedText, TextStream
+from ..data.sources import TextStream
 from ..data.words import split_words
 from ..errors import DataError
 from .settings import PseudoLabelSettings
@@ -17,13 +17,13 @@ MAX_WORD_CHARACTERS = 1000
 
 @dataclass
 class CorpusPlan:
-    """What the survey of a corpus found. The shards are a function of the texts and the settings alone.
+    """Result of the survey of a corpus. The shards depend on the texts and the settings alone.
 
     Attributes:
         texts: Texts that are used.
         characters: Their characters.
-        words: Their words, as far as white space tells.
-        skipped: Rows left out: without words, or bad ones that the settings say to skip.
+        words: Their words, split at white space.
+        skipped: Rows left out: without words, or unusable ones that the settings say to skip.
         shard_texts: Texts in each shard.
         shard_characters: Characters in each shard.
     """
@@ -44,11 +44,11 @@ def usable_texts(stream: TextStream, settings: PseudoLabelSettings) -> Iterator[
     """
     used = 0
     for number, row in enumerate(stream):
-        fault = _fault(row.text)
+        fault = _fault(row.text, stream.column)
         if fault and settings.bad_rows == "error":
             raise DataError(
-                f"{row.file}, row {row.row}: {_described(row, stream.column, fault)} Mend or remove the row, "
-                "or leave such rows out with --bad_rows skip."
+                f"{row.file}, row {row.row}: {fault} Fix or remove the row, or leave such rows out with "
+                "--bad_rows skip."
             )
         usable = not fault and bool(row.text and not row.text.isspace())
         yield number, row.text if usable else None
@@ -57,32 +57,28 @@ def usable_texts(stream: TextStream, settings: PseudoLabelSettings) -> Iterator[
             return
 
 
-def _fault(text: str | None) -> str | None:
+def _fault(text: str | None, column: str) -> str | None:
+    """Say what is wrong with a row, if anything is."""
     if text is None:
-        return "empty"
+        return f"column {column!r} is empty."
     # Splitting at white space is fast; only what looks too long is split in words.
     if len(text) > MAX_WORD_CHARACTERS and max(map(len, text.split()), default=0) > MAX_WORD_CHARACTERS:
         longest = max((len(word) for part in text.split() for word in split_words(part)), default=0)
-        return "long" if longest > MAX_WORD_CHARACTERS else None
+        if longest > MAX_WORD_CHARACTERS:
+            return f"there is a word of more than {MAX_WORD_CHARACTERS:,} characters; is this text?"
     return None
-
-
-def _described(row: StreamedText, column: str, fault: str) -> str:
-    if fault == "empty":
-        return f"column {column!r} is empty."
-    return f"there is a word of more than {MAX_WORD_CHARACTERS:,} characters; is this text?"
 
 
 def survey(
     stream: TextStream, settings: PseudoLabelSettings, progress: Callable[[int], object] = lambda texts: None
 ) -> tuple[CorpusPlan, list[str]]:
-    """Read the corpus once: check every row, fix the borders of the shards, draw the sample.
+    """Read the corpus once: check every row, set the borders of the shards, draw the sample.
 
-    The sample are the texts with the lowest random numbers, in their order: as many as have
+    The sample consists of the texts with the lowest random numbers, in their order: as many as have
     ``settings.sample_words`` words together.
 
     Raises:
-        DataError: A row cannot be used, or there is no text at all.
+        DataError: A row cannot be used, or there is no text.
     """
     plan = CorpusPlan()
     rng = np.random.Generator(np.random.PCG64(settings.seed))
@@ -135,6 +131,3 @@ def shards(
             if shard == max(wanted):
                 return
             shard, seen, rows = shard + 1, 0, []
-
-
-__all__ = ["CorpusPlan", "MAX_WORD_CHARACTERS", "shards", "survey", "usable_texts"]

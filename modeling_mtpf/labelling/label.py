@@ -1,7 +1,7 @@
-"""Label a corpus: survey, one fit of the centroids, every shard, the report (SPEC 1.3).
+"""Label a corpus: survey, one fit of the centroids, every shard, the report (arXiv 2510.07566).
 
-Everything is written to ``<folder>.partial``, which becomes ``<folder>`` when it is complete. A run that was
-stopped goes on after the last complete shard: shards are a function of source and settings alone.
+Everything is written to ``<folder>.partial``, which becomes ``<folder>`` when it is complete. A stopped run
+resumes after the last complete shard: shards depend on source and settings alone.
 """
 
 import json
@@ -20,7 +20,7 @@ from accelerate import PartialState
 from safetensors.numpy import load_file, save
 from tqdm.auto import tqdm
 
-from ..data.streams import TextStream
+from ..data.sources import TextStream
 from ..data.words import IGNORE
 from ..devices import release_free_memory
 from ..errors import DataError
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 LABEL_COLUMNS = {"words": "words", "clusters": "integers"}
 """Columns of a labelled shard and their kinds."""
 
-_OWN_FILES = re.compile(
+_FILES_OF_A_RUN = re.compile(
     r"_plan\.json|report\.html|clusters\.json|centroids\.safetensors|shard-\d+\.parquet|\..*\.tmp"
 )
 
@@ -56,8 +56,8 @@ def label_corpus(
 ) -> Path:
     """Label a source of raw text and write the shards, the centroids, ``clusters.json`` and ``report.html``.
 
-    The folder appears only when it is complete. One that was made from the same source with the same settings
-    is used again; a run of the same source and settings that was stopped goes on.
+    The folder appears only when it is complete. An existing one made from the same source with the same
+    settings is used again; a stopped run with the same source and settings is resumed.
 
     Args:
         source: A file, a folder of files, or a Hub id ``owner/name@revision``.
@@ -65,8 +65,8 @@ def label_corpus(
         folder: The result, with one folder ``k<K>`` for each K if there are several; must not hold anything
             else.
         gold: NER sources (``tokens``, ``ner_tags``) that the clusters are measured with.
-        state: The processes that share the work; by default this one alone. All give the same arguments.
-        watch: Where the time of each stage is added up.
+        state: The processes that share the work; by default this one alone. All pass the same arguments.
+        watch: Adds up the time of each stage.
 
     Raises:
         DataError: The source is empty or malformed, or the folder holds other labels.
@@ -115,12 +115,12 @@ class _Job:
         return {number: root / f"k{number}" if len(numbers) > 1 else root for number in numbers}
 
     def complete(self) -> bool:
-        """Whether the result is there."""
+        """Whether the result exists."""
         return all((part / CLUSTERS_FILE).is_file() for part in self.folders(self.folder).values())
 
     @cached_property
     def made_from(self) -> dict[str, Any]:
-        """What determines the labels; reads the whole source."""
+        """Settings and data that the labels depend on; reads the whole source."""
         return {
             **asdict(self.settings),
             "bf16": self.encoder.bf16,
@@ -133,13 +133,13 @@ class _Job:
     # The main process, before the others start
 
     def prepare(self) -> None:
-        """Leave the plan and the centroids in the partial folder, unless the result is there already."""
+        """Write the plan and the centroids to the partial folder, unless the result exists already."""
         if self.complete():
             self._use_again()
             return
         if self.folder.is_file() or (self.folder.is_dir() and any(self.folder.iterdir())):
             raise DataError(f"{self.folder} is not an empty folder; choose another output folder.")
-        if self._goes_on():
+        if self._resumes():
             return
         plan, sample = self._survey()
         self.watch.lap("survey")
@@ -164,17 +164,21 @@ class _Job:
             )
         logger.info("Using the pseudo-labels in %s", self.folder)
         (self.folder / PLAN_FILE).unlink(missing_ok=True)
-        asked = [gold.name for gold in self.gold]
-        if asked and asked != [entry["source"] for entry in reports[0]["gold"]]:
+        wanted = [gold.name for gold in self.gold]
+        if wanted and wanted != [entry["source"] for entry in reports[0]["gold"]]:
             self.finish(self.folder, reports[0]["corpus"])
 
-    def _goes_on(self) -> bool:
-        """Whether there are plan and centroids of a stopped run; one without is removed."""
+    def _resumes(self) -> bool:
+        """Return whether a stopped run can be resumed; delete one that had not begun to label."""
         if not self.partial.exists():
             return False
-        foreign = [p for p in self.partial.rglob("*") if p.is_file() and not _OWN_FILES.fullmatch(p.name)]
-        if foreign or self.partial.is_file():
-            raise DataError(f"{self.partial} holds other files; move them or choose another output folder.")
+        files = (path.name for path in self.partial.rglob("*") if path.is_file())
+        others = [name for name in files if not _FILES_OF_A_RUN.fullmatch(name)]
+        if others or self.partial.is_file():
+            raise DataError(
+                f"{self.partial} holds other files, e.g. {[*others, self.partial.name][0]}; move them or "
+                "choose another output folder."
+            )
         if not (self.partial / PLAN_FILE).is_file():
             shutil.rmtree(self.partial)
             return False
@@ -183,8 +187,8 @@ class _Job:
                 f"{self.partial} holds an unfinished run with other data or settings; remove it or choose "
                 "another output folder."
             )
-        for left in self.partial.rglob(".*.tmp"):  # of a process that was killed while writing
-            left.unlink()
+        for unfinished in self.partial.rglob(".*.tmp"):  # of a process that was killed while writing
+            unfinished.unlink()
         return True
 
     def _survey(self) -> tuple[CorpusPlan, list[str]]:
@@ -213,15 +217,15 @@ class _Job:
     # Every process
 
     def label_shards(self) -> None:
-        """Label those shards of this process that are not there yet."""
+        """Label this process's shards, except those that exist."""
         plan = CorpusPlan(**json.loads((self.partial / PLAN_FILE).read_text("utf-8"))["plan"])
         folders = self.folders(self.partial)
         centroids = {k: load_file(part / CENTROIDS_FILE)["centroids"] for k, part in folders.items()}
-        own = range(self.rank, len(plan.shard_texts), self.world)
+        mine = range(self.rank, len(plan.shard_texts), self.world)
         todo = {
-            shard for shard in own if not all(shard_file(part, shard).is_file() for part in folders.values())
+            shard for shard in mine if not all(shard_file(part, shard).is_file() for part in folders.values())
         }
-        total = sum(plan.shard_characters[shard] for shard in own)
+        total = sum(plan.shard_characters[shard] for shard in mine)
         done = total - sum(plan.shard_characters[shard] for shard in todo)
         bar = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         with tqdm(
@@ -234,8 +238,8 @@ class _Job:
     def _label_shard(
         self, shard: int, rows, centroids: dict[int, np.ndarray], progress, characters: int
     ) -> None:
-        found = [(row, s) for row, text in rows for s in split_sentences(text, self.settings.max_words)]
-        words = [sentence.words for _, sentence in found]
+        sentences = [(row, s) for row, text in rows for s in split_sentences(text, self.settings.max_words)]
+        words = [sentence.words for _, sentence in sentences]
         starts = np.cumsum([0, *map(len, words)]).astype(np.int32)
         labels = {k: np.full(starts[-1], IGNORE, dtype=np.int32) for k in centroids}
         self.watch.lap("segmentation")
@@ -245,7 +249,7 @@ class _Job:
                 labels[number][slots] = assign(vectors, centres)
             self.watch.lap("clustering")
             share = characters * len(slots) / int(starts[-1])
-            progress.update(min(share, progress.total - progress.n))  # rounding must not go beyond the end
+            progress.update(min(share, progress.total - progress.n))  # rounding must not pass the end
             self.words_done += len(slots)
             rate = self.words_done * self.world / max(progress.format_dict["elapsed"], 1e-9)
             progress.set_postfix_str(f"{rate:,.0f} words/s", refresh=False)
@@ -253,8 +257,8 @@ class _Job:
         flat = pa.array([word for sentence in words for word in sentence], pa.string())
         offsets = None
         if self.settings.keep_offsets:
-            characters_of = [start for _, sentence in found for start in sentence.starts]
-            offsets = np.asarray([row for row, _ in found], np.int64), np.asarray(characters_of, np.int32)
+            word_starts = [start for _, sentence in sentences for start in sentence.starts]
+            offsets = np.asarray([row for row, _ in sentences], np.int64), np.asarray(word_starts, np.int32)
         for number, part in self.folders(self.partial).items():
             write_shard(shard_file(part, shard), flat, starts, labels[number], offsets)
         release_free_memory()
@@ -271,7 +275,7 @@ class _Job:
         self.watch.lap("report")
 
     def publish(self) -> None:
-        """Give the complete folder its name."""
+        """Rename the complete partial folder to its final name."""
         with disk_errors(self.folder):
             if self.folder.is_dir():
                 self.folder.rmdir()  # it is empty; only POSIX would replace it
@@ -280,7 +284,7 @@ class _Job:
 
 
 def _portions(texts: list[str], max_words: int, words: int) -> Iterator[list[list[str]]]:
-    """Yield the sentences of texts in portions of about so many words."""
+    """Yield the sentences of texts in portions of at least ``words`` words, the last perhaps of fewer."""
     portion: list[list[str]] = []
     size = 0
     for text in texts:
@@ -292,6 +296,3 @@ def _portions(texts: list[str], max_words: int, words: int) -> Iterator[list[lis
             portion, size = [], 0
     if portion:
         yield portion
-
-
-__all__ = ["LABEL_COLUMNS", "label_corpus"]

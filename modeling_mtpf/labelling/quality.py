@@ -1,4 +1,4 @@
-"""Do clusters tell entity types apart? Scores against gold NER sets, and what they say about K."""
+"""Whether clusters tell entity types apart: scores against gold NER sets, and what they say about K."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,9 +19,9 @@ OUTSIDE = "O"
 MIN_TYPE_WORDS = 20
 """A type with fewer gold words says nothing about clusters."""
 MIXED = 0.25
-"""More entity words than this in clusters that most often mean another type: clusters mix types."""
+"""Clusters mix types if more than this share of the entity words lies in clusters of another type."""
 GAIN = 0.01
-"""A smaller difference in purity is none."""
+"""A smaller difference in purity does not count."""
 
 
 @dataclass
@@ -98,42 +98,42 @@ class GoldSet:
             for slots, vectors in encoder.batches(words):
                 for number, centres in centroids.items():
                     labels[number][before + slots] = assign(vectors, centres)
-        odd = np.asarray(self.row_of_word) % 2 == 1
-        return {number: score(self.types, found, odd) for number, found in labels.items()}
+        second_half = np.asarray(self.row_of_word) % 2 == 1
+        return {number: score(self.types, clusters, second_half) for number, clusters in labels.items()}
 
 
-def score(types: np.ndarray, clusters: np.ndarray, odd: np.ndarray) -> GoldScores:
+def score(types: np.ndarray, clusters: np.ndarray, second_half: np.ndarray) -> GoldScores:
     """Score clusters against types.
 
     Args:
         types: Type of each word, ``O`` outside.
         clusters: Cluster of each word, -1 for none.
-        odd: Which words are of the second half of the sentences.
+        second_half: Which words are in the second half of the sentences, for `held_out_purity`.
     """
     seen = clusters >= 0
     cut_off = int((~seen).sum())
-    types, clusters, odd = types[seen], clusters[seen], odd[seen]
+    types, clusters, second_half = types[seen], clusters[seen], second_half[seen]
     entity = types != OUTSIDE
-    inside, found = types[entity], clusters[entity]
-    names, counts = np.unique(inside, return_counts=True)
-    table = contingency_matrix(inside, found)  # types × clusters that occur
-    owned = {name for name in names[table.argmax(0)]} if len(names) else set()
+    entity_types, entity_clusters = types[entity], clusters[entity]
+    names, counts = np.unique(entity_types, return_counts=True)
+    table = contingency_matrix(entity_types, entity_clusters)  # types × clusters that occur
+    with_cluster = set(names[table.argmax(0)]) if len(names) else set()
     widths = {}
     for name, row, count in zip(names, table, counts, strict=True):
         if count >= MIN_TYPE_WORDS:
             widths[str(name)] = int(np.searchsorted(np.sort(row)[::-1].cumsum(), 0.8 * count) + 1)
     return GoldScores(
         nmi=float(normalized_mutual_info_score(types, clusters)),
-        nmi_entities=float(normalized_mutual_info_score(inside, found)),
+        nmi_entities=float(normalized_mutual_info_score(entity_types, entity_clusters)),
         purity=purity(types, clusters),
-        purity_entities=purity(inside, found),
-        purity_held_out=held_out_purity(inside, found, odd[entity]),
+        purity_entities=purity(entity_types, entity_clusters),
+        purity_held_out=held_out_purity(entity_types, entity_clusters, second_half[entity]),
         purity_of_one_cluster=purity(types, np.zeros_like(clusters)),
-        purity_entities_of_one_cluster=purity(inside, np.zeros_like(found)),
+        purity_entities_of_one_cluster=purity(entity_types, np.zeros_like(entity_clusters)),
         clusters_of_type=widths,
-        types_without_cluster=[name for name in widths if name not in owned],
+        types_without_cluster=[name for name in widths if name not in with_cluster],
         words=len(types),
-        entity_words=len(inside),
+        entity_words=len(entity_types),
         words_cut_off=cut_off,
     )
 
@@ -148,10 +148,10 @@ def purity(types: np.ndarray, clusters: np.ndarray) -> float:
     return float(contingency_matrix(types, clusters).max(0).sum() / len(types)) if len(types) else 0.0
 
 
-def held_out_purity(types: np.ndarray, clusters: np.ndarray, odd: np.ndarray) -> float:
+def held_out_purity(types: np.ndarray, clusters: np.ndarray, second_half: np.ndarray) -> float:
     """Purity with each cluster's type found on the other half; a cluster unseen there counts as wrong."""
     right = 0
-    for test in (odd, ~odd):
+    for test in (second_half, ~second_half):
         if test.all() or not test.any():
             return 0.0
         names, known = np.unique(types[~test]), np.unique(clusters[~test])
@@ -170,9 +170,9 @@ def verdict(
     return {k: _verdict_of(k, numbers, held_out, curve[k], statistics[k]) for k in numbers}
 
 
-def _verdict_of(number, numbers, held_out, gold: dict[str, GoldScores], found: ClusterStatistics) -> str:
-    wasted = (found.empty + found.tiny) / len(found.sizes)
-    tail = f"{found.empty} empty and {found.tiny} tiny clusters of {number}."
+def _verdict_of(number, numbers, held_out, gold: dict[str, GoldScores], contents: ClusterStatistics) -> str:
+    wasted = (contents.empty + contents.tiny) / len(contents.sizes)
+    tail = f"{contents.empty} empty and {contents.tiny} tiny clusters of {number}."
     if not gold:
         hint = " K is too high for this corpus: many clusters hold next to nothing." if wasted > 0.1 else ""
         return f"{tail}{hint} Give a gold NER set with --gold to see whether K fits your entity types."
@@ -215,6 +215,3 @@ def as_record(gold: Mapping[str, GoldScores]) -> list[dict]:
 
 def _rounded(values: dict) -> dict:
     return {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
-
-
-__all__ = ["GoldScores", "GoldSet", "as_record", "held_out_purity", "purity", "score", "verdict"]

@@ -14,7 +14,7 @@ class Sentence:
     """One sentence, or a part of a long one.
 
     Attributes:
-        words: Its words, each as it stands in the text.
+        words: Its words, unchanged.
         starts: Offset of each word in the text, in characters.
     """
 
@@ -47,6 +47,3 @@ def split_sentences(text: str, max_words: int) -> Iterator[Sentence]:
 
 def _sentence_starts(text: str) -> list[int]:
     return [sentence[0].offset for paragraph in segmenter.analyze(text) for sentence in paragraph if sentence]
-
-
-__all__ = ["Sentence", "split_sentences"]

@@ -1,4 +1,4 @@
-"""What is in the clusters: sizes, top words and examples, read from the shards in flat memory."""
+"""Sizes, top words and examples of the clusters, read from the shards in flat memory."""
 
 import heapq
 from collections import Counter
@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 
 from ..data.words import IGNORE
 
-KEPT_WORDS = 200
-"""Words that a cluster's count is cut back to when it has twice as many: memory stays flat, and the frequent
-words, which are all that is shown, stay in."""
+COUNTED_WORDS = 200
+"""Words that a cluster's counter is cut back to when it has twice as many. That keeps memory flat, and the
+frequent words, the only ones shown, in the counter."""
 TOP_WORDS = 10
 EXAMPLES = 3
 CONTEXT_WORDS = 6
@@ -63,22 +63,25 @@ class ClusterStatistics:
 
 def cluster_statistics(shards: list[Path], clusters: int) -> ClusterStatistics:
     """Count the labels of shards, one shard in memory at a time."""
-    found = ClusterStatistics(np.zeros(clusters, dtype=np.int64), examples=[[] for _ in range(clusters)])
+    result = ClusterStatistics(np.zeros(clusters, dtype=np.int64), examples=[[] for _ in range(clusters)])
     counters: list[Counter] = [Counter() for _ in range(clusters)]
     for shard in shards:
         table = pq.read_table(shard, columns=["words", "clusters"]).combine_chunks()
         words, labels = (pc.list_flatten(table.column(name)) for name in table.column_names)
         ids = labels.to_numpy()
-        found.rows += table.num_rows
-        found.ignored += int((ids == IGNORE).sum())
-        found.sizes += np.bincount(ids[ids >= 0], minlength=clusters)
+        result.rows += table.num_rows
+        result.ignored += int((ids == IGNORE).sum())
+        result.sizes += np.bincount(ids[ids >= 0], minlength=clusters)
         _count(words, labels, counters)
-        _add_examples(table, ids, found.examples)
+        _add_examples(table, ids, result.examples)
     for counter in counters:
-        # By count, then by word: equal counts must not depend on the order of counting.
-        best = heapq.nsmallest(TOP_WORDS, counter.items(), key=lambda item: (-item[1], item[0]))
-        found.top_words.append([word for word, _ in best])
-    return found
+        result.top_words.append([word for word, _ in _most_frequent(counter, TOP_WORDS)])
+    return result
+
+
+def _most_frequent(counter: Counter, number: int) -> list[tuple[str, int]]:
+    """Return words and counts, by count, then by word: the order of counting must not matter."""
+    return heapq.nsmallest(number, counter.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _count(words: pa.ChunkedArray, labels: pa.ChunkedArray, counters: list[Counter]) -> None:
@@ -91,9 +94,8 @@ def _count(words: pa.ChunkedArray, labels: pa.ChunkedArray, counters: list[Count
         if cluster != IGNORE:
             counters[cluster][word] += count
     for number, counter in enumerate(counters):
-        if len(counter) > 2 * KEPT_WORDS:
-            kept = heapq.nsmallest(KEPT_WORDS, counter.items(), key=lambda item: (-item[1], item[0]))
-            counters[number] = Counter(dict(kept))
+        if len(counter) > 2 * COUNTED_WORDS:
+            counters[number] = Counter(dict(_most_frequent(counter, COUNTED_WORDS)))
 
 
 def _add_examples(table: pa.Table, ids: np.ndarray, examples: list[list[tuple[str, str, str]]]) -> None:
@@ -107,6 +109,3 @@ def _add_examples(table: pa.Table, ids: np.ndarray, examples: list[list[tuple[st
         words, at = table.column("words")[row].as_py(), position - int(starts[row])
         left, right = words[max(0, at - CONTEXT_WORDS) : at], words[at + 1 : at + 1 + CONTEXT_WORDS]
         examples[cluster].append((" ".join(left), words[at], " ".join(right)))
-
-
-__all__ = ["ClusterStatistics", "cluster_statistics"]

@@ -1,4 +1,4 @@
-"""Where the time goes."""
+"""Seconds spent in named stages."""
 
 import time
 from collections import defaultdict
@@ -20,6 +20,3 @@ class Stopwatch:
     def __str__(self) -> str:
         total = sum(self.seconds.values()) or 1.0
         return ", ".join(f"{stage} {seconds / total:.1%}" for stage, seconds in self.seconds.items())
-
-
-__all__ = ["Stopwatch"]

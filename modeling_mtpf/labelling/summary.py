@@ -1,4 +1,4 @@
-"""What a labelled folder says about itself: ``clusters.json``, the page, a summary of a few lines."""
+"""Describe a labelled folder: ``clusters.json``, ``report.html``, and a summary of a few lines."""
 
 import json
 from collections.abc import Iterator
@@ -8,8 +8,8 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from ..files import write_bytes
+from .html_report import write_report
 from .quality import GoldScores, GoldSet, as_record, verdict
-from .report import write_report
 from .shards import CENTROIDS_FILE, CLUSTERS_FILE, REPORT_FILE
 from .statistics import ClusterStatistics, cluster_statistics
 from .teacher import WordEncoder
@@ -30,8 +30,8 @@ def describe(
         folders: K → folder of its shards; ``root`` itself if there is one K only.
         gold: Sets that the clusters are measured with.
         encoder: The teacher.
-        made_from: What determined the labels.
-        corpus: Texts and rows that were left out.
+        made_from: Settings and data that the labels depend on.
+        corpus: Number of texts, and of rows that were left out.
     """
     centroids = {k: load_file(part / CENTROIDS_FILE)["centroids"] for k, part in folders.items()}
     statistics = {
@@ -39,8 +39,8 @@ def describe(
     }
     scores: dict[int, dict[str, GoldScores]] = {k: {} for k in folders}
     for gold_set in gold:
-        for number, found in gold_set.scores(encoder, centroids).items():
-            scores[number][gold_set.name] = found
+        for number, gold_scores in gold_set.scores(encoder, centroids).items():
+            scores[number][gold_set.name] = gold_scores
     verdicts = verdict(scores, statistics)
     teacher = Path(made_from["teacher"]).name if Path(made_from["teacher"]).exists() else made_from["teacher"]
     title = f"Pseudo-labels of {made_from['source']}: teacher {teacher}, layer {made_from['layer']}"
@@ -61,19 +61,19 @@ def describe(
         write_report(root / REPORT_FILE, title, statistics, scores, verdicts)
 
 
-def _sizes(found: ClusterStatistics) -> dict[str, Any]:
+def _sizes(statistics: ClusterStatistics) -> dict[str, Any]:
     return {
-        "words": found.words,
-        "words_ignored": found.ignored,
-        "sentences": found.rows,
-        "empty_clusters": found.empty,
-        "tiny_clusters": found.tiny,
-        "entropy_bits": round(found.entropy, 6),
+        "words": statistics.words,
+        "words_ignored": statistics.ignored,
+        "sentences": statistics.rows,
+        "empty_clusters": statistics.empty,
+        "tiny_clusters": statistics.tiny,
+        "entropy_bits": round(statistics.entropy, 6),
     }
 
 
-def _clusters(found: ClusterStatistics) -> list[dict[str, Any]]:
-    columns = zip(found.sizes, found.top_words, found.examples, strict=True)
+def _clusters(statistics: ClusterStatistics) -> list[dict[str, Any]]:
+    columns = zip(statistics.sizes, statistics.top_words, statistics.examples, strict=True)
     return [
         {"id": k, "size": int(size), "top_words": top, "examples": [" ".join(e).strip() for e in examples]}
         for k, (size, top, examples) in enumerate(columns)
@@ -109,6 +109,3 @@ def _summary_of(folder: Path, detailed: bool) -> Iterator[str]:
     shown = sorted(clusters, key=lambda cluster: -cluster["size"])[:: max(1, len(clusters) // 8)]
     for cluster in shown if detailed else ():
         yield f"  {cluster['id']:>4} {cluster['size']:>8,}  {' '.join(cluster['top_words'][:8])}"
-
-
-__all__ = ["describe", "summary"]

@@ -17,18 +17,18 @@ from .settings import PseudoLabelSettings
 
 
 class _DeepEnough(Exception):
-    """The layers that are wanted have been computed."""
+    """All wanted layers have been computed."""
 
 
 class LayerReader:
     """Computes chosen hidden states of an encoder and no layer above the highest of them.
 
     Args:
-        model: An encoder whose layers are one ``ModuleList``; another one is run to its end.
+        model: An encoder, best with its layers in one ``ModuleList``; any other runs to its end.
         layers: Hidden states, 0 the embeddings, -1 the last.
 
     Raises:
-        DataError: The model has no hidden states, or not these.
+        DataError: The model gives no hidden states, or has no such layer.
     """
 
     def __init__(self, model: PreTrainedModel, layers: Sequence[int]):
@@ -41,12 +41,13 @@ class LayerReader:
         for layer in layers:
             if not -depth - 1 <= layer <= depth:
                 raise DataError(
-                    f"teacher layer {layer} does not exist; this teacher has hidden states 0 to {depth}."
+                    f"The teacher's layer {layer} does not exist; it has hidden states 0 to {depth} (-1: the "
+                    "last)."
                 )
         self.model, self.layers = model.eval(), [layer % (depth + 1) for layer in layers]
         stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-        # The last hidden state may have gone through a norm after the last layer; the others are what the
-        # next layer is given.
+        # The last hidden state may have gone through a norm after the last layer; the others are the inputs
+        # of the next layer.
         self.stack = stacks[0] if len(stacks) == 1 and max(self.layers) < depth else None
 
     @torch.inference_mode()
@@ -207,6 +208,3 @@ def _max_length(settings: PseudoLabelSettings, model, tokenizer) -> int:
     if model.config.model_type in ("roberta", "xlm-roberta"):
         positions -= model.config.pad_token_id + 1  # they count positions from there
     return min(settings.max_length, tokenizer.model_max_length, positions)
-
-
-__all__ = ["LayerReader", "WordEncoder", "load_teacher"]

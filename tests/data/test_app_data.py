@@ -9,6 +9,7 @@ from seqeval.scheme import IOB1, IOB2, IOBES, Entities
 
 from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.data.app_data import load_app_data
+from modeling_mtpf.data.sources import hub_id
 from modeling_mtpf.data.tag_schemes import detect_scheme, to_iob2
 from modeling_mtpf.data.words import load_word_tokenizer
 from modeling_mtpf.errors import DataError
@@ -76,7 +77,7 @@ def test_integers_without_names_need_them(tmp_path):
     source = write(
         tmp_path, "jsonl", [{"tokens": ["Ada"], "ner_tags": [1]}, {"tokens": ["Hi"], "ner_tags": [0]}]
     )
-    with pytest.raises(DataError, match=r"line 1: Tag '1' is of no scheme"):
+    with pytest.raises(DataError, match=r"line 1: Tag '1' is not of a known scheme"):
         load_app_data(source, "ner")
     assert load_app_data(source, "ner", labels=["O", "B-PER"]).labels == ["O", "B-PER"]
 
@@ -199,8 +200,8 @@ def test_every_scheme_keeps_its_entities(scheme, reader):
         (["B-P", "E-P"], "IOB1", "row 2: Tag 'E-P' is not of the scheme IOB1"),
         (["B-P", "O"], "auto", "row 2: an entity of type P has no last word, E-P"),
         (["B-P", "I-P"], "BIOES", "row 2: an entity of type P has no last word, E-P"),
-        (["I-P", "E-P"], "auto", "row 2: I-P goes on with an entity that has not begun"),
-        (["B-P", "E-Q"], "auto", "row 2: E-Q goes on with an entity that has not begun"),
+        (["I-P", "E-P"], "auto", "row 2: I-P continues an entity that has not begun"),
+        (["B-P", "E-Q"], "auto", "row 2: E-Q continues an entity that has not begun"),
     ],
 )
 def test_tags_outside_a_scheme_are_refused(tags, scheme, message):
@@ -209,8 +210,8 @@ def test_tags_outside_a_scheme_are_refused(tags, scheme, message):
         to_iob2([first, tags], scheme)
 
 
-def test_every_line_of_a_conll_file_is_read_as_it_stands(tmp_path):
-    """Hash tags are words; only blanks, tabs and line ends separate; a mark of the editor is no text."""
+def test_every_line_of_a_conll_file_is_read_unchanged(tmp_path):
+    """Hash tags are words; only blanks, tabs and line ends separate; a byte order mark is left out."""
     text = "# a comment\n#\nin O\n#Rome B-LOC\n# O\n\n10\u00a0km O\na\u2028b O\n\x0c O\nc\u0085d\tO\r\n"
     (tmp_path / "a.conll").write_bytes(b"\xef\xbb\xbf" + (text + "\n" + text).encode())
     data = load_app_data(tmp_path / "a.conll", "ner")
@@ -242,9 +243,9 @@ def test_bilou_and_ambiguous_tags():
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("Ada PER\n", "line 1: Tag 'PER' is of no scheme.*does not say where an entity ends"),
-        ("Ada B-PER\n\nRome X-LOC\n", "line 3: Tag 'X-LOC' is of no scheme"),
-        ("Ada B-PER\nRome\n", "line 2: 'Rome' is no token with a tag"),
+        ("Ada PER\n", "line 1: Tag 'PER' is not of a known scheme.*does not say where an entity ends"),
+        ("Ada B-PER\n\nRome X-LOC\n", "line 3: Tag 'X-LOC' is not of a known scheme"),
+        ("Ada B-PER\nRome\n", "line 2: 'Rome' is not a token with a tag"),
         ("\n\n", "has no sentence"),
         ("Hi O\n\nyou O\n", "no entity, every tag is O"),
         ("Ada B-PER\n", "1 example; at least 2 are needed"),
@@ -344,9 +345,28 @@ def test_a_hub_set_that_needs_remote_code_is_refused(hub, tmp_path, monkeypatch)
         load_app_data("mtpf/scripted", "tc")
 
 
-def test_sources_that_are_not_there(tmp_path):
-    with pytest.raises(DataError, match="no file or folder ./nowhere"):
-        load_app_data("./nowhere", "tc")
+@pytest.mark.hub
+def test_a_name_that_neither_a_file_nor_a_hub_set_has_is_refused_at_once(hub):
+    with pytest.raises(DataError, match="no file or folder user/intents, and the Hub has no data set 'user/"):
+        load_app_data("user/intents", "tc")
+    hub.create("user/intents", repo_type="dataset")
+    with pytest.raises(DataError, match="The Hub data set 'user/intents' has no revision 'v9'"):
+        load_app_data("user/intents@v9", "tc")
+
+
+def test_missing_sources(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "apps").mkdir()
+    for name in ("./nowhere", "user/intents.csv", "user/a/b", "apps/entities"):
+        with pytest.raises(DataError, match=f"no file or folder {name}"):
+            load_app_data(name, "tc")
+    with pytest.raises(DataError, match="no file or folder intents. A Hub data set is named 'owner/name'"):
+        load_app_data("intents", "tc")
+    assert hub_id("apps/entities:pairs@refs/convert/parquet") == (
+        "apps/entities",
+        "pairs",
+        "refs/convert/parquet",
+    )
     (tmp_path / "notes.md").write_text("x")
     with pytest.raises(DataError, match="no data file; accepted endings"):
         load_app_data(tmp_path, "tc")

@@ -26,9 +26,9 @@ def words():
     """Types, rows' halves, and clusters of four kinds for 4,000 words, half of them outside."""
     rng = np.random.default_rng(0)
     types = rng.choice(["O", *TYPES], 4000, p=[0.5, 0.125, 0.125, 0.125, 0.125])
-    odd = np.arange(4000) // 10 % 2 == 1
+    second_half = np.arange(4000) // 10 % 2 == 1
     exact = np.searchsorted(np.unique(types), types)
-    return types, odd, exact, rng
+    return types, second_half, exact, rng
 
 
 def statistics_of(number: int, empty: int = 0) -> ClusterStatistics:
@@ -38,45 +38,45 @@ def statistics_of(number: int, empty: int = 0) -> ClusterStatistics:
 
 
 def test_scores_equal_sklearn_and_counting(words):
-    types, odd, exact, rng = words
+    types, second_half, exact, rng = words
     clusters = np.where(rng.random(4000) < 0.3, rng.integers(0, 9, 4000), exact)
     clusters[:100] = -1
-    found = score(types, clusters, odd)
-    types, clusters, odd = types[100:], clusters[100:], odd[100:]
+    scores = score(types, clusters, second_half)
+    types, clusters, second_half = types[100:], clusters[100:], second_half[100:]
     inside = types != "O"
-    assert found.words == 3900 and found.words_cut_off == 100 and found.entity_words == inside.sum()
-    assert found.nmi == pytest.approx(normalized_mutual_info_score(types, clusters))
-    assert found.nmi_entities == pytest.approx(normalized_mutual_info_score(types[inside], clusters[inside]))
+    assert scores.words == 3900 and scores.words_cut_off == 100 and scores.entity_words == inside.sum()
+    assert scores.nmi == pytest.approx(normalized_mutual_info_score(types, clusters))
+    assert scores.nmi_entities == pytest.approx(normalized_mutual_info_score(types[inside], clusters[inside]))
     table = contingency_matrix(types, clusters)
-    assert found.purity == pytest.approx(table.max(axis=0).sum() / 3900)
-    assert found.purity_of_one_cluster == pytest.approx((types == "O").mean())
-    own = clusters[(types == "PER")]
-    counts = sorted((int((own == c).sum()) for c in set(own)), reverse=True)
-    least = next(n for n in range(1, 10) if sum(counts[:n]) >= 0.8 * len(own))
-    assert found.clusters_of_type["PER"] == least
+    assert scores.purity == pytest.approx(table.max(axis=0).sum() / 3900)
+    assert scores.purity_of_one_cluster == pytest.approx((types == "O").mean())
+    persons = clusters[(types == "PER")]
+    counts = sorted((int((persons == c).sum()) for c in set(persons)), reverse=True)
+    least = next(n for n in range(1, 10) if sum(counts[:n]) >= 0.8 * len(persons))
+    assert scores.clusters_of_type["PER"] == least
     right = 0
     for half in (False, True):
         for cluster, kind in zip(
-            clusters[inside & (odd == half)], types[inside & (odd == half)], strict=True
+            clusters[inside & (second_half == half)], types[inside & (second_half == half)], strict=True
         ):
-            others = types[inside & (odd != half) & (clusters == cluster)]
+            others = types[inside & (second_half != half) & (clusters == cluster)]
             names, votes = np.unique(others, return_counts=True)
             right += len(names) > 0 and names[votes.argmax()] == kind
-    assert found.purity_held_out == pytest.approx(right / inside.sum())
+    assert scores.purity_held_out == pytest.approx(right / inside.sum())
 
 
 def test_purity_rises_with_random_clusters_but_held_out_purity_does_not(words):
-    types, odd, _, rng = words
+    types, second_half, _, rng = words
     plain, held = [], []
     for number in (1, 50, 2000):
         clusters = rng.integers(0, number, 4000)
         plain.append(purity(types, clusters))
-        held.append(held_out_purity(types, clusters, odd))
+        held.append(held_out_purity(types, clusters, second_half))
     assert plain[2] > plain[1] + 0.1 and held[2] < held[0] + 0.02
 
 
 def test_the_verdict_names_a_k_that_is_too_low_too_high_and_right(words):
-    types, odd, exact, rng = words
+    types, second_half, exact, rng = words
     merged = {"PER": 0, "LOC": 0, "DATE": 1, "ORG": 1, "O": 2}
     clusters = {
         3: np.array([merged[t] for t in types]),
@@ -84,7 +84,7 @@ def test_the_verdict_names_a_k_that_is_too_low_too_high_and_right(words):
         50: exact * 10 + rng.integers(0, 10, 4000),
         4000: rng.permutation(4000),
     }
-    curve = {k: {"gold": score(types, found, odd)} for k, found in clusters.items()}
+    curve = {k: {"gold": score(types, labels, second_half)} for k, labels in clusters.items()}
     statistics = {k: statistics_of(k) for k in clusters}
     said = verdict(curve, statistics)
     assert said[3].startswith("K = 3 is too low for these types: K = 5 tells them apart better")

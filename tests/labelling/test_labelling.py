@@ -14,8 +14,9 @@ from safetensors.numpy import load_file
 from sklearn.cluster import KMeans
 from test_word_vectors import TEXTS, reference_vectors, settings_for
 
-from modeling_mtpf.data.streams import TextStream
-from modeling_mtpf.data.words import IGNORE, align_labels, encode_words, load_word_tokenizer, split_words
+from modeling_mtpf.data.encoding import encode_rows
+from modeling_mtpf.data.sources import TextStream
+from modeling_mtpf.data.words import IGNORE, align_labels, load_word_tokenizer, split_words
 from modeling_mtpf.errors import DataError
 from modeling_mtpf.labelling.clustering import ClusterFit, assign
 from modeling_mtpf.labelling.corpus import survey
@@ -118,7 +119,7 @@ def test_every_format_gives_the_same_labels(encoders, corpus, tmp_path):
 HUB = """
 import json
 from pathlib import Path
-from modeling_mtpf.data.streams import TextStream
+from modeling_mtpf.data.sources import TextStream
 stream = TextStream("{source}")
 print(json.dumps([stream.fingerprint(), [row.text for row in stream]]))
 """
@@ -203,16 +204,14 @@ def test_statistics_equal_plain_counting(encoders, corpus, tmp_path):
 def test_labels_sit_on_first_subwords_and_lost_words_are_counted(encoders, architecture):
     tokenizer = load_word_tokenizer(str(encoders[architecture]))
     words = ["Lovelace", "xyzzyx", "\u200b", "Monday"]
-    inputs, word_ids = encode_words(tokenizer, [words, words[:1]], max_length=64)
-    labels, lost = align_labels(word_ids, [[7, 8, 9, 6], [5]])
-    kept = labels[0][labels[0] != IGNORE].tolist()
-    gone = architecture == "bert"
-    assert kept == ([7, 8, 6] if gone else [7, 8, 9, 6]) and lost == int(gone)
-    assert labels.shape == inputs["input_ids"].shape and labels.shape[1] % 16 == 0
-    first = [word_ids[0].tolist().index(i) for i in (0, 1, 3)]
-    assert [labels[0, position].item() for position in first] == [7, 8, 6]
-    _, short_ids = encode_words(tokenizer, [words], max_length=6)
-    aligned, lost = align_labels(short_ids, [[7, 8, 9, 6]])
+    word_ids = encode_rows(tokenizer, [words], max_length=64).word_ids[0]
+    labels, lost = align_labels(word_ids, [7, 8, 9, 6])
+    unread = architecture == "bert"
+    assert labels[labels != IGNORE].tolist() == ([7, 8, 6] if unread else [7, 8, 9, 6])
+    assert lost == int(unread) and labels.shape == word_ids.shape
+    assert [labels[word_ids.tolist().index(word)] for word in (0, 1, 3)] == [7, 8, 6]
+    short_ids = encode_rows(tokenizer, [words], max_length=6).word_ids[0]
+    aligned, lost = align_labels(short_ids, [7, 8, 9, 6])
     assert lost == 4 - (aligned != IGNORE).sum() > 0
 
 
@@ -250,7 +249,7 @@ print(json.dumps([kills, sorted(seen), [p.name for p in folder.parent.iterdir()]
 """
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(encoders, corpus, tmp_path):
+def test_a_killed_run_resumes_and_ends_the_same(encoders, corpus, tmp_path):
     settings = {
         "teacher": str(encoders["bert"]),
         "clusters": "5,9",
@@ -352,7 +351,7 @@ except DataError as error:
 """
 
 
-def test_a_full_disk_ends_in_one_sentence_and_the_run_goes_on(encoders, tmp_path, fresh_process):
+def test_a_full_disk_ends_in_one_sentence_and_the_run_resumes(encoders, tmp_path, fresh_process):
     """A limit on the size of files fails a write in the middle, as a full disk does."""
     source, folder = tmp_path / "texts.txt", tmp_path / "labels"
     rng = np.random.default_rng(0)
@@ -410,7 +409,7 @@ BAD = {
     "no spaces": ("long.jsonl", {}, "long.jsonl, row 2: there is a word of more than 1,000 characters"),
     "encoding": ("latin.txt", {}, "latin.txt cannot be read as text"),
     "too many clusters": ("good.parquet", {"clusters": "5000"}, "5000 clusters need at least as many words"),
-    "no layer": ("good.parquet", {"layer": "9"}, "layer 9 does not exist; .* hidden states 0 to 4"),
+    "no layer": ("good.parquet", {"layer": "9"}, "layer 9 does not exist; it has hidden states 0 to 4"),
     "no teacher": ("good.parquet", {"teacher": "./missing"}, "The teacher './missing' cannot be loaded"),
     "no source": ("none.parquet", {}, "no file or folder"),
 }

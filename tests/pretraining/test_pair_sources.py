@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from modeling_mtpf.data.encoding import encode_rows
 from modeling_mtpf.data.tokens import text_key, tokenize_columns, tokenize_labelled_words
-from modeling_mtpf.data.words import IGNORE, align_labels, encode_words, load_word_tokenizer
+from modeling_mtpf.data.words import IGNORE, align_labels, load_word_tokenizer
 from modeling_mtpf.errors import DataError
 from modeling_mtpf.pretraining.chunks import ChunkShape, JointBatch
 from modeling_mtpf.pretraining.families.base import RunContext
@@ -70,13 +71,12 @@ def test_labelled_words_equal_the_padded_alignment(context):
     labels = [[3, 1, IGNORE], [2, 2], list(range(9))]
     rows = Dataset.from_dict({"words": words, "clusters": labels})
     table = tokenize_labelled_words(rows, context.tokenizer, 8, "words", "clusters", "t")
-    inputs, word_ids = encode_words(context.tokenizer, words, 8)
-    expected, lost = align_labels(word_ids, labels)
-    assert sum(table["lost"]) == lost > 0 and table["words"][:] == [3, 2, 9]
+    encoded = encode_rows(context.tokenizer, words, 8)
+    expected, lost = zip(*map(align_labels, encoded.word_ids, labels), strict=True)
+    assert sum(table["lost"]) == sum(lost) > 0 and table["words"][:] == [3, 2, 9]
     for row in range(3):
-        size = len(table["ids"][row])
-        assert table["ids"][row] == inputs["input_ids"][row, :size].tolist()
-        assert table["labels"][row] == expected[row, :size].tolist()
+        assert table["ids"][row] == encoded.columns["input_ids"][row].tolist()
+        assert table["labels"][row] == expected[row].tolist()
 
 
 def test_hard_negatives_come_with_their_pairs_and_differ_from_other_rows(context):

@@ -1,4 +1,4 @@
-"""Undoing the tuning of an encoder: fresh layers at the top, the old ones below, one hash at every loading."""
+"""Undoing the tuning of an encoder: fresh layers on top of the old ones, and one hash at every loading."""
 
 import json
 
@@ -28,7 +28,7 @@ def arguments(encoders, tmp_path):
     ]
 
 
-def test_the_top_is_made_anew_and_all_of_it_is_trained(arguments, encoders, tmp_path):
+def test_the_top_is_fresh_and_everything_is_trained(arguments, encoders, tmp_path):
     start = AutoModel.from_pretrained(encoders["bert"])
     fresh = neutral_encoder.fresh_top(str(encoders["bert"]), 2).bert.state_dict()
     for name, value in start.state_dict().items():
@@ -37,9 +37,9 @@ def test_the_top_is_made_anew_and_all_of_it_is_trained(arguments, encoders, tmp_
         assert not (top and same) and (same or "layer.2." in name or "layer.3." in name or "pooler" in name)
     assert neutral_encoder.main(arguments) == 0
     trained = AutoModel.from_pretrained(tmp_path / "out")
-    own = trained.state_dict()
-    moved = {name for name, value in start.state_dict().items() if not torch.equal(own[name], value)}
-    assert {name for name in own if name.endswith("dense.weight") and "pooler" not in name} <= moved
+    weights = trained.state_dict()
+    moved = {name for name, value in start.state_dict().items() if not torch.equal(weights[name], value)}
+    assert {name for name in weights if name.endswith("dense.weight") and "pooler" not in name} <= moved
     assert trained.config.hidden_dropout_prob == start.config.hidden_dropout_prob
     hashes = {backbone_sha256(MtpfModel.from_pretrained(tmp_path / "out").backbone) for _ in range(2)}
     assert len(hashes) == 1

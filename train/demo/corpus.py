@@ -141,7 +141,7 @@ def render(template: str, slots: dict[str, str], rng: random.Random | None = Non
 
 
 def _relax(strings: list[str], rng: random.Random) -> list[str]:
-    """Types the message carelessly: literals are at even places, slot values at odd ones."""
+    """Types the message carelessly: literals have even indices, slot values odd ones."""
     lower, no_stop, no_comma, short = (rng.random() < share for share in (0.35, 0.3, 0.25, 0.15))
     literals = strings[::2]
     if no_comma:

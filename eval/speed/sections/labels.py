@@ -63,7 +63,7 @@ def _plain(source: str) -> dict[str, float]:
     import pyarrow.parquet as pq
     from sklearn.cluster import MiniBatchKMeans
 
-    from modeling_mtpf.data.streams import TextStream
+    from modeling_mtpf.data.sources import TextStream
     from modeling_mtpf.labelling.segmentation import split_sentences
 
     word_vectors = _plain_teacher()
