@@ -341,7 +341,7 @@ def test_a_hub_set_that_needs_remote_code_is_refused(hub, tmp_path, monkeypatch)
         repo_id="mtpf/scripted",
         repo_type="dataset",
     )
-    with pytest.raises(DataError, match="'mtpf/scripted' cannot be opened.*scripts are never run"):
+    with pytest.raises(DataError, match="'mtpf/scripted' cannot be opened: .*Scripts are never run: choose a revision"):
         load_app_data("mtpf/scripted", "tc")
 
 
