@@ -341,32 +341,39 @@ def test_a_hub_set_that_needs_remote_code_is_refused(hub, tmp_path, monkeypatch)
         repo_id="mtpf/scripted",
         repo_type="dataset",
     )
-    with pytest.raises(DataError, match="'mtpf/scripted' cannot be opened: .*Scripts are never run: choose a revision"):
+    with pytest.raises(
+        DataError, match="'mtpf/scripted' cannot be opened: .*Scripts are never run: choose a revision"
+    ):
         load_app_data("mtpf/scripted", "tc")
 
 
 @pytest.mark.hub
-def test_a_name_that_neither_a_file_nor_a_hub_set_has_is_refused_at_once(hub):
-    with pytest.raises(DataError, match="no file or folder user/intents, and the Hub has no data set 'user/"):
+def test_a_name_that_no_file_and_no_hub_set_has(hub):
+    with pytest.raises(DataError, match="no file or folder user/intents, and no data set of that name on"):
         load_app_data("user/intents", "tc")
     hub.create("user/intents", repo_type="dataset")
-    with pytest.raises(DataError, match="The Hub data set 'user/intents' has no revision 'v9'"):
-        load_app_data("user/intents@v9", "tc")
+    with pytest.raises(DataError, match="The data set user/intents on the Hub has no revision 'v9'"):
+        load_app_data("user/intents:all@v9", "tc")
 
 
-def test_missing_sources(tmp_path, monkeypatch):
+@pytest.mark.hub
+def test_a_missing_path_is_not_looked_for_on_the_hub(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "apps").mkdir()
-    for name in ("./nowhere", "user/intents.csv", "user/a/b", "apps/entities"):
-        with pytest.raises(DataError, match=f"no file or folder {name}"):
+    for name in ("./nowhere", "user/intents.csv", "user/a/b", "intents"):
+        with pytest.raises(DataError, match=f"no file or folder {name}, and it is not a Hub id"):
             load_app_data(name, "tc")
-    with pytest.raises(DataError, match="no file or folder intents. A Hub data set is named 'owner/name'"):
-        load_app_data("intents", "tc")
-    assert hub_id("apps/entities:pairs@refs/convert/parquet") == (
+    with pytest.raises(DataError, match="no file or folder apps/entities in the local folder apps"):
+        load_app_data("apps/entities", "tc")
+    assert not hub.requests
+    assert hub_id("apps/entities:all@refs/convert/parquet") == (
         "apps/entities",
-        "pairs",
+        "all",
         "refs/convert/parquet",
     )
+
+
+def test_files_that_cannot_be_app_data(tmp_path):
     (tmp_path / "notes.md").write_text("x")
     with pytest.raises(DataError, match="no data file; accepted endings"):
         load_app_data(tmp_path, "tc")
