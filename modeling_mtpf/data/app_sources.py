@@ -99,7 +99,7 @@ def read_one_split(
         return splits[wanted]
     if len(splits) > 1:
         raise DataError(
-            f"{source} is given for {wanted}, but has the splits {', '.join(sorted(splits))}; name one file."
+            f"{source} is to be the {wanted} split, but has {', '.join(sorted(splits))}; name one file."
         )
     return next(iter(splits.values()))
 
@@ -151,7 +151,7 @@ def _read_file(file: Path, family: str, label_names: list[str] | None) -> Rows:
         dataset = load_file(file, text_columns=True)
         return _rows_of(dataset, str(file), family, label_names, _line_numbers(file, len(dataset)))
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not text in UTF-8: {error}.") from error
+        raise DataError(f"{file} is not text in UTF-8 ({error}); save it as UTF-8.") from error
 
 
 def _rows_of(

@@ -25,7 +25,7 @@ def read_conll(file: Path) -> tuple[list[list[str]], list[list[str]], list[int],
     try:
         text = file.read_bytes().decode("utf-8-sig")  # without the mark that some editors put first
     except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not a text file in UTF-8: {error}.") from error
+        raise DataError(f"{file} is not text in UTF-8 ({error}); save it as UTF-8.") from error
     if "\0" in text:
         raise DataError(f"{file} is not a text file: it has zero bytes.")
     tokens: list[list[str]] = []

@@ -95,7 +95,7 @@ def test_split_files_and_other_sources(tmp_path):
 
 
 def test_other_sources_give_the_split_that_they_are_named_for(tmp_path):
-    """A folder that is given for test must not give its training rows."""
+    """A folder passed for test must not yield its training rows."""
     whole, only = tmp_path / "whole", tmp_path / "only"
     for folder in (whole, only):
         folder.mkdir()
@@ -110,7 +110,7 @@ def test_other_sources_give_the_split_that_they_are_named_for(tmp_path):
     assert load_app_data(train, "tc", test=only).test.inputs == [row["text"] for row in TEXTS[:3]]
     assert len(load_app_data(train, "tc", validation=only).validation) == 3  # its only split
     (whole / "dev.jsonl").unlink()
-    with pytest.raises(DataError, match="given for validation, but has the splits test, train"):
+    with pytest.raises(DataError, match="to be the validation split, but has test, train; name one file"):
         load_app_data(train, "tc", validation=whole)
 
 
@@ -127,8 +127,8 @@ def test_labels_are_those_of_the_drawn_rows(tmp_path):
     assert data.labels == sorted(data.labels, key=int)  # as they first appear in the file
     missing = data.notes["labels_not_in_train"]["validation"]
     assert missing["count"] == 50 - len(data.labels) == len(missing["labels"])
-    given = load_app_data(source, "tc", labels=[f"{i}" for i in range(51)])
-    assert given.notes["labels_without_example"] == ["50"]
+    named = load_app_data(source, "tc", labels=[f"{i}" for i in range(51)])
+    assert named.notes["labels_without_example"] == ["50"]
     with pytest.raises(DataError, match="no entity, every tag is O"):
         words = [{"tokens": ["a"], "ner_tags": ["O"]}] * 99 + [{"tokens": ["a"], "ner_tags": ["B-X"]}]
         load_app_data(write(tmp_path, "jsonl", words, "words"), "ner", train_fraction=0.1)
@@ -186,8 +186,8 @@ def test_every_scheme_keeps_its_entities(scheme, reader):
     drawn = [random_entities(generator) for _ in range(300)]
     tags = [encode(length, spans, scheme) for length, spans in drawn]
     if scheme != "IOB1":  # seqeval merges IOB1 neighbours of one type; the spans below are the reference
-        found = Entities(tags, reader).entities
-        assert [[(e.start, e.end, e.tag) for e in row] for row in found] == [spans for _, spans in drawn]
+        entities = Entities(tags, reader).entities
+        assert [[(e.start, e.end, e.tag) for e in row] for row in entities] == [spans for _, spans in drawn]
     converted, detected = to_iob2(tags)
     assert detected == scheme
     assert converted == [encode(length, spans, "IOB2") for length, spans in drawn]

@@ -107,13 +107,13 @@ def test_every_format_gives_the_same_labels(encoders, corpus, tmp_path):
     for part in range(2):
         half = pa.table({"text": plain[part * 60 : (part + 1) * 60]})
         pq.write_table(half, tmp_path / "parts" / f"{part}.parquet")
-    found = {}
+    shards = {}
     for name in ("texts.txt", "texts.parquet", "texts.json", "texts.csv", "parts"):
         column = "body" if name == "texts.parquet" else "text"
         settings = settings_for(encoders["bert"], column=column, shard_characters=900)
         folder = label_corpus(str(tmp_path / name), settings, tmp_path / "out" / name)
-        found[name] = [shard.read_bytes() for shard in shards_of(folder)]
-    assert all(shards == found["texts.txt"] for shards in found.values()) and len(found["parts"]) > 2
+        shards[name] = [shard.read_bytes() for shard in shards_of(folder)]
+    assert all(part == shards["texts.txt"] for part in shards.values()) and len(shards["parts"]) > 2
 
 
 HUB = """
@@ -185,19 +185,19 @@ def test_statistics_equal_plain_counting(encoders, corpus, tmp_path):
     folder = label_corpus(
         str(corpus), settings_for(encoders["bert"], shard_characters=900), tmp_path / "labels"
     )
-    found = cluster_statistics(shards_of(folder), 6)
+    statistics = cluster_statistics(shards_of(folder), 6)
     pairs = [p for row in rows_of(folder) for p in zip(row["words"], row["clusters"], strict=True)]
     for cluster in range(6):
-        own = [word for word, c in pairs if c == cluster]
-        assert found.sizes[cluster] == len(own)
-        best = sorted(set(own), key=lambda word: (-own.count(word), word))[:10]
-        assert found.top_words[cluster] == best
-        for left, word, right in found.examples[cluster]:
+        words = [word for word, c in pairs if c == cluster]
+        assert statistics.sizes[cluster] == len(words)
+        best = sorted(set(words), key=lambda word: (-words.count(word), word))[:10]
+        assert statistics.top_words[cluster] == best
+        for left, word, right in statistics.examples[cluster]:
             context = f"{left} {word} {right}".strip()
             assert (word, cluster) in pairs
             assert any(context in " ".join(row["words"]) for row in rows_of(folder))
-    shares = found.sizes[found.sizes > 0] / found.sizes.sum()
-    assert found.entropy == pytest.approx(-(shares * np.log2(shares)).sum())
+    shares = statistics.sizes[statistics.sizes > 0] / statistics.sizes.sum()
+    assert statistics.entropy == pytest.approx(-(shares * np.log2(shares)).sum())
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])
@@ -269,8 +269,8 @@ def test_a_killed_run_resumes_and_ends_the_same(encoders, corpus, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     kills, seen, left = json.loads(done.stdout.splitlines()[-1])
     assert kills == 10 and sorted(left) == ["labels", "undisturbed"]
-    found, expected = contents(tmp_path / "out" / "labels"), contents(tmp_path / "out" / "undisturbed")
-    assert found == expected and sum("shard" in name for name in found) > 40
+    resumed, undisturbed = (contents(tmp_path / "out" / name) for name in ("labels", "undisturbed"))
+    assert resumed == undisturbed and sum("shard" in name for name in resumed) > 40
 
 
 def test_a_run_that_was_stopped_while_labelling_keeps_its_shards(encoders, corpus, tmp_path, monkeypatch):
@@ -331,8 +331,8 @@ def test_two_processes_equal_one(encoders, corpus, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Report: ") == 1  # one process speaks
     label_corpus(str(corpus), PseudoLabelSettings(**settings), tmp_path / "one")
-    found = contents(tmp_path / "two")
-    assert found == contents(tmp_path / "one") and sum("shard" in name for name in found) > 6
+    files = contents(tmp_path / "two")
+    assert files == contents(tmp_path / "one") and sum("shard" in name for name in files) > 6
 
 
 # Bad input

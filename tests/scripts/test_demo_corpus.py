@@ -25,7 +25,7 @@ from train.demo.corpus import demo_corpus
 print(hashlib.sha256(json.dumps(asdict(demo_corpus(seed=3, scale=0.1))).encode()).hexdigest())
 """
 APP_TYPES = {"PERSON", "PLACE", "DATE", "TIME", "PRODUCT", "MONEY"}
-# Kinds whose words stand in messages as they are; brands, models and halves of place names only do in pairs.
+# Kinds whose words occur in messages unchanged; brands, models and halves of place names occur in pairs only.
 WHOLE = {"first_name", "city", "venue", "hotel", "shop", "org", "item", "dish", "grocery", "media"}
 CLOSED = set("today tomorrow tmrw tonight yesterday noon midnight o'clock dollars bucks euros eur".split())
 CLOSED |= {word.lower() for word in demo._WEEKDAYS + demo._MONTHS}

@@ -1,7 +1,7 @@
 """The demo corpus: a small, seeded, synthetic stand-in for real text, pairs and app data.
 
 **Everything in it is made up.** A seeded generator fills our own templates from our own word lists
-(`demo_vocabulary.py`); nothing is copied from a data set. It shows the machinery in a few minutes without a
+(`vocabulary.py`); nothing is copied from a data set. It shows the machinery in a few minutes without a
 network: pseudo-labels, joint pre-finetuning, adapters for an app. It must never be used to judge the method:
 a score on templates says little about real messages, and no result on it belongs in a table.
 
@@ -126,9 +126,9 @@ def render(template: str, slots: dict[str, str], rng: random.Random | None = Non
         [('Call', 'O'), ('Maya', 'B-PERSON'), ('Costa', 'I-PERSON')]
     """
     parts = _SLOT.split(template)  # literal, slot name, literal, slot name, …, literal
-    strings = [slots[part] if place % 2 else part for place, part in enumerate(parts)]
-    types = [ENTITY_TYPES.get(_kind(part), "") if place % 2 else "" for place, part in enumerate(parts)]
-    first = next(place for place, string in enumerate(strings) if string)
+    strings = [slots[part] if index % 2 else part for index, part in enumerate(parts)]
+    types = [ENTITY_TYPES.get(_kind(part), "") if index % 2 else "" for index, part in enumerate(parts)]
+    first = next(index for index, string in enumerate(strings) if string)
     strings[first] = strings[first][0].upper() + strings[first][1:]
     if rng is not None:
         strings = _relax(strings, rng)
@@ -136,21 +136,21 @@ def render(template: str, slots: dict[str, str], rng: random.Random | None = Non
     for string, entity in zip(strings, types, strict=True):
         words = _TOKEN.findall(string)
         tokens += words
-        tags += [f"{'I' if place else 'B'}-{entity}" if entity else "O" for place in range(len(words))]
+        tags += [f"{'I' if index else 'B'}-{entity}" if entity else "O" for index in range(len(words))]
     return Message("".join(strings).strip(), tokens, tags)
 
 
 def _relax(strings: list[str], rng: random.Random) -> list[str]:
-    """Types the message carelessly: literals have even indices, slot values odd ones."""
+    """Types the message carelessly: literals alternate with slot values."""
     lower, no_stop, no_comma, short = (rng.random() < share for share in (0.35, 0.3, 0.25, 0.15))
     literals = strings[::2]
     if no_comma:
         literals = [literal.replace(", ", " ") for literal in literals]
     if short:
-        literals = [_SHORTENED.sub(lambda found: _SHORT_FORMS[found[0].lower()], part) for part in literals]
+        literals = [_SHORTENED.sub(lambda match: _SHORT_FORMS[match[0].lower()], part) for part in literals]
     if no_stop:
         literals[-1] = literals[-1].rstrip(".!")
-    strings = [literals[place // 2] if place % 2 == 0 else string for place, string in enumerate(strings)]
+    strings = [literals[index // 2] if index % 2 == 0 else string for index, string in enumerate(strings)]
     return [string.lower() for string in strings] if lower else strings
 
 
@@ -351,16 +351,16 @@ def _key(text: str) -> str:
 
 def _collect(make: Callable[[], list[Message]], count: int, taken: set[str]) -> list[list[Message]]:
     """Calls `make` until `count` results hold only texts that nothing else in `taken` has."""
-    found: list[list[Message]] = []
+    rows: list[list[Message]] = []
     for _ in range(200 * count):
         messages = make()
         keys = {_key(message.text) for message in messages}
         if len(keys) == len(messages) and not keys & taken:
             taken |= keys
-            found.append(messages)
-            if len(found) == count:
-                return found
-    raise ValueError(f"The demo templates give {len(found)} distinct rows here, not {count}: lower `scale`.")
+            rows.append(messages)
+            if len(rows) == count:
+                return rows
+    raise ValueError(f"The demo templates give {len(rows)} distinct rows here, not {count}: lower `scale`.")
 
 
 def _compose(drafts: list[Draft], words: Words, rng: random.Random) -> list[Message]:
@@ -426,7 +426,7 @@ def _pairs(source: str, count: int, rng: random.Random) -> list[dict]:
 
 def _train_share(values: list[str]) -> list[str]:
     """Leaves out every fourth template or word, which an app then meets only in validation and test."""
-    return [value for place, value in enumerate(values) if place % 4 != 3]
+    return [value for index, value in enumerate(values) if index % 4 != 3]
 
 
 def _app_messages(
@@ -448,16 +448,16 @@ def _app_messages(
 
 
 def _ner_app(split: str, count: int, taken: set[str], rng: random.Random) -> list[dict]:
-    found = _app_messages(vocabulary.NER_APP_TEMPLATES, vocabulary.APP_OPENERS, split, count, taken, rng)
-    return [{"tokens": message.tokens, "ner_tags": message.ner_tags} for message in found]
+    messages = _app_messages(vocabulary.NER_APP_TEMPLATES, vocabulary.APP_OPENERS, split, count, taken, rng)
+    return [{"tokens": message.tokens, "ner_tags": message.ner_tags} for message in messages]
 
 
 def _tc_app(split: str, count: int, taken: set[str], rng: random.Random) -> list[dict]:
     rows = []
-    for place, (label, block) in enumerate(vocabulary.TC_APP_TEMPLATES.items()):
-        share = len(range(place, count, len(vocabulary.TC_APP_TEMPLATES)))  # the shares add up to count
-        found = _app_messages(block, vocabulary.TC_OPENERS, split, share, taken, rng)
-        rows += [{"text": message.text, "label": label} for message in found]
+    for number, (label, block) in enumerate(vocabulary.TC_APP_TEMPLATES.items()):
+        share = len(range(number, count, len(vocabulary.TC_APP_TEMPLATES)))  # the shares add up to count
+        messages = _app_messages(block, vocabulary.TC_OPENERS, split, share, taken, rng)
+        rows += [{"text": message.text, "label": label} for message in messages]
     rng.shuffle(rows)
     return rows
 

@@ -85,7 +85,7 @@ APP_WORDS: dict[str, str] = {
     "model": "S9|Lite|Max|Duo 5|Edge|Z7|One",
 }
 
-# How a message may open, go on to a second subject, and close. Openers and links carry their own space.
+# How a message may open, turn to a second subject, and close. Openers and links carry their own space.
 PRETRAIN_OPENERS = (
     "Hey {friend}, |Hi {friend}, |{friend}, |Hey, |Hi, |Btw, |Quick one: |Ok so, |Hi all, |Oh, "
 )
@@ -98,7 +98,7 @@ TC_OPENERS = "Assistant, |Ok phone, |Hello, |Uh, |Right, |Well, |So, |Excuse me,
 
 # A scene starts with `-`: the ways to say it, all with the same slots; then `>` fitting replies and `=`
 # subject lines. A line `@ domain` starts a domain; in a `notice` domain the messages come from a machine, so
-# they stay neat and greet nobody.
+# they stay neat and have no greeting.
 SCENES = """
 @ contacts
 - Can you send me {person}'s number? | Do you have a phone number for {person}?
