@@ -4,9 +4,8 @@
         --output eval/results/export-quality.json
     python eval/checks/export_quality.py --tasks ner/fin,tc/emotion --apps runs/apps --exports runs/exports --output out.json
 
-Apps are fitted on the packaged encoder, quickly and on few rows, where their folder is not there yet. Task data is
-found under MTPF_DATA or on the Hub. Words, labels and metrics are those of `eval/benchmark.py`: an export takes the
-place of the model in them.
+Apps without a folder are fitted on the packaged encoder first, quickly and on few rows. Task data comes from
+MTPF_DATA or the Hub. Words, labels and metrics are those of `eval/benchmark.py`, with the export as the model.
 """  # noqa: E501
 
 import argparse
@@ -15,12 +14,9 @@ import logging
 import random
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 import torch
@@ -30,10 +26,12 @@ from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.adaptation.app import score_app
 from modeling_mtpf.data.app_data import AppData
 from modeling_mtpf.data.backbones import open_backbone
+from modeling_mtpf.evaluation.records import today
 from modeling_mtpf.evaluation.tasks import Task, load_task, select_tasks
 from modeling_mtpf.export import export_onnx, read_manifest
 from modeling_mtpf.export.runner import Runner
 from modeling_mtpf.model.adapter_files_mtpf import read_task
+from modeling_mtpf.version import versions
 
 TASKS = {
     "ner/fin": "lora",
@@ -49,7 +47,7 @@ TASKS = {
     "tc/mtop_intent": "probe",
     "tc/sst2": "probe",
 }
-"""Task → way of fitting; ten or so, of both families and both ways."""
+"""Task → method; some of both families and both methods."""
 ROWS = {"train": 1500, "validation": 250}
 STEPS, EVALUATIONS = 250, 5
 METRICS = {"ner": "entity_f1", "tc": "accuracy"}
@@ -61,7 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class ExportedModel:
-    """An export in the place of an `MtpfModel`: as much of it as scoring an app asks for."""
+    """An export with the part of the interface of `MtpfModel` that scoring an app needs."""
 
     device = torch.device("cpu")
 
@@ -102,29 +100,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tasks", default=",".join(TASKS), help="with commas between them")
-    parser.add_argument("--apps", type=Path, required=True, help="folder of the apps, fitted if need be")
-    parser.add_argument("--exports", type=Path, required=True, help="folder of the exports, made if need be")
-    parser.add_argument("--variants", default=",".join(VARIANTS), help="with commas between them")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="separated by commas")
+    parser.add_argument(
+        "--apps", type=Path, required=True, help="folder of the apps; missing ones are fitted"
+    )
+    parser.add_argument(
+        "--exports", type=Path, required=True, help="folder of the exports; missing ones are made"
+    )
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="separated by commas")
     parser.add_argument("--calibration", help="raw text for the static variant")
     parser.add_argument("--test_rows", type=int, default=600)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--fit_only", action="store_true")
     parser.add_argument("--output", type=Path, required=True)
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.ERROR)
-    torch.set_num_threads(given.threads)
-    tasks = [select_tasks(key, {key.split("/")[0]})[0] for key in given.tasks.split(",")]
+    torch.set_num_threads(options.threads)
+    tasks = [select_tasks(key, {key.split("/")[0]})[0] for key in options.tasks.split(",")]
     for task in tasks:
-        fit(task, given.apps)
-    if given.fit_only:
+        fit(task, options.apps)
+    if options.fit_only:
         return 0
-    folders = export(tasks, given)
-    given.output.parent.mkdir(parents=True, exist_ok=True)
+    folders = export(tasks, options)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     records = []
     for task in tasks:
-        records.append(score(task, folders, given))
-        given.output.write_text(json.dumps(records, indent=1) + "\n", "utf-8")
+        records.append(score(task, folders, options))
+        options.output.write_text(json.dumps(records, indent=1) + "\n", "utf-8")
     print(f"\n{'mean of the differences, points':<40}", end="")
     for variant in folders:
         points = [record["difference"][variant] for record in records]
@@ -134,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def fit(task: Task, apps: Path) -> None:
-    """Fit the app of a task on a part of its rows, unless its folder is there."""
+    """Fit the app of a task on a part of its rows, unless its folder exists."""
     folder = apps / app_name(task)
     if folder.exists():
         return
@@ -148,7 +150,7 @@ def fit(task: Task, apps: Path) -> None:
 
 
 def some(data: AppData, split: str, most: int) -> Any:
-    """Return a split, or so many of its rows drawn with a fixed seed."""
+    """Return a split, or ``most`` of its rows drawn with a fixed seed."""
     rows = getattr(data, split)
     if len(rows) <= most:
         return rows
@@ -160,40 +162,38 @@ def app_name(task: Task) -> str:
     return task.key.replace("/", "-").replace("_", "-")
 
 
-def export(tasks: list[Task], given: argparse.Namespace) -> dict[str, Path]:
-    """Export all apps in each variant; an export that is there is used, and gets what apps it lacks."""
+def export(tasks: list[Task], options: argparse.Namespace) -> dict[str, Path]:
+    """Export all apps in each variant; an existing export is used, and missing apps are added to it."""
     folders = {}
-    for variant in given.variants.split(","):
-        options = dict(VARIANTS[variant])
-        folder = folders[variant] = given.exports / variant
-        if "calibration" in options:
-            if given.calibration is None:
-                folders.pop(variant)
-                continue
-            options["calibration"] = given.calibration
-        there = read_manifest(folder)["apps"] if folder.exists() else {}
-        missing = [given.apps / app_name(task) for task in tasks if app_name(task) not in there]
-        if there:
-            options.pop("calibration", None)  # graphs that are there stay
+    for variant in options.variants.split(","):
+        arguments = dict(VARIANTS[variant])
+        if "calibration" in arguments and options.calibration is None:
+            continue
+        folder = folders[variant] = options.exports / variant
+        exported = read_manifest(folder)["apps"] if folder.exists() else {}
+        missing = [options.apps / app_name(task) for task in tasks if app_name(task) not in exported]
+        if "calibration" in arguments:
+            arguments["calibration"] = options.calibration
+        if exported:
+            arguments.pop("calibration", None)  # existing graphs are not quantized again
         if missing:
-            print(export_onnx("packaged", missing, folder, **options), flush=True)
+            print(export_onnx("packaged", missing, folder, **arguments), flush=True)
     return folders
 
 
-def score(task: Task, folders: dict[str, Path], given: argparse.Namespace) -> dict[str, Any]:
+def score(task: Task, folders: dict[str, Path], options: argparse.Namespace) -> dict[str, Any]:
     """Score one app in torch and in every export."""
     model, tokenizer = open_backbone("packaged")
-    name = model.load_adapter(given.apps / app_name(task))
-    test = some(load_task(task), "test", given.test_rows)
+    name = model.load_adapter(options.apps / app_name(task))
+    test = some(load_task(task), "test", options.test_rows)
     metric = METRICS[task.family]
     values, seconds = {}, {}
-    contestants: dict[str, Any] = {"torch": model}
     for key in ("torch", *folders):
-        own: Any = contestants.get(key) or ExportedModel(folders[key], given.threads)
+        contestant: Any = model if key == "torch" else ExportedModel(folders[key], options.threads)
         started = time.perf_counter()
-        values[key] = round(float(score_app(own, tokenizer, name, test)[metric]), 4)
+        values[key] = round(float(score_app(contestant, tokenizer, name, test)[metric]), 4)
         seconds[key] = round(time.perf_counter() - started, 1)
-    app = read_task(given.apps / app_name(task))
+    app = read_task(options.apps / app_name(task))
     difference = {key: round(100 * (values[key] - values["torch"]), 2) for key in folders}
     print(f"{task.key:<32}{metric:<12}", *(f"{key} {values[key]:.4f}" for key in values), flush=True)
     return {
@@ -209,9 +209,9 @@ def score(task: Task, folders: dict[str, Path], given: argparse.Namespace) -> di
         "method": app["method"],
         "training_data": app["training_data"],
         "n_test": len(test),
-        "config": {"backbone": "packaged", "steps": app["settings"]["steps"], "threads": given.threads},
-        "versions": {p: metadata.version(p) for p in ("torch", "transformers", "onnx", "onnxruntime")},
-        "date": time.strftime("%Y-%m-%d"),
+        "config": {"backbone": "packaged", "steps": app["settings"]["steps"], "threads": options.threads},
+        "versions": versions("torch", "transformers", "onnx", "onnxruntime"),
+        "date": today(),
     }
 
 

@@ -3,7 +3,7 @@
     python eval/checks/ner_against_trainer.py --data DIR/ner/hwu64 --rows 2000 --seeds 0,1,2 \
         --output check-ner.json
 
-One path is transformers' Trainer with its own label alignment and collator, scored by seqeval; the other
+One path is transformers' Trainer with its label alignment and collator, scored by seqeval; the other
 encodes, aligns, batches, trains and scores with this package. Both start from the same weights, head
 included, and train all of them with AdamW under the same linear schedule. Only order and grouping of the rows
 differ.
@@ -92,12 +92,12 @@ def with_trainer(folder: str, start: Path, data: AppData, arguments: Arguments, 
         return encoding
 
     def score(prediction) -> dict[str, float]:
-        gold, found = [], []
+        gold, predicted = [], []
         for row, labels in zip(prediction.predictions.argmax(-1), prediction.label_ids, strict=True):
-            kept = labels != -100
-            gold.append([data.labels[i] for i in labels[kept]])
-            found.append([data.labels[i] for i in row[kept]])
-        return {"f1": f1_score(gold, found, mode="strict", scheme=IOB2, zero_division=0)}
+            scored = labels != -100
+            gold.append([data.labels[i] for i in labels[scored]])
+            predicted.append([data.labels[i] for i in row[scored]])
+        return {"f1": f1_score(gold, predicted, mode="strict", scheme=IOB2, zero_division=0)}
 
     splits = {}
     for name, split in (("train", data.train), ("test", data.test)):
@@ -134,10 +134,10 @@ def with_package(folder: str, start: Path, data: AppData, arguments: Arguments, 
     model = MtpfForTokenClassification.from_pretrained(start)
     encoded = encode_rows(tokenizer, data.train.inputs, arguments.max_length)
     targets = []
-    for word_ids, own in zip(encoded.word_ids, data.train.labels, strict=True):
+    for word_ids, tags in zip(encoded.word_ids, data.train.labels, strict=True):
         first = first_subwords(word_ids[None])[0]
         target = np.full(len(word_ids), IGNORE)
-        target[first] = [data.labels.index(own[word]) for word in word_ids[first]]
+        target[first] = [data.labels.index(tags[word]) for word in word_ids[first]]
         targets.append(target)
     set_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.0)
@@ -160,14 +160,14 @@ def with_package(folder: str, start: Path, data: AppData, arguments: Arguments, 
     test = data.test
     assert test is not None
     encoded = encode_rows(tokenizer, test.inputs, arguments.max_length)
-    tags: list[list[str]] = [[] for _ in test.inputs]
+    predicted: list[list[str]] = [[] for _ in test.inputs]
     with torch.inference_mode():
         for batch in row_batches(encoded.lengths, arguments.max_length, model.device):
             best = model(**encoded.inputs(batch.rows, batch.length)).logits.argmax(-1).numpy()
             for position, row in enumerate(batch.rows[: batch.real]):
                 words, cut = len(test.inputs[row]), encoded.cut[row]
-                tags[row] = word_tags(best[position], encoded.word_ids[row], words, cut, data.labels)
-    return entity_scores(test.labels, tags)["entity_f1"]
+                predicted[row] = word_tags(best[position], encoded.word_ids[row], words, cut, data.labels)
+    return entity_scores(test.labels, predicted)["entity_f1"]
 
 
 def run(arguments: Arguments) -> None:
@@ -179,11 +179,11 @@ def run(arguments: Arguments) -> None:
     data = load_app_data(arguments.data, "ner")
     data.train = data.train.take(range(min(arguments.rows, len(data.train))))
     folder = resolve_encoder(arguments.backbone)
-    found: dict[str, list[float]] = {"trainer": [], "package": []}
-    kept = {key: value for key, value in vars(arguments).items() if key not in ("data", "output")}
+    scores: dict[str, list[float]] = {"trainer": [], "package": []}
+    config = {key: value for key, value in vars(arguments).items() if key not in ("data", "output")}
     record = {
         "task": Path(arguments.data).name,
-        "config": kept,
+        "config": config,
         "versions": versions(*PACKAGES),
         "date": today(),
     }
@@ -193,12 +193,12 @@ def run(arguments: Arguments) -> None:
             start = AutoModelForTokenClassification.from_pretrained(folder, num_labels=len(data.labels))
             start.save_pretrained(work)
             for name, train in (("trainer", with_trainer), ("package", with_package)):
-                found[name].append(round(train(folder, Path(work), data, arguments, seed), 6))
-        last = ", ".join(f"{name} {scores[-1]:.4f}" for name, scores in found.items())
+                scores[name].append(round(train(folder, Path(work), data, arguments, seed), 6))
+        last = ", ".join(f"{name} {values[-1]:.4f}" for name, values in scores.items())
         print(f"seed {seed}: {last}", flush=True)
-        Path(arguments.output).write_text(json.dumps({**record, "scores": found}, indent=1) + "\n", "utf-8")
-    for name, scores in found.items():
-        print(f"{name}: mean {np.mean(scores):.4f}, sd {np.std(scores):.4f}")
+        Path(arguments.output).write_text(json.dumps({**record, "scores": scores}, indent=1) + "\n", "utf-8")
+    for name, values in scores.items():
+        print(f"{name}: mean {np.mean(values):.4f}, sd {np.std(values):.4f}")
 
 
 def main(arguments: list[str] | None = None) -> int:

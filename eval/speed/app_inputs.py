@@ -1,11 +1,11 @@
-"""Models with apps of random weights, and real texts, for the sections of `speed` about prediction."""
+"""Models with apps of random weights, and real texts, for the sections about prediction."""
 
 from pathlib import Path
 from typing import Any
 
 TEXTS_PER_SET = 8
 ENTITY_SHARE = 0.1
-"""Share of words that the random NER app takes for entities."""
+"""Share of words that the random NER app tags as entities."""
 
 
 def wrapped_model(layers: int = 6) -> Any:
@@ -53,7 +53,7 @@ def add_app(model: Any, name: str, kind: str, seed: int = 0, texts: list[str] | 
 
 
 def mixed_texts(folder: str, per_set: int = TEXTS_PER_SET) -> list[str]:
-    """Return as many texts of the test part of every set in a folder, in turn, so that lengths are mixed.
+    """Return some texts of the test part of every set in a folder, in turn, so that lengths are mixed.
 
     Args:
         folder: Of folders with ``test.parquet``, which has a column ``text``.

@@ -1,7 +1,7 @@
-"""Inputs and runs that the training sections of `speed` share.
+"""Inputs and runs that the training sections share.
 
-Every contestant sees the same rows in `PASSES` passes; all but the last warm up and are not timed. A peer
-whose batches have new shapes in each pass still compiles kernels for some of them in the last.
+Every contestant sees the same rows in `PASSES` passes; only the last one is timed. A peer whose batches have
+new shapes in each pass still compiles kernels for some of them in the last one.
 """
 
 import json
@@ -14,28 +14,28 @@ PASSES = 3
 PAIRS_PER_BATCH = 64
 SENTENCES_PER_BATCH = 32
 MAX_LENGTH = 256
-"""The packaged encoder's own limit in sentence-transformers."""
+"""Limit of the packaged encoder in sentence-transformers."""
 CLUSTERS = 200
 
 
 def read_pairs(folder: str, count: int = PAIRS_PER_BATCH) -> dict[str, list[tuple[str, str]]]:
-    """Return ``count`` pairs of every source, without a text that comes twice."""
+    """Return ``count`` pairs of every source, without repeated texts."""
     from modeling_mtpf.data.sources import expand_pair_sources, open_source
 
     chosen: dict[str, list[tuple[str, str]]] = {}
     for name, source in expand_pair_sources([folder]).items():
         rows = open_source(source, {"anchor": "text", "positive": "text"}).shuffle(seed=0)
         seen: set[str] = set()
-        own = chosen[name] = []
+        pairs = chosen[name] = []
         for row in rows:
             pair = row["anchor"], row["positive"]
             texts = {text.strip().lower() for text in pair}
-            if len(own) < count and "" not in texts and len(texts) == 2 and not texts & seen:
-                own.append(pair)
+            if "" not in texts and len(texts) == 2 and not texts & seen:
+                pairs.append(pair)
                 seen |= texts
-            if len(own) == count:
+            if len(pairs) == count:
                 break
-    return {name: own for name, own in chosen.items() if len(own) == count}
+    return {name: pairs for name, pairs in chosen.items() if len(pairs) == count}
 
 
 def read_sentences(source: str, count: int) -> list[list[str]]:
@@ -55,7 +55,7 @@ def read_sentences(source: str, count: int) -> list[list[str]]:
 
 
 def labels_of(words: list[str]) -> list[int]:
-    """Give each word a label that depends on the word only."""
+    """Return a label for each word that depends on the word only."""
     return [sum(word.encode()) % CLUSTERS for word in words]
 
 
@@ -72,11 +72,11 @@ def our_run(
     """Train with this package and time the last pass, tokenizing included.
 
     Args:
-        options: Of `speed`.
+        options: Of ``eval/speed/run.py``.
         regime: ``tc``, ``ner`` or ``tpl``.
         steps: Batches of a pass.
         pairs: Pairs per batch.
-        batches_per_source: Batches that a source has in a pass.
+        batches_per_source: Batches of a source in a pass.
         cache: Whether gradients are cached.
         chunk_tokens: Size of a chunk; by default that of the device.
     """
@@ -146,31 +146,30 @@ def our_run(
 
 
 class InTurn:
-    """Takes the place of `SourceSampler`: all batches of the first source, then those of the next."""
+    """Used instead of `SourceSampler`: all batches of the first source, then those of the next."""
 
     def __init__(self, sources: int, batches: int):
         self.sources, self.batches = sources, batches
 
     def choose(self, step: int) -> tuple[int, int]:
-        """Return the source of a step, and how many earlier steps drew the same source."""
-        passes, place = divmod(step, self.sources * self.batches)
-        return place // self.batches, passes * self.batches + place % self.batches
+        """Return the source of a step, and the number of earlier steps with the same source."""
+        passes, position = divmod(step, self.sources * self.batches)
+        return position // self.batches, passes * self.batches + position % self.batches
 
 
 def _write_inputs(
     options: dict, work: Path, regime: str, steps: int, pairs: int, sources: int
 ) -> dict[str, Any]:
-    """Write the rows to files, as a user has them."""
+    """Write the rows to files, in the formats of users' data."""
     inputs: dict[str, Any] = {"ner": None, "tc": []}
     if regime in ("tc", "tpl"):
         folder = work / "pairs"
         folder.mkdir()
-        found = read_pairs(options["pairs"], pairs)
-        by_length = sorted(found, key=lambda name: sum(len(a) + len(p) for a, p in found[name]))
-        first = (len(by_length) - sources) // 2  # those of middle length, where not all are wanted
+        rows = read_pairs(options["pairs"], pairs)
+        by_length = sorted(rows, key=lambda name: sum(len(a) + len(p) for a, p in rows[name]))
+        first = (len(by_length) - sources) // 2  # sources of middle length, if not all are wanted
         for name in by_length[first : first + sources]:
-            rows = found[name]
-            lines = [json.dumps({"anchor": a, "positive": p}) for a, p in rows]
+            lines = [json.dumps({"anchor": a, "positive": p}) for a, p in rows[name]]
             (folder / f"{name}.jsonl").write_text("\n".join(lines))
         inputs["tc"] = [str(folder)]
     if regime in ("ner", "tpl"):
@@ -182,7 +181,7 @@ def _write_inputs(
 
 
 def _time_diagnostics(joint: Any, families: list, accelerator: Any) -> float:
-    """Seconds of one measurement of the diagnostics, the second time."""
+    """Seconds of the second of two measurements of the diagnostics."""
     from modeling_mtpf.devices import wants_few_shapes
     from modeling_mtpf.pretraining.chunks import chunk_shape, plan_chunks
     from modeling_mtpf.pretraining.diagnostics import gradient_cosine, tail_similarity
@@ -203,3 +202,37 @@ def _time_diagnostics(joint: Any, families: list, accelerator: Any) -> float:
 def last_pass(marks: list[float]) -> float:
     """Seconds of the last pass, from the times at which steps ended."""
     return marks[-1] - marks[len(marks) * (PASSES - 1) // PASSES - 1]
+
+
+def peer_arguments(kind: Any, work: str, batch_size: int, bf16: bool) -> Any:
+    """Return a peer's training arguments: `PASSES` passes on CPU, everything else at its defaults.
+
+    Args:
+        kind: ``TrainingArguments`` of the peer.
+        work: Folder for its output.
+        batch_size: Rows per step.
+        bf16: Whether it trains in bf16.
+    """
+    return kind(
+        output_dir=work,
+        per_device_train_batch_size=batch_size,
+        num_train_epochs=PASSES,
+        bf16=bf16,
+        use_cpu=True,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def step_marks() -> tuple[list[float], Any]:
+    """Return a list, and the Trainer callback that adds the time at which each step ended to it."""
+    from transformers import TrainerCallback
+
+    marks: list[float] = []
+
+    class Marks(TrainerCallback):
+        def on_step_end(self, *rest: Any, **more: Any) -> None:
+            marks.append(time.perf_counter())
+
+    return marks, Marks()

@@ -1,4 +1,4 @@
-"""Speed and memory beside plain references, in the same run on the same machine.
+"""Speed and memory next to plain references, in the same run on the same machine.
 
     python eval/speed/run.py --sections labels --text texts.parquet --output speed.json
     python eval/speed/run.py --sections tc,ner,joint,cache --text texts.parquet --pairs pairs \
@@ -6,14 +6,14 @@
 
 A section is a module ``eval/speed/sections/NAME.py`` with
 
-* ``CONTESTANTS``: name → in how many rounds at most it takes part,
+* ``CONTESTANTS``: name → most rounds it takes part in,
 * ``measure(contestant, options)``: does the work in a fresh process and returns its numbers,
-* ``compare(medians)``: from contestant → median of each number to the ratios that count: what → (value,
+* ``compare(medians)``: from contestant → median of each number to the ratios that are judged: what → (value,
   ``<=`` or ``>=``, limit).
 
-Every contestant runs in a process of its own, in turn with the others of the same round; its peak memory
-(``peak_mb``) is what the operating system counted for that process. This script itself imports nothing large:
-a process's peak is never below the size of the one that starts it.
+Each contestant runs in its own process, in turn with the others of the same round; its peak memory
+(``peak_mb``) is what the operating system counted for that process. This script imports nothing large: the
+peak of a process is never below the size of the process that starts it.
 """
 
 import argparse
@@ -26,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
@@ -35,8 +34,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # sections share code in eval.speed.inputs
 
+from modeling_mtpf.version import versions
+
 SECTIONS = Path(__file__).parent / "sections"
-PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "scikit-learn", "mtpf")
+PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "scikit-learn")
 
 
 def load_section(name: str) -> ModuleType:
@@ -51,9 +52,9 @@ def load_section(name: str) -> ModuleType:
 
 
 def run_contestant(section: str, contestant: str, options: dict) -> dict[str, float]:
-    """Measure one contestant in a process of its own."""
+    """Measure one contestant in its own process."""
     command = [sys.executable, __file__, "--contestant", contestant, "--sections", section]
-    with tempfile.TemporaryFile("w+") as errors:  # a pipe that nobody empties would stop the contestant
+    with tempfile.TemporaryFile("w+") as errors:  # a full pipe would block the contestant
         child = subprocess.Popen(
             [*command, "--options", json.dumps(options)], stdout=subprocess.PIPE, stderr=errors, text=True
         )
@@ -87,9 +88,9 @@ def run_section(name: str, rounds: int, options: dict) -> dict:
 
 
 def judged(value: float, sign: str, limit: float) -> dict:
-    """Return a number with its limit and whether it keeps to it."""
-    kept = value <= limit if sign == "<=" else value >= limit
-    return {"value": round(value, 4), "limit": f"{sign} {limit:g}", "kept": kept}
+    """Return a number with its limit and whether it meets it."""
+    meets = value <= limit if sign == "<=" else value >= limit
+    return {"value": round(value, 4), "limit": f"{sign} {limit:g}", "kept": meets}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,34 +106,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="raw numbers as JSON")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     parser.add_argument("--options", help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    if given.contestant:
-        numbers = load_section(given.sections).measure(given.contestant, json.loads(given.options))
+    options = parser.parse_args(arguments)
+    if options.contestant:
+        numbers = load_section(options.sections).measure(options.contestant, json.loads(options.options))
         print(json.dumps(numbers))
         return 0
-    options = {"text": given.text, "pairs": given.pairs, "threads": given.threads}
+    inputs = {"text": options.text, "pairs": options.pairs, "threads": options.threads}
     record: dict = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "threads": given.threads,
-        "versions": {name: metadata.version(name) for name in PACKAGES if _installed(name)},
+        "threads": options.threads,
+        "versions": versions(*PACKAGES),
     }
     sections = record["sections"] = {}
-    for name in given.sections.split(","):
-        sections[name] = run_section(name, given.rounds, options)
+    for name in options.sections.split(","):
+        sections[name] = run_section(name, options.rounds, inputs)
         for what, verdict in sections[name]["compared"].items():
             print(f"{name}: {what}: {verdict['value']} ({verdict['limit']}: {verdict['kept']})")
-    if given.output:
-        given.output.parent.mkdir(parents=True, exist_ok=True)
-        given.output.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")
     return 0
-
-
-def _installed(package: str) -> bool:
-    try:
-        return bool(metadata.version(package))
-    except metadata.PackageNotFoundError:
-        return False
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draw the curves of one or more pre-finetuning runs, side by side.
+"""Draw the curves of one or more pre-finetuning runs into one picture.
 
 python eval/study/curves.py runs/tpl runs/naive runs/ner runs/tc --output curves.png
 """  # noqa: D208

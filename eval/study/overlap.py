@@ -1,7 +1,7 @@
-"""How many test texts of benchmark sets occur in what was trained on, whole or in part.
+"""Count the test texts of benchmark sets that occur in training data, whole or in part.
 
 Texts are compared in lower case and without punctuation; raw text is cut into sentences first. A model or a
-teacher that has seen a test text would look better than it is.
+teacher that has seen a test text looks better than it is.
 
     python eval/study/overlap.py --test ner/crossner_politics tc/banking77 \
         --train pairs wikipedia.parquet:6000 ner/multiconer2_en/train.parquet --output overlap.json
@@ -26,9 +26,9 @@ from modeling_mtpf.errors import DataError, MtpfError
 from modeling_mtpf.labelling.segmentation import split_sentences
 
 SHORTEST = 4
-"""Texts of fewer words are no sign of anything: "See also"."""
+"""Shorter texts, like "See also", do not count as seen."""
 RUN = 8
-"""Words in a row that are shared by chance or as a name now and then, but seldom."""
+"""Number of words in a row that two texts seldom share by chance or as a name."""
 
 Words = tuple[str, ...]
 
@@ -45,11 +45,11 @@ def runs(words: Words) -> Iterator[Words]:
 
 @dataclass
 class TestTexts:
-    """The test texts of one set, and which of them were found in a source, by its name.
+    """The test texts of one set, and which of them occur in each source.
 
     Attributes:
         texts: Each without case and punctuation.
-        whole: Source → rows of texts that occur in it as they are.
+        whole: Source → rows of texts that occur in it completely.
         part: Source → rows of texts that share a run of words with it.
     """
 
@@ -130,16 +130,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--train", nargs="+", required=True, help="files or folders, :ROWS for the first ones"
     )
     parser.add_argument("--output", type=Path, help="JSON file for the counts")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
         tests = {
             f"{folder.parent.name}/{folder.name}": TestTexts(list(read_texts(folder / "test.parquet")))
-            for folder in given.test
+            for folder in options.test
         }
-        labels = [source_label(source) for source in given.train]
+        labels = [source_label(source) for source in options.train]
         if len(set(labels)) < len(labels):
             raise DataError(f"Two sources have the same name: {', '.join(sorted(labels))}.")
-        mark(tests, {source_label(source): training_texts(source) for source in given.train})
+        mark(tests, {source_label(source): training_texts(source) for source in options.train})
     except MtpfError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -151,12 +151,12 @@ def main(arguments: list[str] | None = None) -> int:
         }
         for name, test in tests.items()
     }
-    for name, own in counts.items():
-        print(f"{name} ({own['texts']} texts): whole {own['whole']}, in part {own['part']}")
-    if given.output:
-        sources = {source_label(source): source.partition(":")[2] or "all" for source in given.train}
+    for name, count in counts.items():
+        print(f"{name} ({count['texts']} texts): whole {count['whole']}, in part {count['part']}")
+    if options.output:
+        sources = {source_label(source): source.partition(":")[2] or "all" for source in options.train}
         record = {"sources": sources, "shortest": SHORTEST, "run": RUN, "tasks": counts}
-        given.output.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        options.output.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     return 0
 
 

@@ -3,7 +3,7 @@
     python eval/study/summarize_labels.py last=labels_last middle=labels_middle \
         --output eval/results/labels.json
 
-With ``--runs`` also how the accuracy of students developed that were trained on such labels:
+With ``--runs`` also the accuracy over the steps of students that were trained on such labels:
 
     python eval/study/summarize_labels.py --runs last=runs/last=labels_last \
         --output eval/results/students.json
@@ -16,7 +16,9 @@ import math
 import sys
 from pathlib import Path
 
-KEPT = (
+from modeling_mtpf.evaluation.report import markdown_table
+
+COUNTS = (
     "words",
     "words_ignored",
     "sentences",
@@ -49,13 +51,13 @@ def label_records(name: str, folder: Path) -> list[dict]:
     records = []
     for report in sorted(reports, key=lambda report: len(report["clusters"])):
         settings = {key: report["made_from"][key] for key in (*SETTINGS, "teacher_sha256", "fingerprint")}
-        numbers = {key: report[key] for key in KEPT}
+        numbers = {key: report[key] for key in COUNTS}
         records.append({"teacher": name, "clusters": len(report["clusters"]), **settings, **numbers})
     return records
 
 
 def run_record(name: str, folder: Path, labels: Path) -> dict:
-    """Return the logged accuracies of a student, and how hard its labels are to guess.
+    """Return the logged accuracies of a student, and the difficulty of its labels.
 
     Args:
         name: Name of the teacher.
@@ -80,27 +82,23 @@ def run_record(name: str, folder: Path, labels: Path) -> dict:
 
 def table(records: list[dict]) -> str:
     """Return a Markdown table: mean scores over the gold sets for each teacher and K."""
-    lines = ["| teacher | K | " + " | ".join(SCORES) + " | empty | tiny |", "|---" * (len(SCORES) + 4) + "|"]
+    rows = []
     for record in records:
         gold = record["gold"]
-        means = [f"{sum(own[key] for own in gold) / len(gold):.3f}" if gold else "–" for key in SCORES]
-        values = " | ".join(means)
-        empty, tiny = record["empty_clusters"], record["tiny_clusters"]
-        lines.append(f"| {record['teacher']} | {record['clusters']} | {values} | {empty} | {tiny} |")
-    return "\n".join(lines)
+        means = [f"{sum(row[key] for row in gold) / len(gold):.3f}" if gold else "–" for key in SCORES]
+        counts = [str(record[key]) for key in ("clusters", "empty_clusters", "tiny_clusters")]
+        rows.append([record["teacher"], counts[0], *means, *counts[1:]])
+    return markdown_table(["teacher", "K", *SCORES, "empty", "tiny"], rows)
 
 
 def student_table(runs: list[dict]) -> str:
     """Return a Markdown table: a student's accuracy as means over `PARTS` equal parts of its run.
 
-    Accuracies on different labels do not compare: some labels are easier to guess. So there are also what
-    one reaches who always names the largest cluster, and the share of the labels' entropy that the student
-    has explained at the end, 1 - loss / entropy: 0 for one who knows the sizes alone, 1 for one who knows
-    every label.
+    Accuracies on different labels do not compare: some labels are easier to guess. So the table also has the
+    accuracy of always naming the largest cluster, and the share of the labels' entropy that the student
+    explains at the end, 1 - loss / entropy: 0 for knowing only the sizes, 1 for knowing every label.
     """
-    heads = ["teacher", "largest cluster", "entropy (bits)", *(f"part {i + 1}" for i in range(PARTS))]
-    heads += ["entropy explained, last part"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    rows = []
     for run in runs:
         curve = run["step_accuracy_loss"]
         parts = [curve[len(curve) * i // PARTS : len(curve) * (i + 1) // PARTS] for i in range(PARTS)]
@@ -108,8 +106,10 @@ def student_table(runs: list[dict]) -> str:
         loss = sum(loss for _, _, loss in parts[-1]) / max(1, len(parts[-1]))
         explained = 1 - loss / (run["entropy_bits"] * math.log(2))
         values = [run["largest_cluster_share"], run["entropy_bits"], *accuracies, explained]
-        lines.append(f"| {run['teacher']} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
-    return "\n".join(lines)
+        rows.append([run["teacher"], *(f"{value:.3f}" for value in values)])
+    parts_head = [f"part {i + 1}" for i in range(PARTS)]
+    head = ["teacher", "largest cluster", "entropy (bits)", *parts_head, "entropy explained, last part"]
+    return markdown_table(head, rows)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -120,18 +120,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("labels", nargs="*", metavar="NAME=FOLDER")
     parser.add_argument("--runs", nargs="*", default=[], metavar="NAME=RUN=LABELS")
     parser.add_argument("--output", type=Path, required=True)
-    given = parser.parse_args(arguments)
-    if not given.labels and not given.runs:
+    options = parser.parse_args(arguments)
+    if not options.labels and not options.runs:
         parser.error("give labels, or runs with --runs")
-    for run in given.runs:
+    for run in options.runs:
         if run.count("=") != 2:
             parser.error(f"--runs takes NAME=RUN=LABELS, not {run!r}")
-    pairs = [argument.partition("=") for argument in given.labels]
+    pairs = [argument.partition("=") for argument in options.labels]
     records = [record for name, _, folder in pairs for record in label_records(name, Path(folder))]
-    runs = [run_record(n, Path(run), Path(labels)) for n, run, labels in (r.split("=") for r in given.runs)]
-    given.output.parent.mkdir(parents=True, exist_ok=True)
+    runs = [run_record(n, Path(run), Path(labels)) for n, run, labels in (r.split("=") for r in options.runs)]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     content = {"labels": records, "students": runs}
-    given.output.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    options.output.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
     print("\n\n".join([table(records)] * bool(records) + [student_table(runs)] * bool(runs)))
     return 0
 

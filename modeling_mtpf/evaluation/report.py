@@ -161,7 +161,8 @@ def published_table(records: Sequence[dict[str, Any]], encoder: str) -> str:
         there = f"those of {', '.join(regimes)}" if regimes else "none"
         raise DataError(f"Records of mteb with seed 0 of one regime are needed; there are {there}.")
     by_task = {record["task"]: record for record in chosen}
-    rows, differences = [], []
+    rows: list[list[str]] = []
+    differences: list[float] = []
     for task in (task for task in all_tasks() if encoder in task.published):
         published, record = task.published[encoder], by_task.get(task.name)
         if record is None:

@@ -1,4 +1,4 @@
-"""Counting test texts in training data: whole ones, long runs of words, and where they were found."""
+"""Counting test texts in training data: whole ones, long runs of words, and their sources."""
 
 import json
 
@@ -18,15 +18,15 @@ def write(path, **columns):
 def test_whole_texts_and_long_runs_are_found_where_they_are(tmp_path, capsys):
     tagged = ["the cat sat down", "see also", "x c d e f g h i j y", "x d e f g h i j y"]
     words = [text.split() for text in tagged]
-    write(tmp_path / "ner/one/test.parquet", tokens=words, ner_tags=[["O"] * len(own) for own in words])
+    write(tmp_path / "ner/one/test.parquet", tokens=words, ner_tags=[["O"] * len(row) for row in words])
     write(
-        tmp_path / "tc/two/test.parquet", text=["The cat, sat DOWN!", "nobody wrote this"], label=["a", "b"]
+        tmp_path / "tc/two/test.parquet", text=["The cat, sat DOWN!", "no one wrote this"], label=["a", "b"]
     )
     pairs = write(
         tmp_path / "pairs.parquet", anchor=["see also", "a b c d e f g h i j"], positive=["no", "no"]
     )
     raw = write(
-        tmp_path / "raw.parquet", text=["It rained. The cat sat down. It slept.", "Nobody wrote this."]
+        tmp_path / "raw.parquet", text=["It rained. The cat sat down. It slept.", "No one wrote this."]
     )
     output = tmp_path / "counts.json"
     tests = [str(tmp_path / "ner/one"), str(tmp_path / "tc/two")]
@@ -42,8 +42,8 @@ def test_whole_texts_and_long_runs_are_found_where_they_are(tmp_path, capsys):
 @pytest.mark.parametrize("columns", [{"other": ["a"]}, {}])
 def test_a_source_without_texts_is_an_error(tmp_path, capsys, columns):
     write(tmp_path / "tc/two/test.parquet", text=["a"], label=["b"])
-    source = tmp_path / "odd.parquet"
+    source = tmp_path / "invalid.parquet"
     if columns:
         write(source, **columns)
     assert overlap.main(["--test", str(tmp_path / "tc/two"), "--train", str(source)]) == 2
-    assert "odd.parquet" in capsys.readouterr().err
+    assert "invalid.parquet" in capsys.readouterr().err

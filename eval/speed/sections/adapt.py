@@ -17,7 +17,7 @@ CONTESTANTS = {f"{family}-{task}": 99 for family, tasks in TASKS.items() for tas
 
 
 def measure(contestant: str, options: dict) -> dict[str, float]:
-    """Fit one app in this process and say how long the process has lived."""
+    """Fit one app in this process and return the age of the process."""
     import datasets
     import psutil
     import torch
@@ -47,8 +47,8 @@ def measure(contestant: str, options: dict) -> dict[str, float]:
 
 def compare(medians: dict[str, dict[str, float]]) -> dict[str, tuple[float, str, float]]:
     """Return time and size of every app, each with its limit."""
-    found: dict[str, tuple[float, str, float]] = {}
+    judged: dict[str, tuple[float, str, float]] = {}
     for name, numbers in medians.items():
-        found[f"seconds, {name}"] = numbers["seconds"], "<=", SECONDS[name.split("-")[0]]
-        found[f"megabytes, {name}"] = numbers["megabytes"], "<=", MEGABYTES
-    return found
+        judged[f"seconds, {name}"] = numbers["seconds"], "<=", SECONDS[name.split("-")[0]]
+        judged[f"megabytes, {name}"] = numbers["megabytes"], "<=", MEGABYTES
+    return judged

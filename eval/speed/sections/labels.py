@@ -1,4 +1,4 @@
-"""Pseudo-labelling beside a plain loop over transformers."""
+"""Pseudo-labelling against a plain loop over transformers."""
 
 import tempfile
 import time
@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 TEXTS = 3_000
-"""Texts of the contest of speed; about 190,000 words of Wikipedia."""
+"""Number of texts; about 190,000 words of Wikipedia."""
 PLAIN_ROWS = 72
-"""Rows of the plain loop's batches: as many as a batch of ours has on average with this text."""
+"""Rows of the plain loop's batches: the average of our batches with this text."""
 K = 200
 SAMPLE_WORDS = 10_000
-"""Words that the centroids are fitted to, in both."""
+"""Words that the centroids are fitted to, for both contestants."""
 
 CONTESTANTS = {"mtpf": 99, "plain": 99}
 
@@ -51,12 +51,12 @@ def _mtpf(source: str) -> dict[str, float]:
 
 
 def _plain(source: str) -> dict[str, float]:
-    """Label by a loop over transformers as a user writes it who has this very job.
+    """Label with the loop over transformers that a user would write for this job.
 
-    From the same file to a labelled one, as ours does: texts, sentences (by the same splitter), k-means
+    From the same file to a labelled one, like ours: texts, sentences (by the same splitter), k-means
     fitted to the vectors of a random sample of as many words, then for one batch of sentences after another,
     padded to its longest: forward pass, word means, ``predict``; one Parquet file at the end. It writes no
-    report and cannot be stopped. What precedes the loop is timed by itself.
+    report and cannot be stopped. The work before the loop is also timed by itself.
     """
     import numpy as np
     import pyarrow as pa
@@ -80,8 +80,8 @@ def _plain(source: str) -> dict[str, float]:
     labels: list = []
     for start in range(0, len(sentences), PLAIN_ROWS):
         batch = sentences[start : start + PLAIN_ROWS]
-        found = kmeans.predict(word_vectors(batch))
-        labels += np.split(found, np.cumsum([len(words) for words in batch])[:-1])
+        clusters = kmeans.predict(word_vectors(batch))
+        labels += np.split(clusters, np.cumsum([len(words) for words in batch])[:-1])
     with tempfile.TemporaryDirectory() as folder:
         pq.write_table(pa.table({"words": sentences, "clusters": labels}), Path(folder) / "labels.parquet")
     ended, cpu = time.perf_counter(), time.process_time() - cpu
@@ -96,7 +96,7 @@ def _plain(source: str) -> dict[str, float]:
 
 
 def _plain_teacher() -> Callable:
-    """Return what turns a batch of split sentences into the vectors of all their words, row by row."""
+    """Return a function from a batch of split sentences to the vectors of all their words, row by row."""
     import numpy as np
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -132,22 +132,15 @@ def _plain_teacher() -> Callable:
 
 
 def compare(medians: dict[str, dict[str, float]]) -> dict[str, tuple[float, str, float]]:
-    """Return the ratios that count, each with its limit.
+    """Return the judged ratios, each with its limit.
 
-    The last compares our whole job with the plain loop that is given sentences and centroids.
+    The last rate compares our whole job with the plain loop alone, without sentences and centroids.
     """
     ours, plain = medians["mtpf"], medians["plain"]
+    rate, cpu, loop = "words_per_second", "words_per_cpu_second", "words_per_second_loop_alone"
     return {
-        "words per CPU second, mtpf / plain": (
-            ours["words_per_cpu_second"] / plain["words_per_cpu_second"],
-            ">=",
-            1.8,
-        ),
-        "words per second, mtpf / plain": (ours["words_per_second"] / plain["words_per_second"], ">=", 1.8),
-        "words per second, mtpf / plain given sentences and centroids": (
-            ours["words_per_second"] / plain["words_per_second_loop_alone"],
-            ">=",
-            1.8,
-        ),
+        "words per CPU second, mtpf / plain": (ours[cpu] / plain[cpu], ">=", 1.8),
+        "words per second, mtpf / plain": (ours[rate] / plain[rate], ">=", 1.8),
+        "words per second, mtpf / plain given sentences and centroids": (ours[rate] / plain[loop], ">=", 1.8),
         "clustering and writing, share of the time": (ours["clustering_and_writing_share"], "<=", 0.10),
     }

@@ -1,4 +1,4 @@
-"""Token classification beside the Trainer of transformers, batch 32, 200 labels."""
+"""Token classification against the Trainer of transformers, batch 32, 200 labels."""
 
 import tempfile
 import time
@@ -14,12 +14,13 @@ def measure(contestant: str, options: dict) -> dict[str, float]:
     from eval.speed.inputs import (
         CLUSTERS,
         MAX_LENGTH,
-        PASSES,
         SENTENCES_PER_BATCH,
         labels_of,
         last_pass,
         our_run,
+        peer_arguments,
         read_sentences,
+        step_marks,
     )
 
     if contestant == "mtpf":
@@ -32,18 +33,12 @@ def measure(contestant: str, options: dict) -> dict[str, float]:
         AutoTokenizer,
         DataCollatorForTokenClassification,
         Trainer,
-        TrainerCallback,
         TrainingArguments,
     )
 
     from modeling_mtpf.data.packaged_encoder import packaged_encoder
 
-    marks: list[float] = []
-
-    class Marks(TrainerCallback):
-        def on_step_end(self, *rest, **more):
-            marks.append(time.perf_counter())
-
+    marks, callback = step_marks()
     folder = str(packaged_encoder())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForTokenClassification.from_pretrained(folder, num_labels=CLUSTERS)
@@ -52,33 +47,24 @@ def measure(contestant: str, options: dict) -> dict[str, float]:
     encoding = tokenizer(sentences, is_split_into_words=True, truncation=True, max_length=MAX_LENGTH)
     aligned = []
     for row, words in enumerate(sentences):
-        labels, before = labels_of(words), None
-        own = []
-        for word in encoding.word_ids(row):
-            own.append(-100 if word is None or word == before else labels[word])
-            before = word
-        aligned.append(own)
+        labels, word_ids = labels_of(words), encoding.word_ids(row)
+        before = [None, *word_ids[:-1]]
+        aligned.append(
+            [-100 if w is None or w == last else labels[w] for w, last in zip(word_ids, before, strict=True)]
+        )
     data = Dataset.from_dict(
         {"input_ids": encoding["input_ids"], "attention_mask": encoding["attention_mask"], "labels": aligned}
     )
     prepared = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as work:
-        arguments = TrainingArguments(
-            output_dir=work,
-            per_device_train_batch_size=SENTENCES_PER_BATCH,
-            num_train_epochs=PASSES,
-            bf16=contestant == "peer_bf16",
-            use_cpu=True,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
+        bf16 = contestant == "peer_bf16"
+        arguments = peer_arguments(TrainingArguments, work, SENTENCES_PER_BATCH, bf16)
         trainer = Trainer(
             model=model,
             args=arguments,
             train_dataset=data,
             data_collator=DataCollatorForTokenClassification(tokenizer),
-            callbacks=[Marks()],
+            callbacks=[callback],
         )
         trainer.train()
     seconds = last_pass(marks) + prepared

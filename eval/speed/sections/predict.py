@@ -1,9 +1,9 @@
-"""Texts per second of ``mtpf predict`` beside transformers' pipelines, with the same app, on real texts.
+"""Texts per second of ``mtpf predict`` against transformers' pipelines, with the same app, on real texts.
 
-``--text`` names a folder of classification sets (``NAME/test.parquet``): as many texts of each, in turn. Both
+``--text`` names a folder of classification sets (``NAME/test.parquet``): some texts of each, in turn. Both
 peers are the pipeline of the task class with the app loaded: at its default of one text at a time, and with
 ``batch_size=32``. Texts beyond 256 sub-words are read whole in windows by ours and by the NER pipeline
-(``stride``); the TC pipeline cuts them off. No contestant's time has loading in it.
+(``stride``); the TC pipeline cuts them off. Loading is not timed.
 """
 
 import io

@@ -1,7 +1,6 @@
-"""Contrastive training beside the trainer of sentence-transformers, batch 64, one source a batch."""
+"""Contrastive training against the trainer of sentence-transformers, batch 64, one source a batch."""
 
 import tempfile
-import time
 
 CONTESTANTS = {"mtpf": 99, "peer_float32": 99, "peer_bf16": 99}
 
@@ -10,7 +9,7 @@ def measure(contestant: str, options: dict) -> dict[str, float]:
     """Train on one batch of every source, several times; the last pass counts."""
     import torch
 
-    from eval.speed.inputs import PAIRS_PER_BATCH, PASSES, last_pass, our_run, read_pairs
+    from eval.speed.inputs import PAIRS_PER_BATCH, last_pass, our_run, peer_arguments, read_pairs, step_marks
 
     sources = read_pairs(options["pairs"])
     if contestant == "mtpf":
@@ -24,35 +23,21 @@ def measure(contestant: str, options: dict) -> dict[str, float]:
         SentenceTransformerTrainingArguments,
     )
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-    from transformers import TrainerCallback
 
     from modeling_mtpf.data.packaged_encoder import packaged_encoder
 
-    marks: list[float] = []
-
-    class Marks(TrainerCallback):
-        def on_step_end(self, *rest, **more):
-            marks.append(time.perf_counter())
-
+    marks, callback = step_marks()
     model = SentenceTransformer(str(packaged_encoder()), device="cpu")
     data = {
         name: Dataset.from_dict({"anchor": [a for a, _ in rows], "positive": [p for _, p in rows]})
         for name, rows in sources.items()
     }
     with tempfile.TemporaryDirectory() as work:
-        arguments = SentenceTransformerTrainingArguments(
-            output_dir=work,
-            per_device_train_batch_size=PAIRS_PER_BATCH,
-            num_train_epochs=PASSES,
-            bf16=contestant == "peer_bf16",
-            use_cpu=True,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
+        bf16 = contestant == "peer_bf16"
+        arguments = peer_arguments(SentenceTransformerTrainingArguments, work, PAIRS_PER_BATCH, bf16)
         loss = MultipleNegativesRankingLoss(model)
         trainer = SentenceTransformerTrainer(
-            model=model, args=arguments, train_dataset=data, loss=loss, callbacks=[Marks()]
+            model=model, args=arguments, train_dataset=data, loss=loss, callbacks=[callback]
         )
         trainer.train()
     seconds = last_pass(marks)
@@ -65,16 +50,8 @@ def measure(contestant: str, options: dict) -> dict[str, float]:
 
 def compare(medians: dict) -> dict[str, tuple[float, str, float]]:
     """Pairs per second over those of the peer."""
-    ours = medians["mtpf"]["pairs_per_second"]
+    ours, key = medians["mtpf"]["pairs_per_second"], "pairs_per_second"
     return {
-        "pairs per second over the peer's default": (
-            ours / medians["peer_float32"]["pairs_per_second"],
-            ">=",
-            3.0,
-        ),
-        "pairs per second over the peer in bf16": (
-            ours / medians["peer_bf16"]["pairs_per_second"],
-            ">=",
-            1.3,
-        ),
+        "pairs per second over the peer's default": (ours / medians["peer_float32"][key], ">=", 3.0),
+        "pairs per second over the peer in bf16": (ours / medians["peer_bf16"][key], ">=", 1.3),
     }
