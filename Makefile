@@ -20,7 +20,7 @@ install: $(VENV)/installed  ## Install the package with everything for training 
 pretrain: install  ## Run the demo: pre-finetune the packaged encoder for NER and TC, a few minutes on 2 cores
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train/pretrain.py
 
-study-report: install  ## Make all tables and pictures of docs/study.md anew from the raw records
+study-report: install  ## Fill in all tables and pictures of the study from its raw records
 	$(BIN)/python eval/study/run.py report
 
 test: install lint  ## Lint, check types, run all tests on all cores

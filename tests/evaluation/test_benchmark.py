@@ -47,29 +47,28 @@ def test_entity_scores_equal_counting_spans():
     generator = random.Random(0)
 
     def spans(tags):
-        found, start, kind = set(), None, None
+        entities, start, kind = set(), None, None
         for i, tag in enumerate([*tags, "O"]):
             if start is not None and tag != f"I-{kind}":
-                found.add((start, i, kind))
+                entities.add((start, i, kind))
                 start = None
             if tag.startswith("B-"):
                 start, kind = i, tag[2:]
-        return found
+        return entities
 
     tags = ["O", "B-P", "I-P", "B-Q", "I-Q"]
     rows = [generator.choices(tags, k=9) for _ in range(398)] + [generator.choices(tags, k=999) for _ in "ab"]
-    gold, found = rows[0::2], rows[1::2]
-    right = sum(len(spans(a) & spans(b)) for a, b in zip(gold, found, strict=True))
+    gold, predicted = rows[0::2], rows[1::2]
+    right = sum(len(spans(a) & spans(b)) for a, b in zip(gold, predicted, strict=True))
     total = sum(len(spans(row)) for row in rows)
-    assert entity_scores(gold, found)["entity_f1"] == pytest.approx(2 * right / total)
+    assert entity_scores(gold, predicted)["entity_f1"] == pytest.approx(2 * right / total)
 
 
 def test_an_entity_across_the_cut_of_a_long_sentence_stays_whole():
     gold = ["O"] * 99 + ["B-P", "I-P", "I-P"] + ["O"] * 100
-    found = ["O"] * 99 + ["B-P", "O", "O"] + ["O"] * 100
-    assert (
-        entity_scores([gold], [found])["entity_f1"] == 0.0 and entity_scores([gold], [gold])["recall"] == 1.0
-    )
+    predicted = ["O"] * 99 + ["B-P", "O", "O"] + ["O"] * 100
+    assert entity_scores([gold], [predicted])["entity_f1"] == 0.0
+    assert entity_scores([gold], [gold])["recall"] == 1.0
 
 
 def test_words_that_are_cut_off_are_missed(caplog):
@@ -100,16 +99,16 @@ def test_metric_classes_compute_without_network(monkeypatch):
     metric = EntityF1()
     metric.add_batch(references=gold, predictions=gold)
     assert metric.compute()["entity_f1"] == 1.0
-    found = TextScores(["a", "b"]).compute(references=["b", "a"], predictions=[[0.1, 0.9], [0.2, 0.8]])
-    assert found["accuracy"] == 0.5
+    scores = TextScores(["a", "b"]).compute(references=["b", "a"], predictions=[[0.1, 0.9], [0.2, 0.8]])
+    assert scores["accuracy"] == 0.5
 
 
 # Protocols
 
 
 def mteb_draws(labels, samples, draws):
-    """MTEB's procedure, written out: one list, shuffled on and on, the generator seeded before each draw."""
-    found, order = [], list(range(len(labels)))
+    """MTEB's procedure, written out: one list, shuffled repeatedly, the generator seeded before each draw."""
+    chosen, order = [], list(range(len(labels)))
     for _ in range(draws):
         np.random.seed(42)
         np.random.shuffle(order)
@@ -118,16 +117,16 @@ def mteb_draws(labels, samples, draws):
             if counter.get(labels[row], 0) < samples:
                 rows.append(row)
                 counter[labels[row]] = counter.get(labels[row], 0) + 1
-        found.append(rows)
-    return found
+        chosen.append(rows)
+    return chosen
 
 
 def test_few_shot_draws_are_mtebs():
     labels = [f"label {i % 7}" for i in range(300)] + ["rare"] * 3
-    found = few_shot_rows(labels, 8)
-    assert [rows.tolist() for rows in found] == mteb_draws(labels, 8, 10)
-    assert all(sum(labels[i] == "rare" for i in rows) == 3 and len(rows) == 59 for rows in found)
-    assert found[0].tolist() != found[1].tolist()
+    chosen = few_shot_rows(labels, 8)
+    assert [rows.tolist() for rows in chosen] == mteb_draws(labels, 8, 10)
+    assert all(sum(labels[i] == "rare" for i in rows) == 3 and len(rows) == 59 for rows in chosen)
+    assert chosen[0].tolist() != chosen[1].tolist()
 
 
 def test_few_shot_scores_are_those_of_a_plain_loop():
@@ -198,10 +197,10 @@ def data_folder(tmp_path):
         rows = [(words["PER"][i % 3], words["LOC"][i % 2]) for i in range(size)]
         ner = [{"tokens": [a, "in", b], "ner_tags": ["B-PER", "O", "B-LOC"]} for a, b in rows]
         tc = [{"text": f"{a} {b} {i}", "label": b} for i, (a, b) in enumerate(rows)]
-        for family, name, own in (("ner", "btc", ner), ("tc", "sst2", tc), ("ner", "fin", ner)):
+        for family, name, rows in (("ner", "btc", ner), ("tc", "sst2", tc), ("ner", "fin", ner)):
             folder = tmp_path / "data" / family / name
             folder.mkdir(parents=True, exist_ok=True)
-            Dataset.from_list(own).to_parquet(folder / f"{split}.parquet")
+            Dataset.from_list(rows).to_parquet(folder / f"{split}.parquet")
     return tmp_path / "data"
 
 
@@ -244,7 +243,7 @@ def test_records_are_complete_and_never_recomputed(arguments, tmp_path, monkeypa
     assert len(json.loads(path.read_text())) == 5 and "1 new records, 5 in" in capsys.readouterr().out
 
 
-def test_a_run_that_breaks_off_keeps_what_it_had(arguments, tmp_path, monkeypatch):
+def test_an_interrupted_run_keeps_its_records(arguments, tmp_path, monkeypatch):
     real, calls = bench.Bench._ner, []
 
     def second_breaks(self, *rest):
@@ -335,8 +334,8 @@ def test_two_runs_may_share_a_file(finished, monkeypatch):
 
     monkeypatch.setattr(bench.Bench, "_full", meanwhile)
     assert script.main([*arguments, "--protocols", "full"]) == 0
-    found = [(r["regime"], r["protocol"]) for r in json.loads(path.read_text())]
-    assert sorted(found) == [("base", "full"), ("base", "mteb"), ("theirs", "mteb")]
+    keys = [(r["regime"], r["protocol"]) for r in json.loads(path.read_text())]
+    assert sorted(keys) == [("base", "full"), ("base", "mteb"), ("theirs", "mteb")]
 
 
 def _in_processes(work) -> list[int]:
@@ -384,7 +383,7 @@ def test_missing_data_shows_before_anything_is_computed(arguments, data_folder, 
 
 
 @pytest.mark.slow
-def test_a_unit_that_fails_takes_no_other_with_it(arguments, data_folder, tmp_path, capsys):
+def test_other_units_that_run_are_saved_when_one_fails(arguments, data_folder, tmp_path, capsys):
     bad = [{"tokens": ["Ada"], "ner_tags": ["PER"]}] * 4
     Dataset.from_list(bad).to_parquet(data_folder / "ner" / "fin" / "test.parquet")
     command = [*arguments, "--tasks", "fin,sst2,btc", "--regime", "base", "--protocols", "mteb,ner"]
@@ -402,31 +401,29 @@ def test_a_smoke_run_draws_its_rows(arguments, data_folder):
     assert script.main([*command, "--seeds", "0"]) == 0
 
 
-def test_limits_are_kept_recorded_and_the_same_when_a_run_goes_on(arguments, tmp_path, capsys):
+def test_limits_are_applied_recorded_and_the_same_when_a_run_resumes(arguments, tmp_path, capsys):
     command = [*arguments, "--quick", "false", "--tasks", "btc", "--regime", "base", "--seeds", "0"]
     limits = ["--ner_rows", "20", "--ner_steps", "10", "--test_rows", "10"]
     assert script.main([*command, *limits, "--protocols", "ner"]) == 0
-    assert script.main([*command, *limits, "--protocols", "ner,ner10"]) == 0  # goes on
+    assert script.main([*command, *limits, "--protocols", "ner,ner10"]) == 0  # resumes
     records = json.loads((tmp_path / "out" / "r.json").read_text())
-    sizes = {
-        own["protocol"]: (own["n_train"], own["n_test"], own["config"]["fit"]["steps"]) for own in records
-    }
+    sizes = {r["protocol"]: (r["n_train"], r["n_test"], r["config"]["fit"]["steps"]) for r in records}
     assert sizes == {"ner": (20, 10, 10), "ner10": (2, 10, 10)}
     for name, value in (("ner_rows", "30"), ("ner_steps", "11"), ("test_rows", "11")):
         assert script.main([*command, *limits, f"--{name}", value, "--protocols", "ner"]) == 2
         assert f"another {name.replace('ner_steps', 'settings.steps')}" in capsys.readouterr().err
 
 
-def test_each_seed_may_have_a_backbone_of_its_own(finished, encoders, capsys):
+def test_each_seed_may_have_its_own_backbone(finished, encoders, capsys):
     arguments, path = finished
     other = [*arguments, "--backbone", str(encoders["distilbert"]), "--backbone_per_seed", "true"]
     assert script.main([*other, "--seeds", "1"]) == 0
-    hashes = {own["seed"]: own["config"]["backbone"]["sha256"] for own in json.loads(path.read_text())}
+    hashes = {r["seed"]: r["config"]["backbone"]["sha256"] for r in json.loads(path.read_text())}
     assert hashes[0] != hashes[1]
     assert script.main([*other, "--seeds", "0"]) == 2 and "another backbone.sha256" in capsys.readouterr().err
 
 
-def test_what_decides_a_value_is_in_its_hash(load, encoders, tmp_path):
+def test_hashes_cover_everything_that_decides_a_value(load, encoders, tmp_path):
     folder = load("bert", {"ner": None}).save_adapter(tmp_path / "ner", "ner")
     before = bench.adapter_sha256(str(folder))
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -473,8 +470,8 @@ def record(regime, task, seed, value, protocol="ner"):
 def test_intervals_and_paired_bootstrap():
     values = [70.0, 72.0, 77.0]
     low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
-    found = mean_interval(values)
-    assert (found.low, found.high) == pytest.approx((low, high))
+    interval = mean_interval(values)
+    assert (interval.low, interval.high) == pytest.approx((low, high))
     assert str(mean_interval([70.0])) == "70.00"  # one seed says nothing of the spread
     gains = np.random.default_rng(0).normal(2, 1, 25)
     bound = paired_bootstrap(gains)
@@ -493,8 +490,8 @@ def test_a_report_pairs_by_task_and_seed(tmp_path, capsys):
     files = []
     for regime in ("base", "tpl"):
         files.append(str(tmp_path / f"{regime}.json"))
-        own = [r for r in records if r["regime"] == regime]
-        (tmp_path / f"{regime}.json").write_text(json.dumps(own))
+        of_regime = [r for r in records if r["regime"] == regime]
+        (tmp_path / f"{regime}.json").write_text(json.dumps(of_regime))
     assert script.main(["--report", ",".join(files), "--output", str(tmp_path / "report.md")]) == 0
     text = (tmp_path / "report.md").read_text()
     assert "| ner | `base` | `tpl` |" in text and "| btc | 60.50 ± 6.35 | 65.50 ± 6.35 |" in text
@@ -508,7 +505,7 @@ def test_a_report_pairs_by_task_and_seed(tmp_path, capsys):
     assert report(records[:6]).count("against") == 0  # no baseline, no comparison
 
 
-def test_published_values_stand_beside_ours():
+def test_published_values_are_compared_with_ours():
     records = [{**record("m", "banking77", 0, 0.80, "mteb"), "family": "tc"}]
     text = published_table(records, "all-MiniLM-L6-v2")
     assert "| banking77 | 80.00 | 79.75 | +0.25 | 0.00 |" in text and "| emotion | – | 38.43 |" in text

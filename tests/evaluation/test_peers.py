@@ -33,14 +33,14 @@ def test_contrastive_loss_of_equal_batches_equals_sentence_transformers(encoders
     family.prepare(RunContext(load_word_tokenizer(str(encoders["bert"])), 0, tmp_path))
     joint = JointModel(MtpfModel.from_pretrained(encoders["bert"]).eval(), [family], False).eval()
     batch = family.batch(0)
-    found = joint(plan_chunks({"tc": batch}, ChunkShape(max_length=64), 0)).losses["tc"]
+    loss = joint(plan_chunks({"tc": batch}, ChunkShape(max_length=64), 0)).losses["tc"]
 
     peer = SentenceTransformer(str(encoders["bert"]), device="cpu").eval()
     order = [number - 1 for number in batch.row_numbers[:4]]
     columns = [[rows[i][name] for i in order] for name in rows[0]]
     features = [peer.tokenize(texts) for texts in columns]
     expected = MultipleNegativesRankingLoss(peer)(features, None)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_cluster_loss_of_equal_batches_equals_transformers(encoders):
@@ -59,7 +59,7 @@ def test_cluster_loss_of_equal_batches_equals_transformers(encoders):
     expected = peer(**encoding, labels=labels).loss
     sizes = encoding["attention_mask"].sum(1).tolist()
     rows = [row[:size].numpy() for row, size in zip(encoding["input_ids"], sizes, strict=True)]
-    own = [row[:size].numpy() for row, size in zip(labels, sizes, strict=True)]
-    batch = FamilyBatch(rows, own, {"labelled_words": torch.tensor(sum(sizes))})
-    found = joint(plan_chunks({"ner": batch}, ChunkShape(max_length=64), 0)).losses["ner"]
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    targets = [row[:size].numpy() for row, size in zip(labels, sizes, strict=True)]
+    batch = FamilyBatch(rows, targets, {"labelled_words": torch.tensor(sum(sizes))})
+    loss = joint(plan_chunks({"ner": batch}, ChunkShape(max_length=64), 0)).losses["ner"]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -1,4 +1,4 @@
-"""The scripts beside the package that this project's numbers about labels come from."""
+"""The scripts behind this project's numbers about speed and labels, and the teacher's script."""
 
 import json
 import math
@@ -23,8 +23,8 @@ def test_sections_are_found_and_judged():
     for name, medians in (("labels", {"mtpf": rate, "plain": plain}), ("labels_memory", memory)):
         section = speed.load_section(name)
         assert set(medians) == set(section.CONTESTANTS)
-        kept = [speed.judged(*numbers)["kept"] for numbers in section.compare(medians).values()]
-        assert kept == expected[name]
+        met = [speed.judged(*numbers)["kept"] for numbers in section.compare(medians).values()]
+        assert met == expected[name]
     with pytest.raises(SystemExit, match="no section 'none'; known: adapt, apps, cache"):
         speed.load_section("none")
 
@@ -36,7 +36,7 @@ def test_peak_memory_is_that_of_the_contestant(tmp_path):
         "CONTESTANTS = {'small': 9, 'large': 1}\n"
         "def measure(contestant, options):\n"
         "    size = {'small': 1, 'large': 200}[contestant] << 20\n"
-        "    return {'size': len(bytearray(b'x') * size), 'given': int(options['text'])}\n"
+        "    return {'size': len(bytearray(b'x') * size), 'option': int(options['text'])}\n"
         "def compare(medians):\n"
         "    return {'more': (medians['large']['peak_mb'] - medians['small']['peak_mb'], '>=', 190)}\n"
     )
@@ -45,10 +45,10 @@ def test_peak_memory_is_that_of_the_contestant(tmp_path):
     arguments = ["--sections", "memory", "--rounds", "2", "--text", "7", "--output", str(output)]
     # From a small process: a child's peak is never below the size of the one that starts it.
     subprocess.run([sys.executable, str(script), *arguments], check=True, capture_output=True)
-    found = json.loads(output.read_text())["sections"]["memory"]
-    assert [len(found["rounds"][name]) for name in ("small", "large")] == [2, 1]
-    assert found["compared"]["more"]["kept"] and found["compared"]["more"]["value"] < 230
-    assert found["medians"]["small"]["given"] == 7
+    section = json.loads(output.read_text())["sections"]["memory"]
+    assert [len(section["rounds"][name]) for name in ("small", "large")] == [2, 1]
+    assert section["compared"]["more"]["kept"] and section["compared"]["more"]["value"] < 230
+    assert section["medians"]["small"]["option"] == 7
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_smaller_teacher_keeps_the_lowest_layers_and_some_sentences(encoders, 
     assert all(torch.equal(value, start[key]) for key, value in trained.items())
 
 
-def test_a_students_accuracy_stands_beside_what_guessing_reaches(tmp_path):
+def test_a_students_accuracy_is_compared_with_guessing(tmp_path):
     sizes = [50, 25, 25]  # an entropy of 1.5 bits
     labels, run = tmp_path / "labels", tmp_path / "run"
     labels.mkdir()
