@@ -55,13 +55,3 @@ def wants_few_shapes(device: torch.device, name: str) -> bool:
     """
     return device.type == "cpu" and uses_bf16(device, name)
 
-
-__all__ = [
-    "PRECISIONS",
-    "available_cores",
-    "fast_bf16",
-    "precision",
-    "release_free_memory",
-    "uses_bf16",
-    "wants_few_shapes",
-]

@@ -1,66 +1,155 @@
-"""Typed settings of the scripts: ``--key value`` arguments to checked dataclasses, and their description.
+"""Typed settings: dataclasses filled from YAML and from the command line, and the parser of every command.
 
-An unknown key is an error that names the nearest valid one.
+Options, help and checks follow from the fields and their ``Attributes:`` section, on top of argparse. (tyro 1.0
+was tried: it reads no YAML, and reports a mistake as a box of lines that only a private hook can change.)
 """
 
+import argparse
 import difflib
+import inspect
+import re
 import types
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Union, get_args, get_origin, get_type_hints
-
-import yaml
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from .errors import RecipeError
 
-Converters = list[tuple[Any, Callable[[Any, str], Any]]]
-"""Type → conversion ``(value, path)`` for fields that are no plain values, lists or dataclasses."""
+POSITIONAL = {"form": "positional"}
+"""Metadata of a field that is given without its name."""
+
+REPEATED = {"form": "repeated"}
+"""Metadata of a list that takes one value each time its option is given: positional values may follow it."""
+
+COMMAS = {"form": "commas"}
+"""Metadata of a text with commas between its parts, which may also be given as several values."""
+
+Sections = dict[str, dict[str, type]]
+"""Field that holds named dataclasses → name → the dataclass, e.g. the families of a recipe."""
+
+_TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
-def read_overrides(arguments: list[str], flags: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield key and value of ``--key value`` and ``--key=value``; values are read as YAML.
-
-    Args:
-        arguments: Without the program name.
-        flags: Keys that may stand alone, which means true.
-    """
-    position = 0
-    while position < len(arguments):
-        argument = arguments[position]
-        if not argument.startswith("--"):
-            raise RecipeError(f"Unexpected argument {argument!r}; overrides are written --key value.")
-        key, equals, text = argument[2:].partition("=")
-        if not equals:
-            position += 1
-            alone = position == len(arguments) or arguments[position].startswith("--")
-            if key in flags and alone:
-                yield key, True
-                continue
-            if position == len(arguments):
-                raise RecipeError(f"--{key} needs a value.")
-            text = arguments[position]
-        position += 1
-        try:
-            yield key, yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"--{key}: {text!r} is not a valid value.") from error
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError(f"{message[0].upper()}{message[1:]}; {self.prog} --help lists all.")
 
 
-def parse_arguments(cls: type, arguments: list[str]) -> Any:
-    """Build a settings dataclass from ``--key value`` arguments; a boolean key may stand alone.
+def parse(
+    cls: type,
+    arguments: list[str],
+    *,
+    prog: str,
+    description: str,
+    examples: str,
+    sections: Sections | None = None,
+) -> dict[str, Any]:
+    """Return the values that a command line gives to the fields of a dataclass, nested where a key has dots.
+
+    ``--key value`` or ``--key=value``, ``--key a b`` for a list, ``--key`` alone for true; ``-`` is as good as
+    ``_``. ``--help`` prints the help and exits.
 
     Raises:
-        RecipeError: An unknown or missing key, or a value of the wrong type.
+        RecipeError: An unknown key, with the nearest one, or a missing key or value.
     """
-    flags = tuple(name for name, hint in get_type_hints(cls).items() if hint is bool)
-    values = dict(read_overrides(arguments, flags))
-    for f in fields(cls):
-        if f.name not in values and f.default is MISSING and f.default_factory is MISSING:
-            raise RecipeError(f"--{f.name} is needed; --help lists all keys.")
-    return build(cls, values)
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    switches = set()
+    for key, field, hint, meaning in _options(cls, sections or {}):
+        if hint is bool:
+            switches.add(key)
+        _add_option(parser, key, field, hint, meaning)
+    known = [option for action in parser._actions for option in action.option_strings]
+    given = vars(parser.parse_args(list(_regular(arguments, known, switches))))
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        *parents, last = key.split(".")
+        section = values
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    return values
 
 
-def build(cls: type, values: Any, path: str = "", converters: Converters | None = None) -> Any:
+def _options(cls: type, sections: Sections, prefix: str = "") -> Iterator[tuple[str, Field, Any, str]]:
+    """Yield dotted key, field, type and meaning of all settings, those of nested dataclasses included."""
+    hints, meanings = get_type_hints(cls), _meanings(cls)
+    for field in fields(cls):
+        key, hint = prefix + field.name, _not_none(hints[field.name])
+        inner = {"": hint} if is_dataclass(hint) else sections.get(key)
+        if inner is None:
+            yield key, field, hint, meanings.get(field.name, "")
+        for name, settings in (inner or {}).items():
+            yield from _options(settings, sections, f"{key}.{name}.".replace("..", "."))
+
+
+def _add_option(parser: _Parser, key: str, field: Field, hint: Any, meaning: str) -> None:
+    form, several = field.metadata.get("form"), get_origin(hint) is list
+    needed = field.default is MISSING and field.default_factory is MISSING
+    default = None if needed or field.default is MISSING else field.default
+    shown = (
+        "" if default in (None, "") else f" (default: {str(default).lower() if hint is bool else default})"
+    )
+    options: dict[str, Any] = {"help": (meaning + shown).replace("%", "%%")}
+    options["metavar"] = field.name.upper() if form == "positional" else (hint.__name__.upper())
+    if form == "positional":
+        parser.add_argument(key, nargs="*" if several else None if needed else "?", **options)
+        return
+    if form == "repeated":
+        options["action"] = "append"
+    elif several or form == "commas":
+        options |= {"nargs": "+", "action": "extend"}
+    if hint is bool:
+        options["metavar"] = "true|false"
+    parser.add_argument(f"--{key}", required=needed, **options)
+
+
+def _regular(arguments: Iterable[str], known: list[str], switches: set[str]) -> Iterator[str]:
+    """Yield arguments as argparse wants them: known keys with ``_``, ``--key=true``, ``--key=-1``."""
+    waiting = ""  # a key whose value may be the next argument
+    for argument in arguments:
+        is_key = argument.startswith("--") and argument != "--"
+        if waiting:
+            if waiting[2:] in switches:
+                joined = not is_key and argument.lower() in _TRUTH
+                yield f"{waiting}={argument if joined else 'true'}"
+            else:
+                joined = re.match(r"-[\d.]", argument) is not None  # to argparse -1,-7 looks like an option
+                yield f"{waiting}={argument}" if joined else waiting
+            waiting = ""
+            if joined:
+                continue
+        if not is_key:
+            yield argument
+            continue
+        key, equals, value = argument.partition("=")
+        key = "--" + key[2:].replace("-", "_")
+        if key not in known:
+            raise RecipeError(f"Unknown argument {key}; {nearest(key, known)}--help lists all.")
+        if equals:
+            yield f"{key}={value}"
+        else:
+            waiting = key
+    if waiting:
+        yield f"{waiting}=true" if waiting[2:] in switches else waiting
+
+
+def read_settings(cls: type, arguments: list[str], **described: Any) -> Any:
+    """Build a settings dataclass from a command line; see `parse` for the arguments.
+
+    Raises:
+        MtpfError: An unknown or missing key, or a value that is not accepted.
+    """
+    return build(cls, parse(cls, arguments, **described))
+
+
+def build(cls: type, values: Any, path: str = "", sections: Sections | None = None) -> Any:
     """Build a settings dataclass from plain values, checking every key and type.
 
     Example:
@@ -74,58 +163,80 @@ def build(cls: type, values: Any, path: str = "", converters: Converters | None 
     """  # noqa: E501
     if not isinstance(values, dict):
         raise RecipeError(f"{path or 'The recipe'} must hold keys and values, not {values!r}.")
-    hints = get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}
-    for key in values:
+    hints, known, built = get_type_hints(cls), {f.name: f for f in fields(cls)}, {}
+    for key, value in values.items():
+        dotted = f"{path}.{key}" if path else str(key)
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
-            hint = f"did you mean {dotted(path, close[0])!r}? " if close else ""
-            raise RecipeError(
-                f"Unknown key {dotted(path, key)!r}; {hint}Known here: {', '.join(sorted(known))}."
-            )
-    converted = {
-        key: _convert(hints[key], value, dotted(path, key), converters or []) for key, value in values.items()
-    }
-    return cls(**converted)
+            close = nearest(dotted, [f"{path}.{name}" if path else name for name in known])
+            raise RecipeError(f"Unknown key {dotted!r}; {close}Known here: {', '.join(sorted(known))}.")
+        if dotted in (sections or {}) and isinstance(value, dict):
+            classes = (sections or {})[dotted]
+            built[key] = {
+                name: build(classes[name], inner or {}, f"{dotted}.{name}") for name, inner in value.items()
+            }
+        else:
+            built[key] = _convert(hints[key], value, dotted, known[key].metadata.get("form"))
+    return cls(**built)
 
 
-def dotted(path: str, key: str) -> str:
-    """Join a section and a key."""
-    return f"{path}.{key}" if path else str(key)
-
-
-def _convert(hint: Any, value: Any, path: str, converters: Converters) -> Any:
-    if get_origin(hint) in (Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next(option for option in get_args(hint) if option is not type(None))
-    for special, convert in converters:
-        if hint == special:
-            return convert(value, path)
+def _convert(hint: Any, value: Any, path: str, form: str | None = None) -> Any:
+    optional, hint = hint != _not_none(hint), _not_none(hint)
+    if optional and (value is None or value in ("null", "~", "")):
+        return None
     if is_dataclass(hint):
-        return build(hint, value, path, converters)  # type: ignore[arg-type]
+        return build(hint, value, path)  # type: ignore[arg-type]
     if get_origin(hint) is list:
         items = value if isinstance(value, list) else [value]
-        return [_convert(get_args(hint)[0], item, path, converters) for item in items]
-    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        if len(items) == 1 and str(items[0]).startswith("["):
+            items = [item.strip(" \"'") for item in items[0].strip("[]").split(",") if item.strip()]
+        return [_convert(get_args(hint)[0], item, path) for item in items]
+    if form == "commas" and isinstance(value, list):
+        value = ",".join(map(str, value))
+    if hint is bool and str(value).lower() in _TRUTH:
+        return _TRUTH[str(value).lower()]
+    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)  # a folder or a commit of digits only
+    if not isinstance(value, bool) and isinstance(value, {float: (int, str), int: str}.get(hint, ())):
         try:
-            return float(value)  # YAML reads 5e-5 as text
+            return hint(value)
         except ValueError:
             pass
-    elif hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)  # a folder or a commit of digits only
     elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise RecipeError(f"{path} is {value!r}, but must be of type {hint.__name__}.")
 
 
-def check_same_arguments(now: dict[str, str], then: dict[str, str], place: Any) -> None:
-    """Refuse to go on with what was begun with other arguments.
+def _not_none(hint: Any) -> Any:
+    """Return the type in ``type | None``."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return next(option for option in get_args(hint) if option is not type(None))
+    return hint
+
+
+def _meanings(cls: type) -> dict[str, str]:
+    """Read field → meaning from the ``Attributes:`` sections of a class and its bases."""
+    meanings: dict[str, str] = {}
+    for base in cls.__mro__:
+        entries = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
+        for entry in re.split(r"\n(?=    \S)", entries):
+            name, _, text = " ".join(entry.split()).partition(": ")
+            meanings.setdefault(name, text)
+    return meanings
+
+
+def nearest(value: str, known: list[str]) -> str:
+    """Return ``did you mean …?`` where one of the known values is close, else nothing."""
+    close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def check_same_arguments(now: dict[str, str], then: dict[str, str], state: Any) -> None:
+    """Refuse to resume with different arguments.
 
     Args:
         now: The decisive arguments of this run.
-        then: Those of the run that is to go on.
-        place: Where its state is, for the message.
+        then: Those of the run that is resumed.
+        state: Where its state is, for the message.
 
     Raises:
         RecipeError: With the first argument that differs.
@@ -133,49 +244,6 @@ def check_same_arguments(now: dict[str, str], then: dict[str, str], place: Any) 
     for key, value in now.items():
         if then.get(key) != value:
             raise RecipeError(
-                f"{place} was written with --{key} {then.get(key)}, this run has {value}; give the same, or "
+                f"{state} was written with --{key} {then.get(key)}, this run has {value}; give the same, or "
                 "choose another --output_dir."
             )
-
-
-def nearest(value: str, known: list[str]) -> str:
-    """Return ``did you mean …?`` where one of the known values is close, else nothing."""
-    close = difflib.get_close_matches(str(value), known, n=1)
-    return f"did you mean {close[0]!r}? " if close else ""
-
-
-def describe_keys(cls: type, prefix: str = "", skip: tuple[str, ...] = ()) -> str:
-    """Return the keys of a settings dataclass with defaults and meanings, for ``--help``."""
-    described = "".join((base.__doc__ or "").partition("Attributes:")[2] for base in cls.__mro__)
-    lines = []
-    for f in fields(cls):
-        required = f.default is MISSING and f.default_factory is MISSING
-        default = None if required else f.default if f.default is not MISSING else f.default_factory()  # type: ignore
-        if is_dataclass(default) or f.name in skip:
-            continue
-        _, found, text = described.partition(f" {f.name}: ")
-        meaning = " ".join(_first_entry(text).split()) if found else ""
-        lines.append(f"  --{prefix}{f.name} {'(needed)' if required else repr(default)}\n        {meaning}")
-    return "\n".join(lines)
-
-
-def _first_entry(text: str) -> str:
-    """The lines up to the next ``name: meaning`` at attribute depth."""
-    first, *rest = text.splitlines()
-    kept = [first]
-    for line in rest:
-        if not line.startswith("            "):
-            break
-        kept.append(line)
-    return " ".join(kept)
-
-
-__all__ = [
-    "build",
-    "check_same_arguments",
-    "describe_keys",
-    "dotted",
-    "nearest",
-    "parse_arguments",
-    "read_overrides",
-]

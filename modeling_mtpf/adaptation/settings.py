@@ -88,5 +88,3 @@ class FitResult:
     validation: dict[str, Any]
     details: dict[str, Any] = field(default_factory=dict)
 
-
-__all__ = ["FitResult", "FitSettings"]

@@ -1,4 +1,4 @@
-"""``python -m modeling_mtpf.cli`` is ``mtpf``."""
+"""``python -m modeling_mtpf.cli`` is ``mtpf``; so are ``accelerate launch -m`` and ``torchrun -m``."""
 
 import sys
 

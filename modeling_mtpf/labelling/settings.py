@@ -98,5 +98,3 @@ def _numbers(name: str, text: str) -> tuple[int, ...]:
             f"{name} is {text!r}; it must be a number, or several with commas between them."
         ) from None
 
-
-__all__ = ["PseudoLabelSettings"]

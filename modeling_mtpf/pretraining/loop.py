@@ -23,7 +23,7 @@ from .families.base import Family
 from .joint import JointModel, JointOutput
 from .loader import Batches, load_batches
 from .recipe import Recipe
-from .run_record import MetricsLog
+from .metrics_log import MetricsLog
 from .setup import make_optimizer, start_trackers
 
 
@@ -285,5 +285,3 @@ def name_broken_rows(output: JointOutput, batch: JointBatch) -> str:
         )
     return "the loss is not finite in another process; its message names the row."
 
-
-__all__ = ["Interrupted", "Progress", "describe_batch", "name_broken_rows", "stop_requests", "train"]

@@ -1,10 +1,8 @@
-"""Recipes: typed settings of a run, read from YAML and overridden on the command line.
-
-``train/pretrain.py my.yaml --steps 500 --families.tc.temperature 0.1`` reads the file, then sets the two
-keys. An unknown key is an error that names the nearest valid one.
-"""
+"""Recipes: typed settings of a run, read from YAML and overridden on the command line."""
 
 import importlib.util
+import logging
+import re
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,11 +10,23 @@ from typing import Any
 
 import yaml
 
+from ..devices import PRECISIONS
 from ..errors import RecipeError
-from ..model.adapters_mtpf import LoraSettings
-from ..settings import build, describe_keys, nearest, read_overrides
+from ..settings import build, nearest, parse
 from .families.base import FAMILIES, FamilySettings
 from .joint import REGIMES
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).parents[1]
+FOLDERS = (PACKAGE / "recipes", PACKAGE.parent / "train" / "recipes")
+"""Where recipes with a bare name are: in a wheel, and in a checkout."""
+
+EXAMPLES = """\
+  mtpf pretrain laptop --families.ner.data labels --families.tc.pairs PAIRS --output_dir runs/laptop
+  mtpf pretrain my.yaml --resume auto
+  torchrun --nproc_per_node 2 -m modeling_mtpf.cli pretrain my.yaml --regime naive --steps 5000
+"""
 
 
 @dataclass
@@ -55,7 +65,6 @@ class Recipe:
             folder.
         report_to: Trackers of accelerate, e.g. ``tensorboard``; none by default.
         output_dir: Where everything is written; must not hold another run.
-        demo: Generate the embedded synthetic corpus, and fit two small apps at the end.
     """
 
     backbone: str = "packaged"
@@ -86,56 +95,91 @@ class Recipe:
     resume: str = "never"
     report_to: str | None = None
     output_dir: str = "runs/pretrain"
+
+
+@dataclass
+class _Overrides(Recipe):
+    """What the command line takes besides.
+
+    Attributes:
+        demo: Ignored; accepted from older command lines.
+    """
+
     demo: bool = False
 
 
-PRECISIONS = ("auto", "bf16", "float32")
+_AT_LEAST_0 = (
+    "learning_rate",
+    "adapter_learning_rate",
+    "weight_decay",
+    "gradient_norm_limit",
+    "chunk_tokens",
+    "diagnostics_every",
+    "save_every",
+    "threads",
+    "prefetch",
+    "seed",
+)
 MINIMA = dict.fromkeys(("steps", "gradient_accumulation_steps", "log_every", "keep"), 1) | dict.fromkeys(
-    (
-        "learning_rate",
-        "adapter_learning_rate",
-        "weight_decay",
-        "gradient_norm_limit",
-        "chunk_tokens",
-        "diagnostics_every",
-        "save_every",
-        "threads",
-        "prefetch",
-        "seed",
-    ),
-    0,
+    _AT_LEAST_0, 0
 )
 """Lowest accepted values."""
 
 
-def load_recipe(arguments: list[str], default: Path) -> Recipe:
-    """Build a recipe from command-line arguments: an optional YAML file, then ``--key value`` overrides.
+def known_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(file.stem for folder in FOLDERS for file in folder.glob("*.yaml"))
 
-    Args:
-        arguments: Without the program name.
-        default: Recipe file that is used when none is named.
+
+def load_recipe(arguments: list[str], prog: str = "mtpf pretrain") -> Recipe:
+    """Build a recipe from command-line arguments: a recipe, if named, then ``--key value`` overrides.
 
     Raises:
         RecipeError: An unknown key or family, a value of the wrong type, a missing file.
     """
-    named = bool(arguments) and not arguments[0].startswith("--")
-    path = Path(arguments[0]) if named else default
-    values = _read_yaml(path)
-    for key, value in read_overrides(arguments[1:] if named else arguments):
-        target = values
-        *parents, last = key.split(".")
-        for parent in parents:
-            if target.get(parent) is None:
-                target[parent] = {}
-            target = target[parent]
-            if not isinstance(target, dict):
-                raise RecipeError(f"--{key}: {parent!r} has no keys below it.")
-        target[last] = value
+    named = bool(arguments) and not arguments[0].startswith("-")
+    values = _read_yaml(find_recipe(arguments[0])) if named else {}
+    overrides = arguments[1:] if named else arguments
     plugins = values.get("plugins") or []
     _load_plugins([plugins] if isinstance(plugins, str) else plugins)
-    recipe = build(Recipe, values, converters=[(dict[str, FamilySettings], _families)])
+    _load_plugins(_plugins_in(overrides))
+    _check_families(
+        [*(values.get("families") or {}), *re.findall(r"(?m)^--families\.(\w+)", "\n".join(overrides))]
+    )
+    sections = {"families": {name: family.settings_class for name, family in FAMILIES.items()}}
+    description = (
+        "Pre-finetune one encoder for all families: one forward, one backward, a LoRA for each family. The\n"
+        f"first argument may be a recipe, a YAML file or one of: {', '.join(known_recipes())}.\n"
+        "Without a recipe the families whose data is given are trained with the defaults below."
+    )
+    given = parse(
+        _Overrides, overrides, prog=prog, description=description, examples=EXAMPLES, sections=sections
+    )
+    _merge(values, given)
+    if values.pop("demo", None) not in (None, False, "false"):
+        logger.warning("The key 'demo' is ignored: the demo is train/pretrain.py without recipe and data.")
+    recipe = build(Recipe, values, sections=sections)
     _check(recipe)
     return recipe
+
+
+def find_recipe(name: str) -> Path:
+    """Return the file of a recipe that is named by path, or by its bare name in the package.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.parent == Path("."):
+        for folder in FOLDERS:
+            if (folder / f"{path.stem}.yaml").is_file():
+                return folder / f"{path.stem}.yaml"
+    known = known_recipes()
+    raise RecipeError(
+        f"There is no recipe {name}; {nearest(path.stem, known)}known: {', '.join(known)}, or a YAML file."
+    )
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
@@ -143,9 +187,16 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     return asdict(recipe)
 
 
+def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            values[key] = values.get(key) or {}
+            _merge(values[key], value)
+        else:
+            values[key] = value
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise RecipeError(f"There is no recipe file {path}.")
     try:
         values = yaml.safe_load(path.read_text("utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -169,19 +220,25 @@ def _load_plugins(plugins: list[str]) -> None:
             raise RecipeError(f"The plugin {plugin!r} cannot be imported: {error}") from error
 
 
-def _families(values: Any, path: str) -> dict[str, FamilySettings]:
-    if not isinstance(values, dict):
-        raise RecipeError(f"{path} must hold one entry per family, e.g. families.ner.batch_size.")
-    built = {}
-    for name, settings in values.items():
+def _plugins_in(arguments: list[str]) -> list[str]:
+    """Find the values of ``--plugins`` before the other keys, which the plugins may add to."""
+    found, key = [], ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            key, _, argument = argument.partition("=")
+        if key == "--plugins" and argument:
+            found.append(argument)
+    return found
+
+
+def _check_families(names: list[str]) -> None:
+    for name in names:
         if name not in FAMILIES:
+            known = sorted(FAMILIES)
             raise RecipeError(
-                f"Unknown family {name!r}; {nearest(name, list(FAMILIES))}known: "
-                f"{', '.join(sorted(FAMILIES))}. "
-                "Name the module that registers a further one under 'plugins'."
+                f"Unknown family {name!r}; {nearest(name, known)}known: {', '.join(known)}. "
+                "Name the module that registers another one under 'plugins'."
             )
-        built[name] = build(FAMILIES[name].settings_class, settings or {}, f"{path}.{name}")
-    return built
 
 
 def _check(recipe: Recipe) -> None:
@@ -203,15 +260,3 @@ def _check(recipe: Recipe) -> None:
     for name, settings in recipe.families.items():
         if settings.batch_size < 1 or settings.max_length < 4:
             raise RecipeError(f"families.{name}: batch_size must be at least 1 and max_length at least 4.")
-
-
-def usage() -> str:
-    """Return all keys of a recipe, the families' among them, with defaults and meanings, for ``--help``."""
-    sections = [describe_keys(Recipe, skip=("families",))]
-    for name, family in FAMILIES.items():
-        sections.append(f"family {name}:\n{describe_keys(family.settings_class, f'families.{name}.')}")
-    sections.append(f"LoRA of a family:\n{describe_keys(LoraSettings, 'families.<family>.lora.')}")
-    return "\n".join(sections)
-
-
-__all__ = ["Recipe", "build", "load_recipe", "resolved", "usage"]

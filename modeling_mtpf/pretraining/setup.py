@@ -123,13 +123,3 @@ def start_trackers(recipe: Recipe, accelerator: Accelerator) -> None:
         plain = {k: v for k, v in resolved(recipe).items() if isinstance(v, (int, float, str, bool))}
         accelerator.init_trackers("mtpf", config=plain)
 
-
-__all__ = [
-    "fast_bf16",
-    "load_backbone",
-    "make_accelerator",
-    "make_optimizer",
-    "prepare_families",
-    "start_trackers",
-    "whole_model",
-]

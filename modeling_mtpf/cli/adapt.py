@@ -1,0 +1,90 @@
+"""``mtpf adapt``: fit one app to a frozen backbone: your labelled data in, one small adapter folder out."""
+
+import logging
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import datasets
+import torch
+from transformers.utils import logging as transformers_logging
+
+from ..adaptation import FitSettings, fit_app
+from ..adaptation.app import summary
+from ..devices import available_cores
+from ..errors import RecipeError
+from ..settings import COMMAS, read_settings
+
+EXAMPLES = """\
+  mtpf adapt --family ner --data messages.conll --backbone me/encoder --adapter me/encoder-ner \\
+      --output_dir apps/entities
+  mtpf adapt --family tc --data intents.csv --output_dir apps/intent
+  mtpf adapt --family ner --data owner/set --train_fraction 0.1 --seeds 3 --output_dir apps/low"""
+
+
+@dataclass(kw_only=True)
+class AdaptSettings(FitSettings):
+    """Where from, where to, and how.
+
+    Attributes:
+        family: ``ner`` (a label for each word) or ``tc`` (a label for each text).
+        data: CoNLL, JSON-lines, Parquet or CSV file, a folder of such files named after their splits
+            (train, validation, test), or a Hub data set owner/name[:config][@revision].
+        output_dir: New folder for the app.
+        backbone: ``packaged``, a folder or a Hub id, a stock encoder included.
+        backbone_revision: Commit of the backbone's repo.
+        adapter: Folder or Hub id of the family's LoRA to start from; a fresh one by default.
+        adapter_revision: Commit of the adapter's repo.
+        method: ``lora``, or ``probe`` for tc; ``auto``: lora for ner, probe for tc.
+        name: Adapter name; made from that of the folder by default.
+        validation: Another source for validation; by default the split, else a held-out share of train.
+        test: Another source for the test set.
+        labels: All labels in order; by default in order of first appearance.
+        scheme: Tag scheme of NER data: ``auto``, ``IOB1``, ``IOB2`` or ``BIOES``.
+        train_fraction: Share of the training data to use.
+        validation_fraction: Share of the training data to hold out where there is no validation split.
+        seeds: Number of seeds to try, from ``seed`` on; the best by validation is saved.
+        threads: CPU threads (0: all cores).
+        progress: Show progress bars.
+    """
+
+    family: str
+    data: str
+    output_dir: str
+    backbone: str = "packaged"
+    backbone_revision: str | None = None
+    adapter: str | None = None
+    adapter_revision: str | None = None
+    method: str = "auto"
+    name: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    labels: str | None = field(default=None, metadata=COMMAS)
+    scheme: str = "auto"
+    train_fraction: float = 1.0
+    validation_fraction: float = 0.1
+    seeds: int = 1
+    threads: int = 0
+    progress: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.threads < 0:
+            raise RecipeError(f"threads is {self.threads}; it must be at least 0.")
+        if self.name is None:  # apps/My Intents becomes my-intents: PEFT takes no other letters
+            self.name = re.sub(r"[^a-z0-9_-]+", "-", Path(self.output_dir).name.lower()).strip("-") or None
+
+
+def run(arguments: list[str], prog: str) -> str:
+    """Fit the app and return its summary."""
+    settings = read_settings(AdaptSettings, arguments, prog=prog, description=__doc__, examples=EXAMPLES)
+    logging.getLogger("modeling_mtpf").setLevel(logging.WARNING)
+    datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(settings.threads or available_cores())
+    values = vars(settings).copy()
+    values.pop("threads")
+    fit = FitSettings(**{f.name: values.pop(f.name) for f in fields(FitSettings)})
+    labels = values.pop("labels")
+    names = [label.strip() for label in labels.split(",")] if labels else None
+    return summary(fit_app(values.pop("data"), values.pop("family"), settings=fit, labels=names, **values))
