@@ -54,4 +54,3 @@ def wants_few_shapes(device: torch.device, name: str) -> bool:
     For bf16 on CPU oneDNN compiles a kernel for every new shape and keeps it (docs/log.md, 2026-11-20).
     """
     return device.type == "cpu" and uses_bf16(device, name)
-

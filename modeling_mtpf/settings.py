@@ -1,7 +1,7 @@
 """Typed settings: dataclasses filled from YAML and from the command line, and the parser of every command.
 
-Options, help and checks follow from the fields and their ``Attributes:`` section, on top of argparse. (tyro 1.0
-was tried: it reads no YAML, and reports a mistake as a box of lines that only a private hook can change.)
+Options, help and checks follow from the fields and their ``Attributes:`` section, on top of argparse.
+(tyro 1.0 was tried: it reads no YAML, and reports a mistake as a box that only a private hook can change.)
 """
 
 import argparse
@@ -27,6 +27,7 @@ COMMAS = {"form": "commas"}
 Sections = dict[str, dict[str, type]]
 """Field that holds named dataclasses → name → the dataclass, e.g. the families of a recipe."""
 
+_READABLE: dict[Any, tuple[type, ...]] = {float: (int, str), int: (str,)}  # YAML reads 5e-5 as text
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -46,15 +47,17 @@ def parse(
 ) -> dict[str, Any]:
     """Return the values that a command line gives to the fields of a dataclass, nested where a key has dots.
 
-    ``--key value`` or ``--key=value``, ``--key a b`` for a list, ``--key`` alone for true; ``-`` is as good as
-    ``_``. ``--help`` prints the help and exits.
+    ``--key value`` or ``--key=value``, ``--key a b`` for a list, ``--key`` alone for true; ``-`` may stand
+    for ``_``. ``--help`` prints the help and exits.
 
     Raises:
         RecipeError: An unknown key, with the nearest one, or a missing key or value.
     """
+    positional = " ".join(f.name.upper() for f in fields(cls) if f.metadata.get("form") == "positional")
     parser = _Parser(
         prog=prog,
         description=description,
+        usage=f"%(prog)s {positional} [--KEY VALUE ...]",
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -82,7 +85,7 @@ def _options(cls: type, sections: Sections, prefix: str = "") -> Iterator[tuple[
     hints, meanings = get_type_hints(cls), _meanings(cls)
     for field in fields(cls):
         key, hint = prefix + field.name, _not_none(hints[field.name])
-        inner = {"": hint} if is_dataclass(hint) else sections.get(key)
+        inner: dict[str, Any] | None = {"": hint} if is_dataclass(hint) else sections.get(key)
         if inner is None:
             yield key, field, hint, meanings.get(field.name, "")
         for name, settings in (inner or {}).items():
@@ -96,17 +99,16 @@ def _add_option(parser: _Parser, key: str, field: Field, hint: Any, meaning: str
     shown = (
         "" if default in (None, "") else f" (default: {str(default).lower() if hint is bool else default})"
     )
-    options: dict[str, Any] = {"help": (meaning + shown).replace("%", "%%")}
-    options["metavar"] = field.name.upper() if form == "positional" else (hint.__name__.upper())
+    options: dict[str, Any] = {"help": (meaning.replace("``", "") + shown).replace("%", "%%")}
+    options["metavar"] = "true|false" if hint is bool else (get_args(hint) or (hint,))[0].__name__.upper()
     if form == "positional":
+        options["metavar"] = field.name.upper()
         parser.add_argument(key, nargs="*" if several else None if needed else "?", **options)
         return
     if form == "repeated":
         options["action"] = "append"
     elif several or form == "commas":
         options |= {"nargs": "+", "action": "extend"}
-    if hint is bool:
-        options["metavar"] = "true|false"
     parser.add_argument(f"--{key}", required=needed, **options)
 
 
@@ -196,7 +198,7 @@ def _convert(hint: Any, value: Any, path: str, form: str | None = None) -> Any:
         return _TRUTH[str(value).lower()]
     if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)  # a folder or a commit of digits only
-    if not isinstance(value, bool) and isinstance(value, {float: (int, str), int: str}.get(hint, ())):
+    if not isinstance(value, bool) and isinstance(value, _READABLE.get(hint, ())):
         try:
             return hint(value)
         except ValueError:

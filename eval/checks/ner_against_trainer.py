@@ -41,7 +41,7 @@ from modeling_mtpf.data.words import IGNORE, first_subwords, load_word_tokenizer
 from modeling_mtpf.errors import MtpfError
 from modeling_mtpf.evaluation.records import PACKAGES, today
 from modeling_mtpf.metrics import entity_scores
-from modeling_mtpf.settings import describe_keys, parse_arguments
+from modeling_mtpf.settings import read_settings
 from modeling_mtpf.version import versions
 
 
@@ -204,11 +204,9 @@ def run(arguments: Arguments) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; a user's mistake ends in one sentence and exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if {"-h", "--help"} & set(arguments):
-        print(f"{__doc__}\nKeys, their defaults and meanings:\n{describe_keys(Arguments)}")
-        return 0
+    described = {"prog": "ner_against_trainer.py", "description": __doc__, "examples": "  see above"}
     try:
-        run(parse_arguments(Arguments, arguments))
+        run(read_settings(Arguments, arguments, **described))
     except MtpfError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -87,8 +87,8 @@ def our_run(
     from modeling_mtpf.pretraining.families.tc import TcFamily, TcSettings
     from modeling_mtpf.pretraining.joint import JointModel
     from modeling_mtpf.pretraining.loop import Progress, train
+    from modeling_mtpf.pretraining.metrics_log import MetricsLog
     from modeling_mtpf.pretraining.recipe import Recipe
-    from modeling_mtpf.pretraining.run_record import MetricsLog
     from modeling_mtpf.pretraining.setup import load_backbone, make_accelerator, prepare_families
 
     class Timed(MetricsLog):

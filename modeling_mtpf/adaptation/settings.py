@@ -21,14 +21,14 @@ class FitSettings:
         learning_rate: Peak learning rate of LoRA and head.
         batch_size: Rows per step.
         steps: Steps of LoRA training; 0: twenty passes over the data, but 400 to 2,500 steps.
-        evaluations: How often validation is looked at in the course of the steps.
-        patience: Training ends after so many looks without a better validation score.
+        evaluations: How often validation is scored in the course of the steps.
+        patience: Training ends after this many evaluations without a better validation score.
         class_weights: ``none``, or ``balanced``: every label weighs the same however rare it is.
         mixed_precision: ``auto`` (bf16 where the device is fast at it), ``bf16`` or ``float32``.
         stored_dtype: Type in which the app is saved: ``float16``, half the size, or ``float32``. Its
             weights are rounded to it before the test scores are computed; float32 is taken, and recorded,
             where float16 cannot hold them.
-        cache_gb: Memory for the outputs of the frozen trunk; rows beyond are computed anew in each pass.
+        cache_gb: Memory for the outputs of the frozen trunk; rows beyond are computed again in each pass.
         progress: Show progress bars.
     """
 
@@ -70,13 +70,13 @@ class FitSettings:
                 raise RecipeError(f"{name} is {getattr(self, name)!r}; choose one of: {', '.join(known)}.")
 
     def steps_for(self, rows: int) -> int:
-        """Number of optimiser steps for a training set of so many rows."""
+        """Number of optimiser steps for a training set of that many rows."""
         return self.steps or min(max(20 * -(-rows // self.batch_size), 400), 2500)
 
 
 @dataclass
 class FitResult:
-    """What a way of fitting reports beside the app that it leaves in the model.
+    """What a way of fitting reports about the app that it leaves in the model.
 
     Attributes:
         score: Validation score by which seeds are compared.
@@ -87,4 +87,3 @@ class FitResult:
     score: float
     validation: dict[str, Any]
     details: dict[str, Any] = field(default_factory=dict)
-

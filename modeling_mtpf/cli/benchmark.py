@@ -1,4 +1,4 @@
-"""``mtpf benchmark``: evaluate a backbone and its adapters on the task list, and report regimes side by side."""
+"""``mtpf benchmark``: evaluate a backbone and its adapters on the task list, and compare regimes."""
 
 import logging
 import sys

@@ -31,4 +31,6 @@ def run(arguments: list[str], prog: str) -> str:
     from ..hub import inspect
 
     description = inspect(settings.source, settings.revision)
-    return json.dumps(description.to_dict(), indent=2, ensure_ascii=False) if settings.json else str(description)
+    return (
+        json.dumps(description.to_dict(), indent=2, ensure_ascii=False) if settings.json else str(description)
+    )

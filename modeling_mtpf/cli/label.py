@@ -48,7 +48,9 @@ class LabelSettings(PseudoLabelSettings):
 
 def run(arguments: list[str], prog: str) -> str | None:
     """Label the corpus and return the summary."""
-    values = vars(read_settings(LabelSettings, arguments, prog=prog, description=__doc__, examples=EXAMPLES)).copy()
+    values = vars(
+        read_settings(LabelSettings, arguments, prog=prog, description=__doc__, examples=EXAMPLES)
+    ).copy()
     text, output_dir, gold, threads = (values.pop(name) for name in ("text", "output_dir", "gold", "threads"))
     logging.getLogger("modeling_mtpf").setLevel(logging.INFO)
     datasets.disable_progress_bars()

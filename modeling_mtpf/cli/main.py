@@ -1,8 +1,8 @@
 """The command ``mtpf``: one module of this folder for each subcommand, and one row in `COMMANDS`.
 
-A subcommand's module has ``run(arguments, prog) -> str | None``, which returns what is to be printed. Results go to
-standard output, everything else to standard error. Exit status: 0, done; 2, a mistake that the message explains;
-130, interrupted; 143, a training run that was stopped after it had written a checkpoint.
+A subcommand's module has ``run(arguments, prog) -> str | None``, which returns what is to be printed. Results
+go to standard output, everything else to standard error. Exit status: 0, done; 2, a mistake that the message
+explains; 130, interrupted; 143, a training run that was stopped after it had written a checkpoint.
 """
 
 import logging
@@ -54,15 +54,15 @@ examples:
   mtpf adapt --family tc --data intents.csv --backbone runs/mine/backbone --output_dir apps/intent
   mtpf predict --adapter ada/notes-entities --adapter ada/notes-intent notes.txt > results.jsonl
 
-mtpf COMMAND --help describes a command. The Hub token is the one of `hf auth login` or the variable HF_TOKEN."""
+mtpf COMMAND --help describes a command. The Hub token is that of `hf auth login` or the variable HF_TOKEN."""
 
 
 def usage() -> str:
     """Return the help of ``mtpf``."""
     rows = "\n".join(f"  {name:<10} {command.meaning}" for name, command in COMMANDS.items())
     return (
-        "usage: mtpf COMMAND ...\n\nOne small encoder for many text apps: pre-finetune, adapt, apply, publish.\n\n"
-        f"commands:\n{rows}\n\n{EXAMPLES}"
+        "usage: mtpf COMMAND ...\n\nOne small encoder for many text apps: train, adapt, apply, publish."
+        f"\n\ncommands:\n{rows}\n\n{EXAMPLES}"
     )
 
 
@@ -78,20 +78,33 @@ def run_command(arguments: Sequence[str]) -> str | None:
     if name == "--version":
         return f"mtpf {__version__}"
     if name not in COMMANDS:
-        raise MtpfError(f"Unknown command {name!r}; {nearest(name, list(COMMANDS))}known: {', '.join(COMMANDS)}.")
+        raise MtpfError(
+            f"Unknown command {name!r}; {nearest(name, list(COMMANDS))}known: {', '.join(COMMANDS)}."
+        )
+    prepare(name)
+    return import_module(f".{name}", __package__).run(rest, f"mtpf {name}")
+
+
+def prepare(name: str) -> None:
+    """Check a command's extras and set what its libraries read from the environment when they are imported.
+
+    Raises:
+        MissingExtraError: An optional dependency is missing; all the extras are named.
+    """
     extras = COMMANDS[name].extras
     require_extra(",".join(extras), *(module for extra in extras for module in EXTRAS[extra]))
     # Few batch shapes occur; oneDNN keeps a compiled kernel for each. To be set before torch is imported.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096" if name == "pretrain" else "512")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    return import_module(f".{name}", __package__).run(rest, f"mtpf {name}")
 
 
 def exit_status(action: Callable[[], str | None]) -> int:
     """Carry out a command and return its exit status; a user's mistake ends in one sentence."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 is not a reason to fail
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal that is not UTF-8 is not a reason to fail
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     try:
         result = action()

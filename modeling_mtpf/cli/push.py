@@ -55,7 +55,9 @@ class PushSettings:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise RecipeError(f"Cannot push a {self.kind!r}; {nearest(self.kind, list(KINDS))}known: {', '.join(KINDS)}.")
+            raise RecipeError(
+                f"Cannot push a {self.kind!r}; {nearest(self.kind, list(KINDS))}known: {', '.join(KINDS)}."
+            )
         for name in ("results",) if self.kind == "adapter" else ("backbone", "backbone_revision"):
             if getattr(self, name) is not None:
                 raise RecipeError(f"--{name} does not belong to mtpf push {self.kind}.")
@@ -69,7 +71,8 @@ def run(arguments: list[str], prog: str) -> str:
     from ..hub import push_adapter, push_backbone
 
     options: dict[str, Any] = {
-        name: getattr(settings, name) for name in ("private", "create_pr", "dry_run", "branch", "license", "datasets")
+        name: getattr(settings, name)
+        for name in ("private", "create_pr", "dry_run", "branch", "license", "datasets")
     }
     options["language"] = settings.language[0] if len(settings.language) == 1 else settings.language
     if settings.message:
@@ -82,7 +85,11 @@ def run(arguments: list[str], prog: str) -> str:
     if not isinstance(done, str):
         return json.dumps(done.to_dict(), indent=2, ensure_ascii=False) if settings.json else str(done)
     address = f"{constants.ENDPOINT}/{settings.repo}/tree/{done}"
-    return json.dumps({"repo_id": settings.repo, "sha": done, "url": address}, indent=2) if settings.json else address
+    return (
+        json.dumps({"repo_id": settings.repo, "sha": done, "url": address}, indent=2)
+        if settings.json
+        else address
+    )
 
 
 def _results(file: str | None) -> list[dict[str, Any]] | None:

@@ -3,7 +3,7 @@
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..devices import PRECISIONS, available_cores, uses_bf16
 from ..errors import DataError, RecipeError
 from ..metrics import text_scores
 from ..model.adapter_files_mtpf import backbone_sha256
-from ..settings import nearest
+from ..settings import COMMAS, nearest
 from ..version import versions
 from .few_shot import SEED, few_shot
 from .records import (
@@ -92,9 +92,9 @@ class BenchmarkSettings:
     adapter_tc: str | None = None
     adapter_tc_revision: str | None = None
     regime: str
-    tasks: str = "all"
-    protocols: str = "ner,ner10,mteb,full"
-    seeds: str = "0"
+    tasks: str = field(default="all", metadata=COMMAS)
+    protocols: str = field(default="ner,ner10,mteb,full", metadata=COMMAS)
+    seeds: str = field(default="0", metadata=COMMAS)
     output: str
     data: str | None = None
     cache_dir: str | None = None

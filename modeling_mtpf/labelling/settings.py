@@ -1,9 +1,10 @@
 """Settings of pseudo-labelling."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..data.packaged_encoder import PACKAGED
 from ..errors import DataError
+from ..settings import COMMAS
 
 CHOICES = {
     "pooling": ("mean", "first"),
@@ -20,7 +21,7 @@ class PseudoLabelSettings:
         column: Column of the source that holds the text.
         bad_rows: What to do with a row that has no text, or a word of more than 1,000 characters: ``error``,
             or ``skip``, which leaves it out and counts it.
-        max_texts: Use only so many texts (0: all).
+        max_texts: Number of texts to use (0: all).
         max_words: A sentence of more words is cut into equal parts.
         keep_offsets: Write two more columns: ``row``, the text's row in the source, and ``starts``, where in
             it each word begins, in characters.
@@ -36,9 +37,9 @@ class PseudoLabelSettings:
         clusters: K (the paper: 200); several, as ``50,200,800``, are compared in one pass over the teacher,
             each in a folder of its own.
         spherical: Keep the centroids on the unit sphere: clusters by angle.
-        sample_words: Words that fit the centroids, about; a seeded sample of the texts.
-        shard_characters: A shard holds consecutive texts of so many characters, about; 1,000,000 are about
-            170,000 English words.
+        sample_words: Approximate number of words that fit the centroids, from a seeded sample of the texts.
+        shard_characters: Approximate number of characters in a shard of consecutive texts; 1,000,000 are
+            about 170,000 English words.
         seed: Seed of the sample and of k-means.
     """
 
@@ -49,13 +50,13 @@ class PseudoLabelSettings:
     keep_offsets: bool = False
     teacher: str = PACKAGED
     revision: str | None = None
-    layer: str = "-1"
+    layer: str = field(default="-1", metadata=COMMAS)
     pooling: str = "mean"
     normalize: bool = True
     max_length: int = 128
     batch_tokens: int = 0
     precision: str = "auto"
-    clusters: str = "200"
+    clusters: str = field(default="200", metadata=COMMAS)
     spherical: bool = False
     sample_words: int = 200_000
     shard_characters: int = 1_000_000
@@ -97,4 +98,3 @@ def _numbers(name: str, text: str) -> tuple[int, ...]:
         raise DataError(
             f"{name} is {text!r}; it must be a number, or several with commas between them."
         ) from None
-

@@ -22,13 +22,15 @@ from .dropout import fast_dropout_in
 from .families.base import Family
 from .joint import JointModel, JointOutput
 from .loader import Batches, load_batches
-from .recipe import Recipe
 from .metrics_log import MetricsLog
+from .recipe import Recipe
 from .setup import make_optimizer, start_trackers
 
 
 class Interrupted(MtpfError):
     """The run was asked to stop, and has written a checkpoint."""
+
+    exit_status = 128 + signal.SIGTERM
 
 
 class StopRequest:
@@ -68,9 +70,9 @@ class Progress:
 
     Attributes:
         step: Optimiser steps done.
-        checkpoint: The checkpoint to go on from, if any.
+        checkpoint: The checkpoint to resume from, if any.
         state: Its plain values.
-        facts: What every checkpoint of the run says besides, such as its recipe.
+        facts: What every checkpoint of the run also records, such as its recipe.
     """
 
     step: int
@@ -88,7 +90,7 @@ def train(
     folder: Path,
     progress: Progress,
 ) -> None:
-    """Run the steps that are left.
+    """Run the remaining steps.
 
     Raises:
         MtpfError: Broken data, numbers that are not finite, a lost process; the last checkpoint stays.
@@ -106,7 +108,7 @@ def train(
             if accelerator.num_processes > 1 and _is_lost_process(error):
                 raise MtpfError(
                     f"Step {progress.step + 1}: another process was lost. Start again with --resume auto to "
-                    "go on from the last checkpoint."
+                    "resume from the last checkpoint."
                 ) from error
             raise
 
@@ -175,7 +177,7 @@ class _Run:
                 if stop and step < recipe.steps:
                     name = request.received.name if request.received else "a signal to another process"
                     raise Interrupted(
-                        f"Stopped after step {step} by {name}; a checkpoint is written. Go on with "
+                        f"Stopped after step {step} by {name}; a checkpoint is written. Resume with "
                         "--resume auto."
                     )
 
@@ -261,9 +263,9 @@ class _Run:
 def describe_batch(batch: JointBatch) -> str:
     """Name family, source and rows of a batch."""
     parts = []
-    for name, own in batch.batches.items():
-        rows = f" rows {', '.join(map(str, own.row_numbers[:3]))}, …" if own.row_numbers else ""
-        parts.append(f"family {name!r} (source {own.source!r}{rows})")
+    for name, rows in batch.batches.items():
+        numbers = f" rows {', '.join(map(str, rows.row_numbers[:3]))}, …" if rows.row_numbers else ""
+        parts.append(f"family {name!r} (source {rows.source!r}{numbers})")
     return " and ".join(parts)
 
 
@@ -271,17 +273,16 @@ def name_broken_rows(output: JointOutput, batch: JointBatch) -> str:
     """Say in which family, source and row numbers stopped being finite."""
     for name, rows in output.rows.items():
         bad = (~torch.isfinite(rows).all(1)).nonzero().flatten().tolist()
-        own = batch.batches[name]
+        part = batch.batches[name]
         if not bad and torch.isfinite(output.losses[name]):
             continue
-        if not bad or len(bad) == len(rows) or not own.row_numbers:
+        if not bad or len(bad) == len(rows) or not part.row_numbers:
             return (
-                f"the loss of family {name!r} is not finite in the whole batch of source {own.source!r}: "
+                f"the loss of family {name!r} is not finite in the whole batch of source {part.source!r}: "
                 "lower the learning rate."
             )
         return (
-            f"the loss of family {name!r} is not finite, from row {own.row_numbers[bad[0]]} of source "
-            f"{own.source!r} ({len(bad)} of {len(rows)} rows): look at that row, or lower the learning rate."
+            f"the loss of family {name!r} is not finite, from row {part.row_numbers[bad[0]]} of source "
+            f"{part.source!r} ({len(bad)} of {len(rows)} rows): look at that row, or lower the learning rate."
         )
     return "the loss is not finite in another process; its message names the row."
-

@@ -40,4 +40,3 @@ def save_run(
 
 def _final(record: dict[str, Any], family: str) -> dict[str, float]:
     return {key.split("/")[0]: value for key, value in record["last"].items() if key.endswith(f"/{family}")}
-

@@ -99,7 +99,7 @@ class Recipe:
 
 @dataclass
 class _Overrides(Recipe):
-    """What the command line takes besides.
+    """What only the command line accepts.
 
     Attributes:
         demo: Ignored; accepted from older command lines.
@@ -247,7 +247,11 @@ def _check(recipe: Recipe) -> None:
         hint = nearest(recipe.regime, regimes)
         raise RecipeError(f"Unknown regime {recipe.regime!r}; {hint}choose one of: {', '.join(regimes)}.")
     if recipe.regime != "base" and not recipe.families:
-        raise RecipeError("The recipe names no family; add at least one under 'families'.")
+        raise RecipeError(
+            f"There is nothing to train on; name a recipe ({', '.join(known_recipes())}, or a YAML file), or "
+            "data: --families.ner.data LABELS, --families.tc.pairs PAIRS. The demo is `make pretrain` in the "
+            "repository."
+        )
     if recipe.mixed_precision not in PRECISIONS:
         raise RecipeError(f"mixed_precision is {recipe.mixed_precision!r}; choose {', '.join(PRECISIONS)}.")
     for name, lowest in MINIMA.items():

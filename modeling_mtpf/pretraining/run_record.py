@@ -73,8 +73,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
         raise MtpfError(f"Another run writes to {folder}; wait for it, or choose another folder.") from error
 
 
-FREE_KEYS = {"output_dir", "resume", "keep", "save_every", "threads", "prefetch", "log_every", "report_to", "demo"}
-"""Recipe keys that a resumed run may change: they do not touch its numbers (``demo`` is in older records)."""
+FREE_KEYS = {"output_dir", "resume", "keep", "save_every", "threads", "prefetch", "log_every", "report_to"}
+"""Recipe keys that a resumed run may change: they do not touch its numbers."""
 
 
 def check_same_run(facts: dict[str, Any], checkpoint: Path, state: dict[str, Any]) -> None:
@@ -84,7 +84,7 @@ def check_same_run(facts: dict[str, Any], checkpoint: Path, state: dict[str, Any
         MtpfError: It names what differs.
     """
     now, then = json.loads(json.dumps(facts)), {key: state.get(key, {}) for key in facts}
-    for key in FREE_KEYS:
+    for key in (*FREE_KEYS, "demo"):  # older checkpoints record whether they were the demo
         now["recipe"].pop(key, None)
         then["recipe"].pop(key, None)
     for path, new, old in _differences(now, then):

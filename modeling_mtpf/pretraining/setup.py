@@ -122,4 +122,3 @@ def start_trackers(recipe: Recipe, accelerator: Accelerator) -> None:
     if recipe.report_to:
         plain = {k: v for k, v in resolved(recipe).items() if isinstance(v, (int, float, str, bool))}
         accelerator.init_trackers("mtpf", config=plain)
-

@@ -60,6 +60,3 @@ def show_apps(folder: Path, model: MtpfModel, tokenizer: PreTrainedTokenizerBase
             f"  intent:   {intent['label']} ({intent['score']:.0%})",
         ]
     )
-
-
-__all__ = ["add_demo_data", "show_apps"]
