@@ -1,4 +1,4 @@
-"""Data: the packaged encoder, the demo corpus, opening a user's source, words and labels."""
+"""Data: opening what a user names, the rows of apps, tag schemes, words and batches, the packaged encoder."""
 
 from ..errors import require_extra
 

@@ -25,7 +25,7 @@ def text_key(text: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+def _tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Identify what a fast tokenizer does, whatever padding and truncation it was last used with."""
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
@@ -62,7 +62,7 @@ def tokenize_columns(
         (see `text_key`).
     """
     columns = dataset.column_names
-    fingerprint = tokenizer_fingerprint(tokenizer)
+    fingerprint = _tokenizer_fingerprint(tokenizer)
 
     def encode(rows: dict[str, list]) -> dict[str, list]:
         encoded: dict[str, list] = {
@@ -94,7 +94,7 @@ def tokenize_labelled_words(
         how many words the row has; ``lost``, how many labelled words have no sub-word, because they were cut
         off or the tokenizer maps them to nothing.
     """
-    fingerprint = tokenizer_fingerprint(tokenizer)
+    fingerprint = _tokenizer_fingerprint(tokenizer)
 
     def encode(rows: dict[str, list]) -> dict[str, list]:
         encoding = tokenizer(

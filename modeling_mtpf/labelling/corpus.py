@@ -36,7 +36,7 @@ class CorpusPlan:
     shard_characters: list[int] = field(default_factory=list)
 
 
-def usable_texts(stream: TextStream, settings: PseudoLabelSettings) -> Iterator[tuple[int, str | None]]:
+def _usable_texts(stream: TextStream, settings: PseudoLabelSettings) -> Iterator[tuple[int, str | None]]:
     """Yield row number (from 0, over the whole source) and text; ``None`` for a row that is left out.
 
     Raises:
@@ -84,7 +84,7 @@ def survey(
     rng = np.random.Generator(np.random.PCG64(settings.seed))
     sample: list[tuple[float, int, str]] = []  # a heap with the highest random number on top
     sampled_words = 0
-    for _, text in usable_texts(stream, settings):
+    for _, text in _usable_texts(stream, settings):
         progress(1)
         if text is None:
             plan.skipped += 1
@@ -119,7 +119,7 @@ def shards(
     if not wanted:
         return
     shard, seen, rows = 0, 0, []
-    for number, text in usable_texts(stream, settings):
+    for number, text in _usable_texts(stream, settings):
         if text is None:
             continue
         seen += 1
