@@ -121,7 +121,7 @@ def _family_table(cells: Cells, families: dict[str, str]) -> str:
         averages = [f"**{np.mean(means[r]):.2f}**" if r in having and count else "–" for r in regimes]
         rows.append([f"{family} ({', '.join(protocols)}; {count} tasks)", *averages])
         for baseline in (name for name in BASELINES if name in having and count):
-            differences = [
+            differences: list[Any] = [
                 np.subtract(means[r], means[baseline]) if r in having and r != baseline else []
                 for r in regimes
             ]
