@@ -85,7 +85,7 @@ def test_results_for_the_card(hub, folders, run, tmp_path):
         (["push", "adapter", "{ner}", NER], "--backbone OWNER/NAME"),
         (["push", "adapter", "{ner}", NER, "--backbone_id", "x"], "unrecognized arguments"),
         (["push", "backbone", "{backbone}", "encoder"], "use the form 'owner/name'"),
-        (["pull", "mtpf/absent"], "There is no folder mtpf/absent, and no repo of that name"),
+        (["pull", "mtpf/absent"], "There is no repo mtpf/absent"),
         (["pull", "../../etc"], "use the form 'owner/name'"),
         (["inspect", "./nothing/here"], "not a Hub id of the form"),
         (["inspect", "mtpf/absent"], "There is no folder mtpf/absent, and no repo of that name"),
