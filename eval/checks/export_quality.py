@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from modeling_mtpf.adaptation import FitSettings, fit_app
-from modeling_mtpf.adaptation.app import score_app
+from modeling_mtpf.adaptation.scoring import score_app
 from modeling_mtpf.data.app_data import AppData
 from modeling_mtpf.data.backbones import open_backbone
 from modeling_mtpf.evaluation.records import today

@@ -31,8 +31,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from modeling_mtpf import MtpfForTokenClassification
-from modeling_mtpf.adaptation.methods.lora import cross_entropy, shuffled_batches
-from modeling_mtpf.adaptation.methods.token_lora import word_tags
+from modeling_mtpf.adaptation.scoring import word_tags
+from modeling_mtpf.adaptation.tail_training import cross_entropy, shuffled_batches
 from modeling_mtpf.data.app_data import AppData, load_app_data
 from modeling_mtpf.data.batches import row_batches
 from modeling_mtpf.data.encoding import encode_rows, padded

@@ -1,11 +1,10 @@
-"""From a user's data to one small adapter folder: read, fit with every seed, keep the best, save."""
+"""Fit an app: read the data, fit with every seed, keep the best, save one small adapter folder."""
 
-import logging
 import math
 import os
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +13,42 @@ from transformers import PreTrainedTokenizerBase
 
 from hub_cards import adapter_card
 
-from ..data.app_data import FAMILIES, AppData, Examples, check_app_data, load_app_data
+from ..data.app_data import FAMILIES, AppData, check_app_data, load_app_data
 from ..data.backbones import open_backbone
 from ..errors import AdapterError, MtpfError, RecipeError
-from ..metrics import entity_scores
-from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, backbone_sha256, read_task
+from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, backbone_sha256, find_adapter, read_task
 from ..model.adapters_mtpf import count_parameters, validate_adapter_name
 from ..model.configuration_mtpf import max_tokens
 from ..model.modeling_mtpf import MtpfModel
 from ..model.sources_mtpf import is_hub_id
 from ..settings import nearest
-from .methods import text_lora, text_probe, token_lora  # noqa: F401  they register themselves
+from .methods import lora, probe  # noqa: F401  they register themselves
 from .methods.registry import method_named
-from .methods.text_lora import score_texts
-from .methods.token_lora import tag_words
+from .rounding import stored_dtype
+from .scoring import score_app
 from .settings import FitResult, FitSettings
-from .storage import stored_dtype
 
-logger = logging.getLogger(__name__)
-
-START = "family-start"
+_START = "family-start"
 """Name in memory of the adapter that an app starts from."""
 
 _NOTES = ("empty_rows_skipped", "comment_lines_skipped", "labels_not_in_train", "labels_without_example")
-"""What the summary says of the data, where there is any of it."""
+"""Counts of the data that the summary shows where they are not zero."""
 
-PROTOCOLS = {
+_SCORED_BY = {
     "ner": "strict F1 over whole entities (IOB2, seqeval) at word level; words that are cut off count as O",
     "tc": "accuracy, macro F1, and the mean of each label's average precision",
 }
 
 
-@dataclass
+@dataclass(repr=False)
 class FittedApp:
-    """A fitted app.
+    """A fitted app; printed, it shows scores, seeds, what was skipped, and its folder.
 
     Attributes:
         name: Its adapter name in the model.
         model: The backbone with the app loaded; ``model.predict(texts, adapters=[app.name])`` applies it.
-        metrics: Test metrics where there is a test set, and validation metrics as ``validation_…``.
-        record: Everything that ``task.json`` holds of how it was fitted.
+        metrics: Test metrics if there is a test set, and validation metrics as ``validation_…``.
+        record: How it was fitted, as ``task.json`` holds it.
         folder: Where it was saved, if it was.
     """
 
@@ -62,6 +57,29 @@ class FittedApp:
     metrics: dict[str, float]
     record: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{key} {value:.3f}" for key, value in self.metrics.items())
+        return f"FittedApp({self.name!r}, {self.record.get('method')}, {scores}, folder={self.folder})"
+
+    def __str__(self) -> str:
+        lines = [f"App {self.name!r}, {self.record['method']} on {self.record['training_data']}", ""]
+        lines += [
+            f"  {key:<32} {value:.4f}" for key, value in self.metrics.items() if isinstance(value, float)
+        ]
+        for kind, scores in self.record["types"].items():
+            lines.append(f"  F1 of {kind:<26} {scores['f1']:.4f}  ({scores['support']} entities)")
+        seeds = self.record["seeds"]
+        if len(seeds) > 1:
+            by_seed = ", ".join(f"{seed}: {fit['validation_score']:.4f}" for seed, fit in seeds.items())
+            lines.append(f"  validation by seed: {by_seed}; kept: {self.record['seed']}")
+        for note in _NOTES:
+            if note in self.record["data"]:
+                lines.append(f"  {note.replace('_', ' ')}: {self.record['data'][note]}")
+        if self.folder is not None:
+            size = sum(file.stat().st_size for file in self.folder.iterdir())
+            lines += ["", f"{self.folder}  ({size / 1e6:.2f} MB, {self.record['seconds']:.0f} s)"]
+        return "\n".join(lines)
 
 
 def fit_app(
@@ -82,15 +100,14 @@ def fit_app(
     """Fit one app on the frozen backbone, and save it as an adapter folder.
 
     Args:
-        data: A source (see `load_app_data`), or data that is read already.
+        data: A source (see `load_app_data`), or data in memory.
         family: ``ner`` or ``tc``.
         backbone: ``packaged``, a folder or a Hub id; or a model and its tokenizer, to fit several apps.
-        adapter: Folder or Hub id of the family's LoRA that the app starts from; by default a fresh one.
+        adapter: Folder or Hub id of the family's LoRA to start from; by default a fresh one.
         output_dir: New folder for the app; by default nothing is saved.
         name: Adapter name; by default that of the folder, or ``app``.
-        method: A way of fitting: ``lora``, for ``tc`` also ``probe``; ``auto`` is LoRA for NER and the probe
-            for TC.
-        seeds: How many seeds are tried from ``settings.seed`` on; the best by validation is kept.
+        method: ``lora``, for ``tc`` also ``probe``; ``auto`` is LoRA for NER and the probe for TC.
+        seeds: Number of seeds to try, from ``settings.seed`` on; the best by validation is kept.
         settings: See `FitSettings`.
         backbone_revision: Commit of the backbone's repo.
         adapter_revision: Commit of the adapter's repo.
@@ -120,16 +137,19 @@ def fit_app(
     name = name or (folder.name if folder else "app")
     validate_adapter_name(model.backbone, name)
     digest = backbone_sha256(model.backbone)
-    start = model.load_adapter(adapter, START, adapter_revision) if adapter is not None else None
+    start, start_name = None, "fresh"
+    if adapter is not None:
+        start_folder, start_name = _find_start(adapter, adapter_revision, family)
+        start = model.load_adapter(start_folder, _START)
     try:
         results = _fit_seeds(model, tokenizer, name, data, start, settings, seeds, fit)
     finally:
         if start is not None:
-            model.delete_adapter(START)
+            model.delete_adapter(_START)
     if backbone_sha256(model.backbone) != digest:
         raise RuntimeError("The frozen backbone has changed while an app was fitted: this is a bug.")
     test = score_app(model, tokenizer, name, data.test) if data.test else None
-    record = _record(data, method, settings, results, _start_name(adapter), test)
+    record = _record(data, method, settings, results, start_name, test)
     dtype = stored_dtype((value for _, value in _app_parameters(model, name)), settings)
     record["stored_dtype"] = str(dtype).removeprefix("torch.")
     record["seconds"] = round(time.time() - started, 1)
@@ -146,67 +166,57 @@ def _check_seeds(seeds: int, settings: FitSettings, method: str) -> None:
 
 
 def _data_of(data: str | Path | AppData, family: str, seed: int, options: dict[str, Any]) -> AppData:
-    """Read a source with its options, or check data that is read already."""
+    """Read a source with its options, or check data in memory."""
     if not isinstance(data, AppData):
         return load_app_data(data, family, seed=seed, **options)
-    given = [key for key, value in options.items() if value is not None]
-    if given:
-        raise RecipeError(f"{given[0]} is an option of reading data, but the data is read already.")
+    used = [key for key, value in options.items() if value is not None]
+    if used:
+        raise RecipeError(f"{used[0]} is an option of reading data, but the data is read already.")
     if data.family != family:
         raise RecipeError(f"The data is of the family {data.family!r}, not {family!r}.")
     check_app_data(data)
     return data
 
 
-def score_app(
-    model: MtpfModel, tokenizer: PreTrainedTokenizerBase, name: str, examples: Examples
-) -> dict[str, Any]:
-    """Score an app of the model in float32, on inputs cut at its maximal length."""
-    if model.heads[name].kind == "token-classification":
-        return entity_scores(examples.labels, tag_words(model, tokenizer, name, examples.inputs))
-    return score_texts(model, tokenizer, name, examples)
-
-
 def _fit_seeds(model, tokenizer, name, data, start, settings, seeds: int, fit) -> dict[int, FitResult]:
     """Fit with each seed; the app of the best one by validation stays in the model."""
     results: dict[int, FitResult] = {}
-    kept: dict[str, torch.Tensor] = {}
+    best: dict[str, torch.Tensor] = {}
     highest = -math.inf
     for seed in range(settings.seed, settings.seed + seeds):
         if name in model.adapters:
             model.delete_adapter(name)
         try:
-            own = FitSettings(**{**vars(settings), "seed": seed})
-            results[seed] = fit(model, tokenizer, name, data, start, own)
+            results[seed] = fit(model, tokenizer, name, data, start, replace(settings, seed=seed))
         except Exception:
             if name in model.adapters:
                 model.delete_adapter(name)
             raise
         if results[seed].score > highest:
             highest = results[seed].score
-            kept = {key: value.detach().clone() for key, value in _app_parameters(model, name)}
-    dtype = stored_dtype(kept.values(), settings)
+            best = {key: value.detach().clone() for key, value in _app_parameters(model, name)}
+    dtype = stored_dtype(best.values(), settings)
     for key, value in _app_parameters(model, name):
-        value.data.copy_(kept[key].to(dtype))  # rounded now: what is scored next is what is saved
+        value.data.copy_(best[key].to(dtype))  # rounded now: what is scored next is what is saved
         value.requires_grad_(False)
     return results
 
 
 def _app_parameters(model: MtpfModel, name: str) -> list[tuple[str, torch.nn.Parameter]]:
-    lora = [(key, p) for key, p in model.backbone.named_parameters() if f".{name}." in key]
-    return lora + [(f"head.{key}", p) for key, p in model.heads[name].named_parameters()]
+    parameters = [(key, p) for key, p in model.backbone.named_parameters() if f".{name}." in key]
+    return parameters + [(f"head.{key}", p) for key, p in model.heads[name].named_parameters()]
 
 
 def _flat(scores: dict[str, Any]) -> dict[str, float]:
-    """Numbers only, rounded; scores by type stay in the record."""
+    """Return the numbers among the scores, rounded."""
     return {key: round(value, 4) for key, value in scores.items() if isinstance(value, (int, float))}
 
 
 def _types(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """F1 and number of gold entities of each type; empty for TC."""
+    """Return F1 and number of gold entities of each type; empty for TC."""
     return {
-        kind: {"f1": round(own["f1"], 4), "support": own["support"]}
-        for kind, own in scores.get("types", {}).items()
+        kind: {"f1": round(by_type["f1"], 4), "support": by_type["support"]}
+        for kind, by_type in scores.get("types", {}).items()
     }
 
 
@@ -221,7 +231,7 @@ def _record(
         "method": method,
         "start": start,
         "training_data": f"{source}, {len(data.train):,} training examples",
-        "protocol": PROTOCOLS[data.family] + ("" if data.test else "; no test set, validation only"),
+        "protocol": _SCORED_BY[data.family] + ("" if data.test else "; no test set, validation only"),
         "data": data.notes,
         "settings": {key: value for key, value in vars(settings).items() if key != "progress"},
         "seeds": {
@@ -237,17 +247,23 @@ def _record(
     }
 
 
-def _start_name(adapter: str | Path | None) -> str:
-    """Say what the app started from, without a local path."""
-    if adapter is None:
-        return "fresh"
-    path = Path(adapter)
-    if not path.is_dir():
-        return str(adapter)
+def _find_start(adapter: str | Path, revision: str | None, family: str) -> tuple[Path, str]:
+    """Return folder and name, without a local path, of the adapter that the app starts from.
+
+    Raises:
+        RecipeError: It belongs to another family.
+    """
+    folder = find_adapter(adapter, revision)
     try:
-        return read_task(path).get("name", path.name)
-    except AdapterError:
-        return path.name
+        task = read_task(folder)
+    except AdapterError:  # a stock PEFT adapter
+        task = {}
+    if task.get("family", family) != family:
+        raise RecipeError(
+            f"The adapter {adapter} is of the family {task['family']!r}, the app of {family!r}; "
+            f"start from the LoRA of {family!r}, or without --adapter from a fresh one."
+        )
+    return folder, task.get("name", folder.name) if Path(adapter).is_dir() else str(adapter)
 
 
 def _hub_id(backbone: Any) -> str | None:
@@ -258,12 +274,12 @@ def _hub_id(backbone: Any) -> str | None:
 def _new_folder(output_dir: str | Path | None) -> Path | None:
     if output_dir is None:
         return None
-    folder = Path(output_dir).resolve()  # of "." there is no name, and nothing beside it
+    folder = Path(output_dir).resolve()  # "." has no name, and no folder next to it can be written
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise MtpfError(f"{output_dir} exists already; choose another --output_dir or remove it.")
     if folder == Path.cwd():
         raise MtpfError(f"{output_dir} is the current folder, which cannot be replaced; name a new one.")
-    parent = next(own for own in folder.parents if own.exists())
+    parent = next(ancestor for ancestor in folder.parents if ancestor.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise MtpfError(f"Nothing can be written to {parent}; choose another --output_dir.")
     return folder
@@ -272,7 +288,7 @@ def _new_folder(output_dir: str | Path | None) -> Path | None:
 def _save(
     folder: Path, model: MtpfModel, name: str, record: dict, backbone_id, revision, dtype: torch.dtype
 ) -> None:
-    """Write the folder beside its place, then move it there in one go."""
+    """Write the folder under a temporary name next to it, then rename it."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -297,24 +313,3 @@ def _save(
         shutil.rmtree(temporary, ignore_errors=True)
     if not (folder / ADAPTER_CONFIG_FILE).is_file():
         raise RuntimeError(f"{folder} was not written: this is a bug.")
-
-
-def summary(app: FittedApp) -> str:
-    """Return what a user wants to see at the end: scores, seeds, what was skipped, the folder."""
-    lines = [f"App {app.name!r}, {app.record['method']} on {app.record['training_data']}", ""]
-    lines += [f"  {key:<32} {value:.4f}" for key, value in app.metrics.items() if isinstance(value, float)]
-    for kind, own in app.record["types"].items():
-        lines.append(f"  F1 of {kind:<26} {own['f1']:.4f}  ({own['support']} entities)")
-    scores = [f"{seed}: {own['validation_score']:.4f}" for seed, own in app.record["seeds"].items()]
-    if len(scores) > 1:
-        lines.append(f"  validation by seed: {', '.join(scores)}; kept: {app.record['seed']}")
-    for note in _NOTES:
-        if note in app.record["data"]:
-            lines.append(f"  {note.replace('_', ' ')}: {app.record['data'][note]}")
-    if app.folder is not None:
-        size = sum(file.stat().st_size for file in app.folder.iterdir())
-        lines += ["", f"{app.folder}  ({size / 1e6:.2f} MB, {app.record['seconds']:.0f} s)"]
-    return "\n".join(lines)
-
-
-__all__ = ["FittedApp", "fit_app", "score_app", "summary"]

@@ -46,6 +46,3 @@ def embed_texts(
             pooled = mean_pool(hidden.float(), inputs["attention_mask"]).float().cpu().numpy()
             vectors[batch.rows[: batch.real]] = pooled[: batch.real]
     return vectors
-
-
-__all__ = ["embed_texts"]

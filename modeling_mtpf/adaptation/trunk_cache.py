@@ -23,7 +23,7 @@ class TrunkCache:
         depth: Layers above the trunk.
         max_length: Longest padded row in tokens.
         mixed_precision: ``auto``, ``bf16`` or ``float32``; in bf16 the outputs are kept in bf16.
-        limit: Bytes to keep; rows beyond are computed anew at each use.
+        limit: Bytes to keep; the trunk of further rows is computed at each use.
         progress: Show a progress bar.
     """
 
@@ -39,16 +39,16 @@ class TrunkCache:
     ):
         self.model, self.encoded, self.depth, self.mixed_precision = model, encoded, depth, mixed_precision
         dtype = torch.bfloat16 if uses_bf16(model.device, mixed_precision) else torch.float32
-        self.kept: list[torch.Tensor | None] = [None] * len(encoded)
+        self._outputs: list[torch.Tensor | None] = [None] * len(encoded)
         lengths = encoded.lengths
         size = model.config.hidden_size * dtype.itemsize
         rows = np.nonzero(np.cumsum(lengths) * size <= limit)[0]
         batches = row_batches(lengths[rows], max_length, model.device, mixed_precision)
         for batch in tqdm(batches, desc="trunk", disable=not progress, leave=False):
-            own = rows[batch.rows]
-            hidden = self._compute(own, batch.length).hidden_states.to(dtype)
-            for position, row in enumerate(own[: batch.real]):
-                self.kept[row] = hidden[position, : lengths[row]].clone()
+            cached = rows[batch.rows]
+            hidden = self._compute(cached, batch.length).hidden_states.to(dtype)
+            for position, row in enumerate(cached[: batch.real]):
+                self._outputs[row] = hidden[position, : lengths[row]].clone()
 
     @torch.no_grad()
     def _compute(self, rows: np.ndarray, length: int, depth: int | None = None) -> TrunkOutput:
@@ -59,15 +59,12 @@ class TrunkCache:
 
     def batch(self, rows: np.ndarray, length: int) -> TrunkOutput:
         """Return the trunk's output for some rows, padded to ``length`` tokens; padding holds zeros."""
-        kept = [self.kept[row] for row in rows]
-        if any(value is None for value in kept):
+        outputs = [self._outputs[row] for row in rows]
+        if any(value is None for value in outputs):
             return self._compute(rows, length)
         # Masks and position tables of the tail layers come from a trunk of embeddings alone, which is cheap.
         outline = self._compute(rows, length, depth=len(encoder_layers(self.model.backbone)))
         hidden = torch.zeros_like(outline.hidden_states, dtype=torch.float32)
-        for position, value in enumerate(kept):
+        for position, value in enumerate(outputs):
             hidden[position, : len(value)] = value  # type: ignore[arg-type]
         return TrunkOutput(hidden, outline.calls[-self.depth :])
-
-
-__all__ = ["TrunkCache"]

@@ -10,7 +10,6 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from ..adaptation import FitSettings, fit_app
-from ..adaptation.app import summary
 from ..devices import available_cores
 from ..errors import RecipeError
 from ..settings import COMMAS, read_settings

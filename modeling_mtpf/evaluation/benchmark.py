@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..adaptation import FitSettings, fit_app
-from ..adaptation.methods.text_probe import choose_probe
+from ..adaptation.methods.probe import choose_probe
 from ..adaptation.text_vectors import embed_texts
 from ..data.app_data import AppData, Examples
 from ..data.backbones import open_backbone

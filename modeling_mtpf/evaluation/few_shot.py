@@ -62,7 +62,7 @@ def few_shot(
     for rows in few_shot_rows(pool_labels, samples_per_label, seed=seed):
         probe = LogisticRegression(max_iter=100, random_state=seed)
         vectors = pool(rows)
-        with threadpool_limits(1, user_api="blas"):  # as in adaptation.text_probe
+        with threadpool_limits(1, user_api="blas"):  # as in adaptation.methods.probe
             probe.fit(vectors, [pool_labels[row] for row in rows])
         scores.append(
             text_scores(

@@ -14,18 +14,12 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from modeling_mtpf import AdapterHead
 from modeling_mtpf.adaptation import FitSettings, fit_app
-from modeling_mtpf.adaptation.methods import text_probe, token_lora
-from modeling_mtpf.adaptation.methods.lora import (
-    TailRows,
-    add_app,
-    label_weights,
-    shuffled_batches,
-    train_lora,
-)
+from modeling_mtpf.adaptation.methods import lora, probe
+from modeling_mtpf.adaptation.methods.probe import STRENGTHS, choose_by_folds, choose_probe
 from modeling_mtpf.adaptation.methods.registry import METHODS, register_method
-from modeling_mtpf.adaptation.methods.text_probe import STRENGTHS, choose_by_folds, choose_probe
-from modeling_mtpf.adaptation.methods.token_lora import tag_words
+from modeling_mtpf.adaptation.scoring import tag_words
 from modeling_mtpf.adaptation.settings import FitResult
+from modeling_mtpf.adaptation.tail_training import add_app, label_weights, shuffled_batches, train_tail
 from modeling_mtpf.adaptation.text_vectors import embed_texts
 from modeling_mtpf.adaptation.trunk_cache import TrunkCache
 from modeling_mtpf.data.app_data import AppData, Examples
@@ -203,15 +197,15 @@ def test_early_stopping_restores_the_best_state(setting):
     settings = FitSettings(steps=40, evaluations=20, patience=3, batch_size=4, **FLOAT)
     encoded = encode_rows(tokenizer, TOKENS, 64)
     add_app(model, "app", AdapterHead("token-classification", ["O", "B-PER"], 32), None)
-    rows = TailRows(TrunkCache(model, encoded, 2, 64, "float32"), encoded)
+    rows = TrunkCache(model, encoded, 2, 64, "float32")
     told, states = [0.1, 0.2, 0.9, 0.3, 0.9, 0.4, 1.0], []
 
     def score() -> float:
         states.append({n: p.detach().clone() for n, p in model.named_parameters() if "app" in n})
         return told[len(states) - 1]
 
-    found = train_lora(
-        model, "app", rows, lambda h, r, n: model.heads["app"](h).square().mean(), score, settings
+    found = train_tail(
+        model, "app", rows, lambda hidden, _: model.heads["app"](hidden).square().mean(), score, settings
     )
     assert found["validation_scores"] == told[:6] and (found["best_step"], found["steps"]) == (6, 12)
     after = dict(model.named_parameters())
@@ -415,7 +409,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(
 
 def test_a_failed_fit_leaves_the_model_as_it_was(setting, family_adapter, monkeypatch):
     model, tokenizer = setting
-    monkeypatch.setattr(token_lora, "train_lora", lambda *rest: 1 / 0)
+    monkeypatch.setattr(lora, "train_tail", lambda *rest: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fit_app(ner_data(), "ner", backbone=(model, tokenizer), adapter=family_adapter)
     assert model.adapters == ["ner", "tc"]
@@ -423,6 +417,17 @@ def test_a_failed_fit_leaves_the_model_as_it_was(setting, family_adapter, monkey
         fit_app(ner_data(), "ner", backbone=(model, tokenizer), seeds=0)
     with pytest.raises(RecipeError, match="the same for every seed"):
         fit_app(tc_data(), "tc", backbone=(model, tokenizer), seeds=3)
+
+
+def test_an_adapter_of_another_family_is_refused(setting, tmp_path):
+    model, tokenizer = setting
+    folder = model.save_adapter(tmp_path / "lora", "tc", task={"family": "tc"})
+    with pytest.raises(RecipeError, match="is of the family 'tc', the app of 'ner'"):
+        fit_app(ner_data(), "ner", backbone=setting, adapter=folder)
+    settings = FitSettings(steps=1, **FLOAT)
+    app = fit_app(tc_data(), "tc", backbone=setting, adapter=folder, name="intent", settings=settings)
+    assert repr(app).startswith("FittedApp('intent', probe, accuracy 1.000") and "\n" not in repr(app)
+    assert str(app).splitlines()[0] == "App 'intent', probe on data in memory, 12 training examples"
 
 
 def test_the_current_folder_is_no_place_for_an_app(setting, tmp_path, monkeypatch):
@@ -504,14 +509,14 @@ def test_what_is_saved_is_what_was_scored(setting, tmp_path, load, dtype):
 
 def test_numbers_beyond_float16_stay_float32(setting, tmp_path, monkeypatch):
     model, tokenizer = setting
-    monkeypatch.setattr(text_probe, "STRENGTHS", (1.0,))
-    fill = text_probe._fill_head
+    monkeypatch.setattr(probe, "STRENGTHS", (1.0,))
+    fill = probe._fill_head
 
     def fill_largely(head, probe):
         fill(head, probe)
         head.weight.data[0, 0] = 1e5
 
-    monkeypatch.setattr(text_probe, "_fill_head", fill_largely)
+    monkeypatch.setattr(probe, "_fill_head", fill_largely)
     fit_app(tc_data(), "tc", backbone=(model, tokenizer), output_dir=tmp_path / "app")
     stored = load_file(tmp_path / "app" / HEAD_FILE)["weight"]
     assert stored.dtype == torch.float32 and float(stored[0, 0]) == 1e5

@@ -1,1 +1,1 @@
-"""The ways to fit an app: one module each, listed in the registry."""
+"""Adaptation methods: one module each, which registers itself in `registry`."""

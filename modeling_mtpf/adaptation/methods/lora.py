@@ -1,205 +1,163 @@
-"""Training of one app's LoRA and head on cached trunk outputs, with early stopping on validation."""
+"""Fit an app by LoRA: the family's or a fresh one, and a linear head on every word or on the mean vector."""
 
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
-from transformers import get_linear_schedule_with_warmup
+from transformers import PreTrainedTokenizerBase
 
-from ...data.batches import LENGTH_MULTIPLE, padded_length, row_batches
-from ...data.encoding import EncodedRows
-from ...devices import precision, wants_few_shapes
-from ...errors import DataError
-from ...model.adapters_mtpf import AdapterHead, LoraSettings, copy_lora
-from ...model.modeling_mtpf import MtpfModel
-from ...model.trunk_mtpf import run_tail
-from ..settings import FitSettings
+from ...data.app_data import AppData
+from ...data.encoding import EncodedRows, encode_rows, padded
+from ...data.words import IGNORE, first_subwords
+from ...metrics import entity_scores
+from ...model.adapters_mtpf import AdapterHead
+from ...model.modeling_mtpf import MtpfModel, mean_pool
+from ..scoring import read_tags, score_probabilities
+from ..settings import FitResult, FitSettings
+from ..tail_training import add_app, cross_entropy, label_weights, tail_outputs, train_tail
 from ..trunk_cache import TrunkCache
+from .registry import register_method
 
-POOL = 50
-"""Batches whose rows are sorted by length together: little padding, and yet random batches."""
-
-
-@dataclass
-class TailRows:
-    """Rows of one split for the tail: their cached trunk outputs and their tokens."""
-
-    cache: TrunkCache
-    encoded: EncodedRows
+Outputs = Iterable[tuple[np.ndarray, torch.Tensor]]
+"""Row numbers and logits, batch by batch."""
 
 
-def add_app(
-    model: MtpfModel, name: str, head: AdapterHead, start_from: str | None, lora: LoraSettings | None = None
-) -> None:
-    """Put LoRA and head of a new app into the model: a copy of a loaded adapter's LoRA, or a fresh one."""
-    if start_from is None:
-        model.add_adapter(name, lora, head)
-    else:
-        model.adapter_depth(start_from)  # raises for an unknown adapter
-        copy_lora(model.backbone, start_from, name)
-        model.heads[name] = head.to(model.device)
+class _Labels(ABC):
+    """What differs between the families: where the head reads, and what is compared with its logits.
 
-
-def shuffled_batches(
-    lengths: np.ndarray,
-    batch_size: int,
-    max_length: int,
-    generator: np.random.Generator,
-    multiple: int = LENGTH_MULTIPLE,
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield rows and padded length, a ``multiple``, of batches without end.
-
-    Each pass has every row once; a pass that does not fill its last batch takes rows of the next.
-    """
-    waiting = np.array([], dtype=np.int64)
-    while True:
-        while len(waiting) < batch_size:
-            waiting = np.concatenate([waiting, generator.permutation(len(lengths))])
-        whole = len(waiting) // batch_size * batch_size
-        order, waiting = waiting[:whole], waiting[whole:]
-        batches = []
-        for start in range(0, whole, POOL * batch_size):
-            pool = order[start : start + POOL * batch_size]
-            pool = pool[np.argsort(lengths[pool], kind="stable")]
-            batches += np.split(pool, len(pool) // batch_size)
-        for index in generator.permutation(len(batches)):
-            longest = int(lengths[batches[index]].max())
-            yield batches[index], padded_length(longest, max_length, multiple)
-
-
-def train_lora(
-    model: MtpfModel,
-    name: str,
-    train: TailRows,
-    loss_of: Callable[[torch.Tensor, np.ndarray, int], torch.Tensor],
-    score: Callable[[], float],
-    settings: FitSettings,
-) -> dict[str, Any]:
-    """Train LoRA and head of an app; the best state by validation stays.
-
-    Args:
-        model: The backbone with the app in it; no other parameter changes.
-        name: The app.
-        train: Training rows.
-        loss_of: Loss from the last hidden states ``(rows, tokens, hidden)``, the row numbers and the padded
-            length.
-        score: Validation score of the app as it is, the higher the better.
-        settings: Learning rate, steps, patience, ...
-
-    Returns:
-        Steps taken, step and score of the best state, and the scores of all looks at validation.
-
-    Raises:
-        DataError: The loss is not finite.
-    """
-    parameters = _trained(model, name)
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.01, fused=True)
-    lengths = train.encoded.lengths
-    steps = settings.steps_for(len(lengths))
-    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
-    few_shapes = wants_few_shapes(model.device, settings.mixed_precision)
-    order = shuffled_batches(
-        lengths,
-        settings.batch_size,
-        settings.max_length,
-        np.random.default_rng([settings.seed, 2]),
-        LENGTH_MULTIPLE if few_shapes else 1,
-    )
-    every = math.ceil(steps / settings.evaluations)
-    best: dict[str, Any] = {"score": -math.inf}
-    looks: list[float] = []
-    with tqdm(total=steps, desc=name, disable=not settings.progress) as progress:
-        for step in range(1, steps + 1):
-            rows, length = next(order)
-            trunk = train.cache.batch(rows, length)
-            with precision(model.device, settings.mixed_precision):
-                hidden = run_tail(model.backbone, trunk, name)
-            loss = loss_of(hidden.float(), rows, length)
-            if not torch.isfinite(loss):
-                raise DataError(f"The loss at step {step} is not finite; lower the learning rate.")
-            _set_gradients(parameters, loss)
-            optimizer.step()
-            schedule.step()
-            progress.update()
-            if step % every and step != steps:
-                continue
-            looks.append(score())
-            progress.set_postfix(validation=f"{looks[-1]:.4f}")
-            if looks[-1] > best["score"]:
-                state = [parameter.detach().clone() for parameter in parameters]
-                best = {"score": looks[-1], "step": step, "look": len(looks), "state": state}
-            elif len(looks) - best["look"] >= settings.patience:
-                break
-    for parameter, value in zip(parameters, best["state"], strict=True):
-        parameter.data.copy_(value)
-        parameter.grad = None
-    model.heads[name].eval()
-    return {"steps": step, "best_step": best["step"], "validation_scores": [round(s, 4) for s in looks]}
-
-
-def _trained(model: MtpfModel, name: str) -> list[nn.Parameter]:
-    """The parameters of an app, LoRA and head, ready for training."""
-    parameters = [p for key, p in model.backbone.named_parameters() if f".{name}." in key]
-    parameters += model.heads[name].parameters()
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    return parameters
-
-
-def _set_gradients(parameters: list[nn.Parameter], loss: torch.Tensor) -> None:
-    """Set the gradients, scaled to a norm of at most 1."""
-    # Not backward(): it would fill the gradients of the frozen layers of the tail, too.
-    gradients = torch.autograd.grad(loss, parameters)
-    scale = torch.nn.utils.get_total_norm(gradients).clamp(min=1.0)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient / scale
-
-
-@torch.no_grad()
-def tail_outputs(
-    model: MtpfModel, name: str, rows: TailRows, settings: FitSettings
-) -> Iterator[tuple[np.ndarray, torch.Tensor, int]]:
-    """Yield row numbers, last hidden states ``(rows, tokens, hidden)`` and padded length of all rows."""
-    for batch in row_batches(
-        rows.encoded.lengths, settings.max_length, model.device, settings.mixed_precision
-    ):
-        trunk = rows.cache.batch(batch.rows, batch.length)
-        with precision(model.device, settings.mixed_precision):
-            hidden = run_tail(model.backbone, trunk, name)
-        yield batch.rows[: batch.real], hidden[: batch.real].float(), batch.length
-
-
-def label_weights(counts: np.ndarray, kind: str) -> torch.Tensor | None:
-    """Return the weight of each label in the loss, float32 ``(labels,)``, or ``None`` for equal ones.
-
-    Args:
+    Attributes:
+        kind: Of the head.
+        metric: Validation score by which states and seeds are compared.
+        cut: Number of training words or texts that were cut off, under its name in ``task.json``.
         counts: Training examples of each label.
-        kind: ``none`` or ``balanced`` (scikit-learn's: total / (labels × count)).
     """
-    if kind == "none":
-        return None
-    present = counts > 0
-    weights = np.where(present, counts.sum() / (present.sum() * np.maximum(counts, 1)), 0.0)
-    return torch.tensor(weights, dtype=torch.float32)
+
+    kind: str
+    metric: str
+    cut: dict[str, int]
+    counts: np.ndarray
+
+    @abstractmethod
+    def logits(
+        self, head: nn.Module, hidden: torch.Tensor, encoded: EncodedRows, rows: np.ndarray
+    ) -> torch.Tensor:
+        """Apply the head to last hidden states ``(rows, tokens, hidden)`` of some rows."""
+
+    @abstractmethod
+    def targets(self, rows: np.ndarray, length: int) -> torch.Tensor:
+        """Return the label indices of some training rows, padded to ``length`` where words are labelled."""
+
+    @abstractmethod
+    def scores(self, outputs: Outputs, encoded: EncodedRows) -> dict[str, Any]:
+        """Return all validation scores."""
 
 
-def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    """Mean cross-entropy in float32; label -100 is ignored."""
-    weights = None if weights is None else weights.to(logits.device)
-    return nn.functional.cross_entropy(logits.float(), targets.to(logits.device), weight=weights)
+class _WordLabels(_Labels):
+    """NER: a label on the first sub-word of each word."""
+
+    kind, metric = "token-classification", "entity_f1"
+
+    def __init__(self, data: AppData, train: EncodedRows):
+        self.labels, self.validation = data.labels, data.validation
+        index = {label: number for number, label in enumerate(data.labels)}
+        self.rows: list[np.ndarray] = []
+        beyond = 0
+        for word_ids, tags, cut in zip(train.word_ids, data.train.labels, train.cut, strict=True):
+            first = np.nonzero(first_subwords(word_ids[None])[0])[0]
+            target = np.full(len(word_ids), IGNORE, dtype=np.int64)
+            target[first] = np.array([index[tag] for tag in tags], dtype=np.int64)[word_ids[first]]
+            self.rows.append(target)
+            beyond += len(tags) - 1 - int(word_ids.max(initial=-1)) if cut else 0
+        self.cut = {"words_cut_off_in_train": beyond}
+        labelled = np.concatenate([target[target != IGNORE] for target in self.rows])
+        self.counts = np.bincount(labelled, minlength=len(index))
+
+    def logits(self, head, hidden, encoded, rows):
+        return head(hidden)
+
+    def targets(self, rows, length):
+        return torch.from_numpy(padded([self.rows[row] for row in rows], length, IGNORE))
+
+    def scores(self, outputs, encoded):
+        tags = read_tags(outputs, encoded, self.validation.inputs, self.labels)
+        return entity_scores(self.validation.labels, tags)
 
 
-__all__ = [
-    "TailRows",
-    "add_app",
-    "cross_entropy",
-    "label_weights",
-    "shuffled_batches",
-    "tail_outputs",
-    "train_lora",
-]
+class _TextLabels(_Labels):
+    """TC: a label on the mean of a text's token vectors."""
+
+    kind, metric = "text-classification", "accuracy"
+
+    def __init__(self, data: AppData, train: EncodedRows):
+        self.labels, self.validation = data.labels, data.validation
+        index = {label: number for number, label in enumerate(data.labels)}
+        self.rows = np.array([index[label] for label in data.train.labels])
+        self.cut = {"texts_cut_off_in_train": sum(train.cut)}
+        self.counts = np.bincount(self.rows, minlength=len(index))
+
+    def logits(self, head, hidden, encoded, rows):
+        mask = encoded.inputs(rows, hidden.shape[1])["attention_mask"]
+        return head(mean_pool(hidden, mask.to(hidden.device)))
+
+    def targets(self, rows, length):
+        return torch.from_numpy(self.rows[rows])
+
+    def scores(self, outputs, encoded):
+        probabilities = np.zeros((len(self.validation), len(self.labels)), dtype=np.float32)
+        for rows, logits in outputs:
+            probabilities[rows] = logits.softmax(-1).cpu().numpy()
+        return score_probabilities(self.validation, probabilities, self.labels)
+
+
+_LABELS = {"ner": _WordLabels, "tc": _TextLabels}
+
+
+@register_method("ner", "lora")
+@register_method("tc", "lora")
+def fit_lora(
+    model: MtpfModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    data: AppData,
+    start_from: str | None,
+    settings: FitSettings,
+) -> FitResult:
+    """Fit an app by LoRA and leave it in the model under ``name``; see `registry.FitMethod`."""
+    torch.manual_seed(settings.seed)
+    family = _LABELS[data.family]
+    head = AdapterHead(family.kind, data.labels, model.config.hidden_size, settings.max_length)
+    add_app(model, name, head, start_from)
+    model.eval()  # the frozen trunk must not drop anything
+    train, validation = (
+        TrunkCache(
+            model,
+            encode_rows(tokenizer, split.inputs, settings.max_length),
+            model.adapter_depth(name),
+            settings.max_length,
+            settings.mixed_precision,
+            settings.cache_gb * 1e9,
+            settings.progress,
+        )
+        for split in (data.train, data.validation)
+    )
+    labels = family(data, train.encoded)
+    weights = label_weights(labels.counts, settings.class_weights)
+
+    def loss_of(hidden: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+        logits = labels.logits(model.heads[name], hidden, train.encoded, rows).flatten(0, -2)
+        return cross_entropy(logits, labels.targets(rows, hidden.shape[1]).flatten(), weights)
+
+    def scores() -> dict[str, Any]:
+        outputs = (
+            (rows, labels.logits(model.heads[name], hidden, validation.encoded, rows))
+            for rows, hidden in tail_outputs(model, name, validation, settings)
+        )
+        with torch.no_grad():
+            return labels.scores(outputs, validation.encoded)
+
+    details = train_tail(model, name, train, loss_of, lambda: scores()[labels.metric], settings)
+    final = scores()
+    return FitResult(final[labels.metric], final, {**details, **labels.cut})

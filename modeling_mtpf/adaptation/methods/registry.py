@@ -1,4 +1,4 @@
-"""The ways of fitting an app, by family and name. One module each; a further one registers itself here."""
+"""Registry of adaptation methods."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -29,12 +29,12 @@ class FitMethod(Protocol):
 
 
 METHODS: dict[tuple[str, str], FitMethod] = {}
-DEFAULTS = {"ner": "lora", "tc": "probe"}
-"""Family → the way that ``auto`` stands for."""
+_DEFAULTS = {"ner": "lora", "tc": "probe"}
+"""Family → the method that ``auto`` stands for."""
 
 
 def register_method(family: str, name: str) -> Callable[[FitMethod], FitMethod]:
-    """Make a way of fitting known under a name that ``--method`` accepts."""
+    """Register a method for a family under a name that ``--method`` accepts."""
 
     def register(method: FitMethod) -> FitMethod:
         METHODS[family, name] = method
@@ -44,19 +44,16 @@ def register_method(family: str, name: str) -> Callable[[FitMethod], FitMethod]:
 
 
 def method_named(family: str, name: str) -> tuple[str, FitMethod]:
-    """Return a way of fitting and its name; ``auto`` is the family's default.
+    """Return a method and its name; ``auto`` is the family's default.
 
     Raises:
-        RecipeError: No such way for this family.
+        RecipeError: The family has no such method.
     """
-    name = DEFAULTS[family] if name == "auto" else name
+    name = _DEFAULTS[family] if name == "auto" else name
     if (family, name) not in METHODS:
-        known = [own for own_family, own in METHODS if own_family == family]
+        known = [method for of_family, method in METHODS if of_family == family]
         raise RecipeError(
             f"Unknown method {name!r} for family {family!r}; {nearest(name, known)}choose one of: "
             f"{', '.join(['auto', *known])}."
         )
     return name, METHODS[family, name]
-
-
-__all__ = ["DEFAULTS", "METHODS", "FitMethod", "method_named", "register_method"]

@@ -1,4 +1,4 @@
-"""The type in which an app is stored."""
+"""Round an app to the type in which it is stored."""
 
 import logging
 from collections.abc import Iterable
@@ -14,9 +14,9 @@ MAX_ERROR = 1e-3
 
 
 def stored_dtype(tensors: Iterable[torch.Tensor], settings: FitSettings) -> torch.dtype:
-    """Return float16 where the settings want it and it holds all tensors well, else float32.
+    """Return float16 if the settings ask for it and it holds all tensors well, else float32.
 
-    It does not hold numbers beyond 65,504, and those near 6e-8 only roughly.
+    float16 ends at 65,504 and is coarse near 6e-8.
     """
     if settings.stored_dtype == "float32":
         return torch.float32
@@ -36,6 +36,3 @@ def round_to_stored(tensors: Iterable[torch.Tensor], settings: FitSettings) -> N
     dtype = stored_dtype(tensors, settings)
     for value in tensors:
         value.copy_(value.to(dtype))
-
-
-__all__ = ["round_to_stored", "stored_dtype"]

@@ -1,4 +1,4 @@
-"""TC by linear probe: logistic regression on the mean-pooled vectors of the frozen backbone with a LoRA."""
+"""Fit a TC app by linear probe: logistic regression on the vectors of the frozen backbone with a LoRA."""
 
 import warnings
 from collections import Counter
@@ -16,21 +16,21 @@ from ...data.app_data import AppData
 from ...metrics import text_scores
 from ...model.adapters_mtpf import AdapterHead, LoraSettings, lora_parameters
 from ...model.modeling_mtpf import MtpfModel
+from ..rounding import round_to_stored
 from ..settings import FitResult, FitSettings
-from ..storage import round_to_stored
+from ..tail_training import add_app
 from ..text_vectors import embed_texts
-from .lora import add_app
 from .registry import register_method
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
-"""Inverse strengths of regularisation (scikit-learn's C); all are tried."""
+"""Inverse strengths of regularisation to try (scikit-learn's C)."""
 
 FEW, FOLDS = 50, 5
-"""Fewer held-out texts than this say too little about a strength; then so many folds of all texts do."""
+"""With fewer held-out texts than `FEW`, the strength is chosen by `FOLDS` folds of all texts."""
 
 
 @register_method("tc", "probe")
-def fit_text_probe(
+def fit_probe(
     model: MtpfModel,
     tokenizer: PreTrainedTokenizerBase,
     name: str,
@@ -38,12 +38,12 @@ def fit_text_probe(
     start_from: str | None,
     settings: FitSettings,
 ) -> FitResult:
-    """Fit a TC app by linear probe and leave it in the model under ``name``; see `methods.FitMethod`.
+    """Fit a TC app by linear probe and leave it in the model under ``name``; see `registry.FitMethod`.
 
-    The LoRA is the one of ``start_from``, as it is stored; without one, a LoRA of rank 1 that changes
-    nothing, for an app's folder always holds one. The strength of regularisation is chosen on validation;
-    when validation was held out from the training data, the final probe is fitted on both, and when it has
-    fewer than `FEW` rows, the strength is chosen by folds of both.
+    The LoRA is that of ``start_from``, rounded as it is stored; by default one of rank 1 that changes
+    nothing, since an app's folder always holds a LoRA. The strength of regularisation is chosen on
+    validation; when validation was held out from the training data, the final probe is fitted on both, and
+    when it has fewer than `FEW` rows, the strength is chosen by folds of both.
     """
     head = AdapterHead("text-classification", data.labels, model.config.hidden_size, settings.max_length)
     torch.manual_seed(settings.seed)
@@ -91,7 +91,7 @@ def choose_probe(
 ) -> tuple[LogisticRegression, FitResult]:
     """Fit logistic regression with the strength of regularisation that is best on validation.
 
-    That is the one of the highest accuracy, and of equal ones that of the lower log-loss.
+    The highest accuracy decides, then the lower log-loss.
 
     Args:
         train: Vectors ``(texts, width)``.
@@ -104,15 +104,12 @@ def choose_probe(
     Returns:
         The probe, and its validation scores with the accuracy of every strength tried.
     """
-    found = []
-    for strength in STRENGTHS:
-        probe = _fit_probe(train, train_labels, strength, class_weights, seed)
-        found.append((probe, probe.predict_proba(validation)))
+    probes = [_fit_probe(train, train_labels, strength, class_weights, seed) for strength in STRENGTHS]
     results = [
-        _result(validation_labels, probabilities, list(probe.classes_)) for probe, probabilities in found
+        _result(validation_labels, probe.predict_proba(validation), list(probe.classes_)) for probe in probes
     ]
     chosen, result = _best(results)
-    return found[chosen][0], result
+    return probes[chosen], result
 
 
 def choose_by_folds(
@@ -120,7 +117,7 @@ def choose_by_folds(
 ) -> tuple[float, FitResult]:
     """Choose the strength of regularisation by stratified folds.
 
-    A label's only example is in no fold: it is always fitted.
+    A label's only example is never held out.
 
     Args:
         vectors: Vectors ``(texts, width)``.
@@ -131,22 +128,22 @@ def choose_by_folds(
     Returns:
         The strength, and the scores of the predictions for the folds with the accuracy of every strength.
     """
-    own, counts = np.asarray(labels, dtype=object), Counter(labels)
+    targets, counts = np.asarray(labels, dtype=object), Counter(labels)
     several = np.array([row for row, label in enumerate(labels) if counts[label] > 1])
     folds = StratifiedKFold(min(FOLDS, max(counts.values())), shuffle=True, random_state=seed)
     names = list(dict.fromkeys(labels))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        parts = [several[held] for _, held in folds.split(several, own[several].astype(str))]
+        parts = [several[held] for _, held in folds.split(several, targets[several].astype(str))]
     results = []
     for strength in STRENGTHS:
-        probabilities = np.zeros((len(own), len(names)))
+        probabilities = np.zeros((len(targets), len(names)))
         for held in parts:
-            rest = np.setdiff1d(np.arange(len(own)), held)
-            probe = _fit_probe(vectors[rest], own[rest], strength, class_weights, seed)
+            rest = np.setdiff1d(np.arange(len(targets)), held)
+            probe = _fit_probe(vectors[rest], targets[rest], strength, class_weights, seed)
             columns = [names.index(label) for label in probe.classes_]
             probabilities[np.ix_(held, columns)] = probe.predict_proba(vectors[held])
-        results.append(_result(list(own[several]), probabilities[several], names))
+        results.append(_result(list(targets[several]), probabilities[several], names))
     chosen, result = _best(results)
     return STRENGTHS[chosen], result
 
@@ -162,7 +159,7 @@ def _fit_probe(
 
 
 def _result(labels: Sequence[str], probabilities: np.ndarray, names: list[str]) -> tuple[FitResult, float]:
-    """Scores, and the log-loss; a label that the probe does not know counts as all but impossible."""
+    """Return scores and log-loss; a label that the probe does not know gets the probability 1e-12."""
     predicted = [names[column] for column in probabilities.argmax(1)]
     scores = text_scores(labels, predicted, probabilities, names)
     columns = {name: column for column, name in enumerate(names)}
@@ -173,18 +170,19 @@ def _result(labels: Sequence[str], probabilities: np.ndarray, names: list[str]) 
 
 
 def _best(results: list[tuple[FitResult, float]]) -> tuple[int, FitResult]:
-    """The index and result of the highest accuracy; of equal ones that with the lower log-loss."""
+    """Return index and result of the highest accuracy, then of the lower log-loss."""
     chosen = max(range(len(results)), key=lambda i: (results[i][0].score, -results[i][1]))
     result = results[chosen][0]
     result.details = {
-        str(strength): round(own.score, 4) for strength, (own, _) in zip(STRENGTHS, results, strict=True)
+        str(strength): round(scored.score, 4)
+        for strength, (scored, _) in zip(STRENGTHS, results, strict=True)
     }
     return chosen, result
 
 
 @torch.no_grad()
 def _fill_head(head: Any, probe: LogisticRegression) -> None:
-    """Copy a probe into a head, label by label; a label without training example is never predicted."""
+    """Copy a probe into a head, label by label; a label without a training example is never predicted."""
     weight, bias = torch.from_numpy(probe.coef_), torch.from_numpy(probe.intercept_)
     if len(probe.classes_) == 2:  # scikit-learn keeps one row, the log-odds of the second class
         weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
@@ -194,6 +192,3 @@ def _fill_head(head: Any, probe: LogisticRegression) -> None:
         head.weight[head.labels.index(label)] = weight[row]
         head.bias[head.labels.index(label)] = bias[row]
     head.eval()
-
-
-__all__ = ["STRENGTHS", "choose_by_folds", "choose_probe", "fit_text_probe"]

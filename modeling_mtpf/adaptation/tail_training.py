@@ -1,0 +1,185 @@
+"""Train one app's LoRA and head on cached trunk outputs, with early stopping on validation."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import get_linear_schedule_with_warmup
+
+from ..data.batches import LENGTH_MULTIPLE, padded_length, row_batches
+from ..devices import precision, wants_few_shapes
+from ..errors import DataError
+from ..model.adapters_mtpf import AdapterHead, LoraSettings, copy_lora
+from ..model.modeling_mtpf import MtpfModel
+from ..model.trunk_mtpf import run_tail
+from .settings import FitSettings
+from .trunk_cache import TrunkCache
+
+POOL = 50
+"""How many batches are sorted by length together: little padding, and still random batches."""
+
+
+def add_app(
+    model: MtpfModel, name: str, head: AdapterHead, start_from: str | None, lora: LoraSettings | None = None
+) -> None:
+    """Put LoRA and head of a new app into the model: a copy of a loaded adapter's LoRA, or a fresh one."""
+    if start_from is None:
+        model.add_adapter(name, lora, head)
+    else:
+        model.adapter_depth(start_from)  # raises for an unknown adapter
+        copy_lora(model.backbone, start_from, name)
+        model.heads[name] = head.to(model.device)
+
+
+def shuffled_batches(
+    lengths: np.ndarray,
+    batch_size: int,
+    max_length: int,
+    generator: np.random.Generator,
+    multiple: int = LENGTH_MULTIPLE,
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield rows and padded length, a ``multiple``, of batches without end.
+
+    Each pass has every row once; a pass that does not fill its last batch takes rows of the next.
+    """
+    waiting = np.array([], dtype=np.int64)
+    while True:
+        while len(waiting) < batch_size:
+            waiting = np.concatenate([waiting, generator.permutation(len(lengths))])
+        whole = len(waiting) // batch_size * batch_size
+        order, waiting = waiting[:whole], waiting[whole:]
+        batches = []
+        for start in range(0, whole, POOL * batch_size):
+            pool = order[start : start + POOL * batch_size]
+            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            batches += np.split(pool, len(pool) // batch_size)
+        for index in generator.permutation(len(batches)):
+            longest = int(lengths[batches[index]].max())
+            yield batches[index], padded_length(longest, max_length, multiple)
+
+
+def train_tail(
+    model: MtpfModel,
+    name: str,
+    train: TrunkCache,
+    loss_of: Callable[[torch.Tensor, np.ndarray], torch.Tensor],
+    score: Callable[[], float],
+    settings: FitSettings,
+) -> dict[str, Any]:
+    """Train LoRA and head of an app, and restore the best state by validation.
+
+    Args:
+        model: The backbone with the app in it; no other parameter changes.
+        name: The app.
+        train: Training rows.
+        loss_of: Loss from the last hidden states ``(rows, tokens, hidden)`` and the row numbers.
+        score: Validation score of the app as it is, the higher the better.
+        settings: Learning rate, steps, patience, ...
+
+    Returns:
+        Steps taken, step of the best state, and the scores of all evaluations.
+
+    Raises:
+        DataError: The loss is not finite.
+    """
+    parameters = _trained(model, name)
+    steps = settings.steps_for(len(train.encoded))
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.01, fused=True)
+    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
+    batches = _batches(model, train, settings)
+    every = math.ceil(steps / settings.evaluations)
+    scores: list[float] = []
+    best: dict[str, Any] = {"score": -math.inf}
+    with tqdm(total=steps, desc=name, disable=not settings.progress) as progress:
+        for step in range(1, steps + 1):
+            rows, length = next(batches)
+            trunk = train.batch(rows, length)
+            with precision(model.device, settings.mixed_precision):
+                hidden = run_tail(model.backbone, trunk, name)
+            loss = loss_of(hidden.float(), rows)
+            if not torch.isfinite(loss):
+                raise DataError(f"The loss at step {step} is not finite; lower the learning rate.")
+            _set_gradients(parameters, loss)
+            optimizer.step()
+            schedule.step()
+            progress.update()
+            if step % every and step != steps:
+                continue
+            scores.append(score())
+            progress.set_postfix(validation=f"{scores[-1]:.4f}")
+            if scores[-1] > best["score"]:
+                state = [parameter.detach().clone() for parameter in parameters]
+                best = {"score": scores[-1], "step": step, "evaluation": len(scores), "state": state}
+            elif len(scores) - best["evaluation"] >= settings.patience:
+                break
+    for parameter, value in zip(parameters, best["state"], strict=True):
+        parameter.data.copy_(value)
+        parameter.grad = None
+    model.heads[name].eval()
+    return {"steps": step, "best_step": best["step"], "validation_scores": [round(s, 4) for s in scores]}
+
+
+def _batches(model: MtpfModel, train: TrunkCache, settings: FitSettings) -> Iterator[tuple[np.ndarray, int]]:
+    few_shapes = wants_few_shapes(model.device, settings.mixed_precision)
+    return shuffled_batches(
+        train.encoded.lengths,
+        settings.batch_size,
+        settings.max_length,
+        np.random.default_rng([settings.seed, 2]),
+        LENGTH_MULTIPLE if few_shapes else 1,
+    )
+
+
+def _trained(model: MtpfModel, name: str) -> list[nn.Parameter]:
+    """Return the parameters of an app, LoRA and head, ready for training."""
+    parameters = [p for key, p in model.backbone.named_parameters() if f".{name}." in key]
+    parameters += model.heads[name].parameters()
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    return parameters
+
+
+def _set_gradients(parameters: list[nn.Parameter], loss: torch.Tensor) -> None:
+    """Set the gradients, scaled to a norm of at most 1."""
+    # Not backward(): it would fill the gradients of the frozen layers of the tail, too.
+    gradients = torch.autograd.grad(loss, parameters)
+    scale = torch.nn.utils.get_total_norm(gradients).clamp(min=1.0)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient / scale
+
+
+@torch.no_grad()
+def tail_outputs(
+    model: MtpfModel, name: str, rows: TrunkCache, settings: FitSettings
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Yield row numbers and last hidden states ``(rows, tokens, hidden)`` of all rows."""
+    lengths = rows.encoded.lengths
+    for batch in row_batches(lengths, settings.max_length, model.device, settings.mixed_precision):
+        trunk = rows.batch(batch.rows, batch.length)
+        with precision(model.device, settings.mixed_precision):
+            hidden = run_tail(model.backbone, trunk, name)
+        yield batch.rows[: batch.real], hidden[: batch.real].float()
+
+
+def label_weights(counts: np.ndarray, kind: str) -> torch.Tensor | None:
+    """Return the weight of each label in the loss, float32 ``(labels,)``, or ``None`` for equal ones.
+
+    Args:
+        counts: Training examples of each label.
+        kind: ``none`` or ``balanced`` (scikit-learn's: total / (labels × count)).
+    """
+    if kind == "none":
+        return None
+    present = counts > 0
+    weights = np.where(present, counts.sum() / (present.sum() * np.maximum(counts, 1)), 0.0)
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Mean cross-entropy in float32; label -100 is ignored."""
+    weights = None if weights is None else weights.to(logits.device)
+    return nn.functional.cross_entropy(logits.float(), targets.to(logits.device), weight=weights)
