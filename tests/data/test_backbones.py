@@ -20,16 +20,19 @@ def test_a_folder_is_opened_frozen_with_its_tokenizer(encoders):
 @pytest.mark.parametrize(
     "name, reason",
     [
-        ("./nowhere", "there is no folder ./nowhere."),
-        ("user/models/mine", "there is no folder user/models/mine."),
-        ("{root}/run", "has no config.json; the backbone of this run is {root}/run/backbone."),
-        ("{root}/app", "has no config.json; it is an adapter."),
+        ("./nowhere", "There is no folder ./nowhere, and it is not a Hub id"),
+        ("user/models/mine", "There is no folder user/models/mine"),
+        ("{root}/run", "has no config.json. Did you mean {root}/run/backbone?"),
+        ("{root}/app", "has no config.json. It is an adapter."),
         ("{root}", "has no config.json."),
+        ("apps/entities", "There is no folder apps/entities in the local folder apps"),
         ("{root}/gpt2", "gpt2"),
         ("{root}/damaged", ""),
     ],
 )
-def test_what_cannot_be_opened_is_one_sentence(encoders, tmp_path, name, reason):
+def test_what_cannot_be_opened_is_one_sentence(encoders, tmp_path, monkeypatch, name, reason):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "apps").mkdir()
     files = {
         "run/backbone/config.json": "{}",
         "app/adapter_config.json": "{}",
