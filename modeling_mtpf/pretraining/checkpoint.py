@@ -1,4 +1,4 @@
-"""Checkpoints of a run: complete or absent, without pickles, enough to go on bit for bit.
+"""Checkpoints of a run: complete or absent, without pickles, enough to resume bit for bit.
 
 A checkpoint is a folder ``checkpoints/step-N`` with
 
@@ -7,8 +7,8 @@ A checkpoint is a folder ``checkpoints/step-N`` with
 * ``random-R.safetensors``: the state of process R's random number generators;
 * ``state.json``: step, schedule, sums since the last logged line, counts, and the recipe.
 
-It is written beside its place and renamed when everything is on disk. The sampler needs no state: batches are
-a function of their number.
+It is written under a temporary name and renamed when everything is on disk. The sampler needs no state:
+batches are a function of their number.
 """
 
 import json
@@ -50,7 +50,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def clear_leftovers(run: Path) -> None:
-    """Remove what a run that was killed while saving has left."""
+    """Remove what a run left that was killed while saving."""
     for path in (run / FOLDER).glob(".step-*"):
         shutil.rmtree(path)
 
@@ -73,8 +73,8 @@ def save_checkpoint(
         step: Optimiser steps done.
         model: The model, wrapped or not.
         optimizer: Its optimiser.
-        state: Plain values that `load_checkpoint` gives back.
-        keep: How many checkpoints stay, the newest ones.
+        state: Plain values that `read_state` returns.
+        keep: Number of newest checkpoints to keep.
         rank: Number of this process; the first writes what all share.
         barrier: Waits for all processes.
     """
@@ -106,7 +106,7 @@ def save_checkpoint(
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint, under another name first: half of one must not look like one."""
+    """Remove a checkpoint, renamed first: half of one must not look like one."""
     hidden = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(hidden, ignore_errors=True)
     folder.rename(hidden)
@@ -128,7 +128,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 def load_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, rank: int = 0
 ) -> None:
-    """Bring model, optimiser and random numbers of this process to where a checkpoint was written.
+    """Load model, optimiser and random numbers of this process from a checkpoint.
 
     Raises:
         MtpfError: It does not fit the model, or was written by another number of processes.
@@ -146,7 +146,7 @@ def load_checkpoint(
         set_random_state(load_file(random_file))
     except (OSError, SafetensorError) as error:
         raise MtpfError(
-            f"The checkpoint {folder} is damaged: {error}. Remove it to go on from the one before."
+            f"The checkpoint {folder} is damaged: {error}. Remove it to resume from the one before."
         ) from error
     except (RuntimeError, KeyError) as error:
         raise MtpfError(f"The checkpoint {folder} does not fit this model: {first_line(error)}") from error
@@ -157,7 +157,7 @@ def random_state() -> dict[str, torch.Tensor]:
     _, numbers, gauss = random.getstate()
     numbers_of_numpy: Any = np.random.get_state()
     _, keys, position, has_gauss, cached = numbers_of_numpy
-    found = {
+    state = {
         "torch": torch.get_rng_state(),
         "python": torch.tensor(numbers, dtype=torch.int64),
         "numpy": torch.from_numpy(keys.astype(np.int64)),
@@ -165,12 +165,12 @@ def random_state() -> dict[str, torch.Tensor]:
         "gauss": torch.tensor([cached, float("nan") if gauss is None else gauss], dtype=torch.float64),
     }
     if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state()
-    return found
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
 
 
 def set_random_state(state: dict[str, torch.Tensor]) -> None:
-    """Put back what `random_state` has returned."""
+    """Restore what `random_state` returned."""
     torch.set_rng_state(state["torch"])
     cached, gauss = state["gauss"].tolist()
     random.setstate((3, tuple(state["python"].tolist()), None if gauss != gauss else gauss))
@@ -182,7 +182,8 @@ def set_random_state(state: dict[str, torch.Tensor]) -> None:
 
 
 def _flat(optimizer: Any) -> dict[str, torch.Tensor]:
-    return {f"{name}|{key}": value for name, own in optimizer["state"].items() for key, value in own.items()}
+    moments = optimizer["state"].items()
+    return {f"{name}|{key}": value for name, values in moments for key, value in values.items()}
 
 
 def _nested(flat: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
@@ -205,14 +206,3 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-__all__ = [
-    "clear_leftovers",
-    "list_checkpoints",
-    "load_checkpoint",
-    "random_state",
-    "read_state",
-    "save_checkpoint",
-    "set_random_state",
-]

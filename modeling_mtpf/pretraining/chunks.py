@@ -1,4 +1,4 @@
-"""From rows of any length to tensors of few shapes: what the encoder computes in a step.
+"""Lay out a step's rows of any length as tensors of few shapes.
 
 Each family's rows are sorted by length and cut into segments of similar length; segments of the same length
 are joined to chunks, so that the trunk runs once over rows of several families. Sorting removes nearly all
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..data.batches import CPU_PADDING, close_batches
+from ..data.encoding import padded
 from ..data.words import IGNORE
 from .families.base import FamilyBatch
 
@@ -27,8 +28,8 @@ class ChunkShape:
         row_tokens: The rows of a segment times their length are a multiple of about this; 0 for any number
             of rows.
         max_length: Longest row that the encoder reads.
-        padding: Where it is above 0, lengths are no multiples: rows of all families, longest first, are
-            padded alike until that takes so many tokens.
+        padding: Above 0, lengths are not rounded to multiples: rows of all families, longest first, are
+            padded to the same length until padding takes this many tokens.
     """
 
     tokens: int = 4096
@@ -48,7 +49,7 @@ class ChunkShape:
         return np.maximum(lengths, np.minimum(multiples, self.max_length))
 
     def rows(self, wanted: int, length: int) -> int:
-        """Return how many rows of a length make a segment when ``wanted`` are there."""
+        """Return how many rows of a length make a segment, of ``wanted`` that are left."""
         quantum = max(1, self.row_tokens // length)
         most = max(quantum, self.tokens // length // quantum * quantum)
         return min(-(-wanted // quantum) * quantum, most)
@@ -62,7 +63,7 @@ def chunk_shape(
     Args:
         device: Where they are computed.
         max_length: Longest row that the encoder reads.
-        tokens: Size of a chunk, if not the device's own.
+        tokens: Size of a chunk; 0 for the device's default.
         few_shapes: On CPUs, whether a new shape costs more than padding, see `devices.wants_few_shapes`.
     """
     if device.type == "cpu":
@@ -95,7 +96,7 @@ class JointBatch:
 
     Attributes:
         chunks: The rows, in pieces.
-        positions: Family → for each of its rows, its place in the order in which the chunks give them.
+        positions: Family → for each of its rows, its position in the order of the chunks.
         targets: Family → targets of its loss.
         batches: Family → the batch itself, for messages and counts.
     """
@@ -149,7 +150,7 @@ class _Segment:
 
 
 def _segments(family: str, lengths: np.ndarray, padded: np.ndarray, shape: ChunkShape) -> list[_Segment]:
-    """Cut a family's rows, longest first, into segments; shorter rows fill up, and only the last has gaps."""
+    """Cut a family's rows, longest first, into segments; shorter rows fill them, only the last has gaps."""
     order = np.argsort(-lengths, kind="stable")
     padded = padded[order]
     segments, start = [], 0
@@ -170,12 +171,12 @@ def plan_chunks(batches: dict[str, FamilyBatch], shape: ChunkShape, pad_token_id
         pad_token_id: Fills ids.
     """
     lengths = {name: np.array([len(row) for row in batch.rows]) for name, batch in batches.items()}
-    padded = shape.padded(np.concatenate(list(lengths.values())))
-    parts = np.split(padded, np.cumsum([len(own) for own in lengths.values()])[:-1])
+    padded_lengths = shape.padded(np.concatenate(list(lengths.values())))
+    per_family = np.split(padded_lengths, np.cumsum([len(rows) for rows in lengths.values()])[:-1])
     segments = [
         segment
-        for (name, own), part in zip(lengths.items(), parts, strict=True)
-        for segment in _segments(name, own, part, shape)
+        for (name, rows), part in zip(lengths.items(), per_family, strict=True)
+        for segment in _segments(name, rows, part, shape)
     ]
     groups: list[list[_Segment]] = []
     for segment in sorted(segments, key=lambda s: -s.length):  # stable: families keep their order
@@ -193,11 +194,8 @@ def plan_chunks(batches: dict[str, FamilyBatch], shape: ChunkShape, pad_token_id
         for name in chunk.spans:
             orders[name] += [segment.rows for segment in group if segment.family == name]
     positions = {}
-    for name, own_orders in orders.items():
-        order = np.concatenate(own_orders)
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        positions[name] = torch.from_numpy(place)
+    for name, parts in orders.items():
+        positions[name] = torch.from_numpy(np.argsort(np.concatenate(parts)))
     return JointBatch(chunks, positions, {name: batch.targets for name, batch in batches.items()}, batches)
 
 
@@ -212,20 +210,16 @@ def _make_chunk(group: list[_Segment], batches: dict[str, FamilyBatch], pad_toke
     start = 0
     for segment in group:
         batch = batches[segment.family]
-        for place, row in enumerate(segment.rows, start=start):
+        for position, row in enumerate(segment.rows, start=start):
             tokens = batch.rows[row]
-            ids[place, : len(tokens)] = tokens
-            mask[place, : len(tokens)] = 1
+            ids[position, : len(tokens)] = tokens
+            mask[position, : len(tokens)] = 1
         spans[segment.family] = (start, start + segment.size)
         num_rows[segment.family] = len(segment.rows)
         if batch.labels is not None:
-            own = np.full((segment.size, length), IGNORE, dtype=np.int64)
-            for place, row in enumerate(segment.rows):
-                own[place, : len(batch.labels[row])] = batch.labels[row]
-            labels[segment.family] = own
+            real = [batch.labels[row] for row in segment.rows]
+            filling = [np.empty(0, dtype=np.int64)] * (segment.size - len(real))
+            labels[segment.family] = padded(real + filling, length, IGNORE)
         start += segment.size
     inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-    return Chunk(inputs, spans, num_rows, {name: torch.from_numpy(own) for name, own in labels.items()})
-
-
-__all__ = ["Chunk", "ChunkShape", "JointBatch", "chunk_shape", "plan_chunks"]
+    return Chunk(inputs, spans, num_rows, {name: torch.from_numpy(array) for name, array in labels.items()})

@@ -1,4 +1,4 @@
-"""Pictures of runs: losses, accuracies and diagnostics over the steps."""
+"""Draw runs: losses, accuracies and diagnostics over the steps."""
 
 from pathlib import Path
 from typing import Any
@@ -15,27 +15,24 @@ PANELS = {
 """Metric of a log line → title of its panel."""
 
 
-def moving_mean(values: list[float], width: int) -> list[float]:
-    """Average each value with those before it, up to ``width``."""
-    return [
-        sum(part) / len(part) for part in (values[max(0, i + 1 - width) : i + 1] for i in range(len(values)))
-    ]
-
-
 def draw(runs: dict[str, list[dict]], output: Path, smooth: int) -> None:
-    """Draw one panel per metric, one line per run."""
+    """Draw one panel per metric; per run the logged values, and bold their mean over ``smooth`` lines."""
     # Late: most of the package does without, and it takes half a second.
+    import pandas as pd
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 6.5), layout="constrained")
     axes = figure.subplots(2, 3)
     for axis, (key, title) in zip(axes.flat, PANELS.items(), strict=True):
-        for name, lines in runs.items():
-            points = [(line["step"], line[key]) for line in lines if key in line]
-            if points:
-                steps, values = zip(*points, strict=True)
-                width = 1 if key.startswith("gradient_cosine") else smooth
-                axis.plot(steps, moving_mean(list(values), width), label=name, linewidth=1.6)
+        for number, (name, lines) in enumerate(runs.items()):
+            values = pd.Series({line["step"]: line[key] for line in lines if key in line}, dtype=float)
+            if values.empty:
+                continue
+            color = f"C{number}"
+            if smooth > 1 and not key.startswith("gradient_cosine"):
+                axis.plot(values, color=color, label=f"{name}, as logged", linewidth=0.8, alpha=0.5)
+                values, name = values.rolling(smooth, min_periods=1).mean(), f"{name}, mean of {smooth} lines"
+            axis.plot(values, color=color, label=name, linewidth=1.6)
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
         axis.set_xlabel("step", fontsize=9)
@@ -50,6 +47,3 @@ def draw_run(folder: Path, name: str, lines: list[dict[str, Any]]) -> Path:
     """Draw the curves of one run into its folder."""
     draw({name: lines}, folder / CURVES_FILE, smooth=10)
     return folder / CURVES_FILE
-
-
-__all__ = ["CURVES_FILE", "draw", "draw_run", "moving_mean"]

@@ -1,4 +1,4 @@
-"""Diagnostics of a joint run: do the families pull the backbone apart, and how far did each part move?"""
+"""Diagnostics of a joint run: whether the families pull the backbone apart, and how far each part moved."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def _without_dropout(module: nn.Module) -> Iterator[None]:
 
 
 def gradient_cosine(joint: JointModel, batch: JointBatch, shape: ChunkShape) -> dict[str, float]:
-    """Cosine between the two families' gradients on each backbone layer, and on the whole backbone.
+    """Return the cosine between the two families' gradients on each backbone layer and on all of it.
 
     Negative values are conflict. Costs about one step. It runs without dropout and leaves gradients, random
     numbers and modes as they were: a run is the same with and without it.
@@ -38,15 +38,15 @@ def gradient_cosine(joint: JointModel, batch: JointBatch, shape: ChunkShape) -> 
         return {}
     model = joint.model
     named = [(n, p) for n, p in model.backbone.named_parameters() if p.requires_grad and ".lora_" not in n]
-    device, found = next(model.parameters()).device, []
+    device, gradients = next(model.parameters()).device, []
     with _without_dropout(joint):
-        for name, own in batch.batches.items():
-            alone = plan_chunks({name: own}, shape, model.config.pad_token_id or 0).to(device)
+        for name, rows in batch.batches.items():
+            alone = plan_chunks({name: rows}, shape, model.config.pad_token_id or 0).to(device)
             loss = joint(alone).losses[name]
-            found.append(torch.autograd.grad(loss, [p for _, p in named], allow_unused=True))
+            gradients.append(torch.autograd.grad(loss, [p for _, p in named], allow_unused=True))
     prefix = encoder_layout(model.config.encoder_config.model_type).layers + "."
     dots: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(3, dtype=torch.float64))
-    for (name, _), a, b in zip(named, *found, strict=True):
+    for (name, _), a, b in zip(named, *gradients, strict=True):
         if a is None or b is None:
             continue
         products = torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()]).double().cpu()
@@ -60,7 +60,7 @@ def gradient_cosine(joint: JointModel, batch: JointBatch, shape: ChunkShape) -> 
 
 @torch.no_grad()
 def tail_similarity(joint: JointModel, batch: JointBatch) -> dict[str, float]:
-    """Linear CKA (arXiv 1905.00414) between two families' states of the same tokens, per tail layer.
+    """Return the linear CKA (arXiv 1905.00414) of two families' states of the same tokens, per tail layer.
 
     1 means that the families' LoRA leave the tails alike. Below the tails the states are the same by
     construction. Costs about a forward of the batch: with fewer tokens than features CKA would be high by
@@ -74,17 +74,17 @@ def tail_similarity(joint: JointModel, batch: JointBatch) -> dict[str, float]:
         return {}
     encoder = joint.model.backbone
     first = len(encoder_layers(encoder)) - joint.depth
-    found: list[list[list[torch.Tensor]]] = [[[] for _ in range(joint.depth)] for _ in adapters]
+    states: list[list[list[torch.Tensor]]] = [[[] for _ in range(joint.depth)] for _ in adapters]
     with _without_dropout(joint):
         for chunk in batch.chunks:
             real = chunk.inputs["attention_mask"].bool()
             trunk = run_trunk(encoder, joint.depth, **chunk.inputs)
-            for own, adapter in zip(found, adapters, strict=True):
-                for states, layer in zip(own, _tail_states(encoder, trunk, adapter), strict=True):
-                    states.append(layer[real].float())
+            for of_adapter, adapter in zip(states, adapters, strict=True):
+                for of_layer, hidden in zip(of_adapter, _tail_states(encoder, trunk, adapter), strict=True):
+                    of_layer.append(hidden[real].float())
     return {
         f"layer_{first + depth}": linear_cka(torch.cat(a), torch.cat(b))
-        for depth, (a, b) in enumerate(zip(*found, strict=True))
+        for depth, (a, b) in enumerate(zip(*states, strict=True))
     }
 
 
@@ -97,7 +97,7 @@ def _tail_states(encoder: Encoder, trunk: TrunkOutput, adapter: str) -> list[tor
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Linear centred kernel alignment of two sets of states, each ``(examples, features)``.
+    """Return the linear centred kernel alignment of two sets of states, each ``(examples, features)``.
 
     Example:
         >>> x = torch.randn(100, 4)
@@ -111,7 +111,7 @@ def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
 
 @torch.no_grad()
 def adapter_movement(joint: JointModel) -> dict[str, float]:
-    """How far each task-primary LoRA has come: norm of its update over the norm of the adapted weights."""
+    """Return for each task-primary LoRA the norm of its update over the norm of the adapted weights."""
     movement = {}
     for name in joint.model.adapters:
         update = base = 0.0
@@ -124,7 +124,7 @@ def adapter_movement(joint: JointModel) -> dict[str, float]:
 
 
 def backbone_movement(before: dict[str, torch.Tensor], encoder: nn.Module) -> float:
-    """Norm of the change of the backbone's weights over their norm before."""
+    """Return the norm of the change of the backbone's weights over their norm before."""
     change = norm = 0.0
     for name, parameter in encoder.named_parameters():
         old = before.get(name.replace(".base_layer.", "."))
@@ -132,12 +132,3 @@ def backbone_movement(before: dict[str, torch.Tensor], encoder: nn.Module) -> fl
             change += float((parameter.detach().float() - old.float()).norm() ** 2)
             norm += float(old.float().norm() ** 2)
     return (change / norm) ** 0.5
-
-
-__all__ = [
-    "adapter_movement",
-    "backbone_movement",
-    "gradient_cosine",
-    "linear_cka",
-    "tail_similarity",
-]

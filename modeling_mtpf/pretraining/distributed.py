@@ -1,4 +1,4 @@
-"""What the losses need of other processes, with gradients that fit DDP.
+"""Exchange between processes, with gradients that fit DDP.
 
 DDP averages the processes' gradients. A loss is right if the mean over processes is the loss of the joined
 batch; the functions here make that so.
@@ -30,7 +30,10 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """``all_gather`` whose backward sums; gloo has no reduce-scatter, so that all is reduced and cut."""
+    """``all_gather`` whose backward sums; gloo has no reduce-scatter, so all is reduced and cut.
+
+    torch.distributed.nn.functional.all_gather gives the same gradients, but is deprecated in torch 2.13.
+    """
 
     @staticmethod
     def forward(ctx, rows: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
@@ -52,6 +55,3 @@ def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
     total = value.detach().clone()
     distributed.all_reduce(total)
     return total / num_processes()
-
-
-__all__ = ["gather_rows", "mean_over_processes", "num_processes", "process_index"]

@@ -74,7 +74,7 @@ def attention(module: nn.Module, query, key, value, attention_mask, scaling=None
 
 @contextmanager
 def fast_dropout_in(encoder: Any) -> Iterator[None]:
-    """Let an encoder that trains on CPU draw its dropout masks here, for a while."""
+    """Replace the dropout of an encoder that trains on CPU, for a while."""
     AttentionInterface.register(ATTENTION, attention)
     AttentionMaskInterface.register(ATTENTION, eager_mask)
     replaced = []
@@ -91,6 +91,3 @@ def fast_dropout_in(encoder: Any) -> Iterator[None]:
         encoder.set_attn_implementation(before)
         for module, name, child in replaced:
             setattr(module, name, child)
-
-
-__all__ = ["FastDropout", "attention", "fast_dropout", "fast_dropout_in"]

@@ -1,8 +1,8 @@
 """The joint step: rows of all families through one trunk, each family's rows through its own tail, one loss.
 
 One forward covers all families, so that one backward fills all gradients and distributed training needs no
-flag. The backbone receives the sum of the families' gradients, the task-primary LoRA of a family its own
-only.
+flag. The backbone receives the sum of the families' gradients, the task-primary LoRA of a family only its
+own.
 
 **Gradient caching.** A contrastive batch should be large, and its loss needs the vectors of the whole batch,
 but not the activations. With ``recompute`` each chunk of rows runs under PyTorch's activation checkpointing:
@@ -80,14 +80,14 @@ class JointModel(nn.Module):
     def forward(self, batch: JointBatch) -> JointOutput:
         """Run one joint step's forward on a batch of each family."""
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in batch.positions}
-        words, places = self._look_up(batch)
-        for number, (chunk, place) in enumerate(zip(batch.chunks, places, strict=True), start=1):
+        words, token_positions = self._look_up(batch)
+        for number, (chunk, position) in enumerate(zip(batch.chunks, token_positions, strict=True), start=1):
             # The last chunk is the first in the backward pass, when nothing else is held: once is enough.
             if self.recompute and torch.is_grad_enabled() and number < len(batch.chunks):
-                found = checkpoint(self._chunk_rows, chunk, words, place, use_reentrant=False)
+                chunk_rows = checkpoint(self._chunk_rows, chunk, words, position, use_reentrant=False)
             else:
-                found = self._chunk_rows(chunk, words, place)
-            for name, rows in found.items():
+                chunk_rows = self._chunk_rows(chunk, words, position)
+            for name, rows in chunk_rows.items():
                 parts[name].append(rows)
         losses: dict[str, torch.Tensor] = {}
         metrics: dict[str, dict[str, torch.Tensor]] = {}
@@ -103,7 +103,7 @@ class JointModel(nn.Module):
     def compile_trunk(self, backend: str = "inductor") -> None:
         """Compile the layers below the tails, for any batch size and length.
 
-        The tails run as views that are made anew for each call, which a compiler would take for new modules.
+        The tails run as views made for each call, which a compiler would take for new modules.
         """
         for layer in encoder_layers(self.model.backbone)[: -self.depth]:
             layer.compile(dynamic=True, backend=backend)
@@ -115,25 +115,29 @@ class JointModel(nn.Module):
         vocabulary, for every chunk, which costs as much as several hundred tokens.
 
         Returns:
-            Vectors ``(different tokens, embedding)``, and for each chunk the places of its tokens in them.
+            Vectors ``(different tokens, embedding)``, and for each chunk its tokens' rows in them.
         """
         ids = torch.cat([chunk.inputs["input_ids"].flatten() for chunk in batch.chunks])
-        different, places = torch.unique(ids, return_inverse=True)
+        different, positions = torch.unique(ids, return_inverse=True)
         shapes = [chunk.inputs["input_ids"].shape for chunk in batch.chunks]
-        parts = places.split([shape.numel() for shape in shapes])
+        parts = positions.split([shape.numel() for shape in shapes])
         words = self.model.get_input_embeddings()(different)
         return words, [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def _chunk_rows(self, chunk: Chunk, words: torch.Tensor, places: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _chunk_rows(
+        self, chunk: Chunk, words: torch.Tensor, positions: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """Run one chunk: trunk once, each family's tail, and what its loss needs of each row."""
         mask = chunk.inputs["attention_mask"]
-        trunk = run_trunk(self.model.backbone, self.depth, inputs_embeds=words[places], attention_mask=mask)
-        found = {}
+        trunk = run_trunk(
+            self.model.backbone, self.depth, inputs_embeds=words[positions], attention_mask=mask
+        )
+        results = {}
         for name, (start, stop) in chunk.spans.items():
             hidden = run_tail(self.model.backbone, trunk.rows(start, stop), self.adapters[name])
             rows = self.objectives[name](hidden, mask[start:stop], chunk.labels.get(name))
-            found[name] = rows[: chunk.num_rows[name]]
-        return found
+            results[name] = rows[: chunk.num_rows[name]]
+        return results
 
 
 def parameter_groups(
@@ -170,12 +174,3 @@ def families_of_regime(regime: str, families: list[str]) -> list[str]:
     if regime == "base":
         return []
     return list(families) if regime in REGIMES else [regime]
-
-
-__all__ = [
-    "REGIMES",
-    "JointModel",
-    "JointOutput",
-    "families_of_regime",
-    "parameter_groups",
-]

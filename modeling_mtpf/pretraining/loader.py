@@ -1,4 +1,4 @@
-"""Batches of a run in the order of its steps, prepared ahead of time.
+"""Prepare the batches of a run ahead of time, in the order of its steps.
 
 A batch is a pure function of its number: a thread may prepare it ahead, and a resumed run starts in the
 middle.
@@ -19,7 +19,7 @@ class Batches:
     """Batch number → the joint batch of this process.
 
     Args:
-        families: Prepared families.
+        families: The families, prepared.
         shape: Allowed shapes of chunks.
         pad_token_id: Fills ids.
         rank: Number of this process.
@@ -43,8 +43,7 @@ class Batches:
         """Return a batch.
 
         Raises:
-            MtpfError: Its data is broken; the message names step, family, source and, where there is one,
-            row.
+            MtpfError: Its data is broken; the message names step, family, source and, if known, the row.
         """
         batches = {}
         for family in self.families:
@@ -93,6 +92,3 @@ def load_batches(
 def _prepare(batches: Batches, number: int, pin: bool) -> JointBatch:
     batch = batches[number]
     return batch.pin_memory() if pin else batch
-
-
-__all__ = ["Batches", "load_batches"]

@@ -13,7 +13,7 @@ import yaml
 from ..devices import PRECISIONS
 from ..errors import RecipeError
 from ..settings import build, nearest, parse
-from .families.base import FAMILIES, FamilySettings
+from .families.base import FAMILY_CLASSES, FamilySettings
 from .joint import REGIMES
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def load_recipe(arguments: list[str], prog: str = "mtpf pretrain") -> Recipe:
     _check_families(
         [*(values.get("families") or {}), *re.findall(r"(?m)^--families\.(\w+)", "\n".join(overrides))]
     )
-    sections = {"families": {name: family.settings_class for name, family in FAMILIES.items()}}
+    sections = {"families": {name: family.settings_class for name, family in FAMILY_CLASSES.items()}}
     description = (
         "Pre-finetune one encoder for all families: one forward, one backward, a LoRA for each family. The\n"
         f"first argument may be a recipe, a YAML file or one of: {', '.join(known_recipes())}.\n"
@@ -233,8 +233,8 @@ def _plugins_in(arguments: list[str]) -> list[str]:
 
 def _check_families(names: list[str]) -> None:
     for name in names:
-        if name not in FAMILIES:
-            known = sorted(FAMILIES)
+        if name not in FAMILY_CLASSES:
+            known = sorted(FAMILY_CLASSES)
             raise RecipeError(
                 f"Unknown family {name!r}; {nearest(name, known)}known: {', '.join(known)}. "
                 "Name the module that registers another one under 'plugins'."

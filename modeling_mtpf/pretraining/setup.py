@@ -16,7 +16,7 @@ from ..errors import RecipeError
 from ..model.configuration_mtpf import max_tokens
 from ..model.modeling_mtpf import MtpfModel
 from .families import ner, tc  # noqa: F401  both register themselves
-from .families.base import FAMILIES, Family, RunContext
+from .families.base import FAMILY_CLASSES, Family, RunContext
 from .joint import JointModel, families_of_regime, parameter_groups
 from .recipe import Recipe, resolved
 
@@ -85,7 +85,7 @@ def prepare_families(
             f"embedding {encoder.vocab_size}: they do not belong together."
         )
     names = families_of_regime(recipe.regime, list(recipe.families))
-    families = [FAMILIES[name](name, recipe.families[name]) for name in names]
+    families = [FAMILY_CLASSES[name](name, recipe.families[name]) for name in names]
     for family in families:
         if family.settings.max_length > limit:
             raise RecipeError(

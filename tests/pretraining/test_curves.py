@@ -1,9 +1,9 @@
 import json
 
-import pytest
+from matplotlib.figure import Figure
 
 from eval.study import curves, summarize_runs
-from modeling_mtpf.pretraining.curves import moving_mean
+from modeling_mtpf.pretraining.curves import draw
 
 
 def test_picture_of_two_runs(tmp_path, capsys):
@@ -18,9 +18,15 @@ def test_picture_of_two_runs(tmp_path, capsys):
     assert "has no metrics.jsonl" in capsys.readouterr().err
 
 
-def test_moving_mean():
-    assert moving_mean([1, 2, 3, 4], 2) == [1, 1.5, 2.5, 3.5]
-    assert moving_mean([1.0, 5.0], 1) == pytest.approx([1.0, 5.0])
+def test_logged_values_are_drawn_next_to_their_mean(tmp_path, monkeypatch):
+    """A reader must see where the log ends, and which line is a mean."""
+    lines = [{"step": step, "loss/ner": float(step)} for step in range(1, 5)]
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    draw({"tpl": lines}, tmp_path / "curves.png", smooth=2)
+    logged, mean = figures[0].axes[0].lines
+    assert (logged.get_label(), mean.get_label()) == ("tpl, as logged", "tpl, mean of 2 lines")
+    assert logged.get_ydata().tolist() == [1, 2, 3, 4] and mean.get_ydata().tolist() == [1, 1.5, 2.5, 3.5]
 
 
 def test_summary_of_runs_has_means_and_no_paths(tmp_path, capsys):

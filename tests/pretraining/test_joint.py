@@ -10,7 +10,7 @@ from modeling_mtpf.data.words import IGNORE
 from modeling_mtpf.pretraining.chunks import ChunkShape, JointBatch, plan_chunks
 from modeling_mtpf.pretraining.diagnostics import gradient_cosine, tail_similarity
 from modeling_mtpf.pretraining.families.base import (
-    FAMILIES,
+    FAMILY_CLASSES,
     Family,
     FamilyBatch,
     FamilySettings,
@@ -224,7 +224,7 @@ def test_regimes():
 
 
 def test_a_third_family_is_one_registration(load, tmp_path, make):
-    """A toy family that predicts a text's length; trained beside the two others."""
+    """A toy family that predicts a text's length; trained alongside the two others."""
 
     class LengthObjective(Objective):
         def __init__(self, hidden_size):
@@ -251,7 +251,7 @@ def test_a_third_family_is_one_registration(load, tmp_path, make):
 
     try:
         families = [FixedNer("ner", NerSettings()), FixedTc("tc", TcSettings())]
-        families.append(FAMILIES["length"]("length", FamilySettings(lora=LoraSettings(r=2, layers=3))))
+        families.append(FAMILY_CLASSES["length"]("length", FamilySettings(lora=LoraSettings(r=2, layers=3))))
         for family in families:
             family.prepare(None)
         joint = JointModel(load("bert"), families, task_primary=True).double()
@@ -261,7 +261,7 @@ def test_a_third_family_is_one_registration(load, tmp_path, make):
         assert joint.model.adapters == ["ner", "tc", "length"]
         assert all(p.grad is not None for n, p in joint.named_parameters() if ".length." in n)
     finally:
-        FAMILIES.pop("length")
+        FAMILY_CLASSES.pop("length")
 
 
 def test_a_batch_without_labelled_words_costs_nothing():

@@ -179,7 +179,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         load_checkpoint(folder, model, optimizer)
     (folder / "random-1.safetensors").unlink()
     (folder / "model.safetensors").write_bytes(b"half of a file")
-    with pytest.raises(MtpfError, match="step-1 is damaged: .* Remove it to go on from the one before"):
+    with pytest.raises(MtpfError, match="step-1 is damaged: .* Remove it to resume from the one before"):
         load_checkpoint(folder, model, optimizer)
 
 

@@ -219,14 +219,14 @@ class ToyFamily(Family):
 
 
 def test_a_third_family_comes_from_a_plugin(arguments, tmp_path):
-    from modeling_mtpf.pretraining.families.base import FAMILIES
+    from modeling_mtpf.pretraining.families.base import FAMILY_CLASSES
 
     (tmp_path / "toy_family.py").write_text(PLUGIN)
     try:
         extra = {"plugins": str(tmp_path / "toy_family.py"), "families.toy.batch_size": 4}
         assert pretrain.main(arguments(**extra)) == 0
     finally:
-        FAMILIES.pop("toy", None)
+        FAMILY_CLASSES.pop("toy", None)
     assert (tmp_path / "run" / "adapters" / "toy" / "adapter_model.safetensors").is_file()
 
 

@@ -1,4 +1,4 @@
-"""Families: groups of tasks with one pre-finetuning objective, and the registry that recipes choose from.
+"""What a family is, a group of tasks with one pre-finetuning objective, and the registry of families.
 
 A family is one module: a settings dataclass, the data of a step, and an objective. Register it with
 [`register_family`] and name it in a recipe; nothing else changes.
@@ -47,7 +47,7 @@ class RunContext:
         work_dir: Folder for intermediate files of the run.
         is_main: Whether this process is the one that writes and shows progress.
         barrier: Waits for all processes.
-        main_first: Gives a context that the main process goes through before the others.
+        main_first: Returns a context that the main process passes before the others.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -65,7 +65,7 @@ class FamilyBatch:
     Attributes:
         rows: Sub-word ids of each row, with special tokens.
         labels: One label per sub-word of each row (`IGNORE` where there is none), or None.
-        targets: Whatever `Objective.loss` needs besides, as tensors.
+        targets: What else `Objective.loss` needs, as tensors.
         source: Name of the data source, for messages.
         row_numbers: Row of the source that each row comes from, for messages.
         counts: What the run adds up, e.g. words that were cut off.
@@ -137,7 +137,8 @@ class Family(ABC):
         return rows[rank::world_size]
 
 
-FAMILIES: dict[str, type[Family]] = {}
+FAMILY_CLASSES: dict[str, type[Family]] = {}
+"""Name in a recipe → class."""
 
 
 def register_family(name: str):
@@ -146,24 +147,13 @@ def register_family(name: str):
     Example:
         >>> @register_family("toy")
         ... class ToyFamily(Family): ...
-        >>> "toy" in FAMILIES
+        >>> "toy" in FAMILY_CLASSES
         True
-        >>> _ = FAMILIES.pop("toy")
+        >>> _ = FAMILY_CLASSES.pop("toy")
     """
 
     def register(cls: type[Family]) -> type[Family]:
-        FAMILIES[name] = cls
+        FAMILY_CLASSES[name] = cls
         return cls
 
     return register
-
-
-__all__ = [
-    "FAMILIES",
-    "Family",
-    "FamilyBatch",
-    "FamilySettings",
-    "Objective",
-    "RunContext",
-    "register_family",
-]

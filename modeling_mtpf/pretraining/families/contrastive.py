@@ -53,6 +53,3 @@ def info_nce(
 
 def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
-
-
-__all__ = ["info_nce"]

@@ -1,4 +1,4 @@
-"""The NER family: predict, for each word, the cluster id that a frozen teacher gave it (SPEC 1.3)."""
+"""The NER family: predict each word's cluster id from a frozen teacher (arXiv 2510.07566, section 3)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +26,13 @@ class NerSettings(FamilySettings):
     """Settings of the NER family.
 
     Attributes:
-        data: Folder of pseudo-labelled shards (columns ``words`` and ``clusters``); or leave it out and give
+        data: Folder of pseudo-labelled shards (columns ``words`` and ``clusters``); without it, ``text``.
         text: A source of raw text (column ``text``), which is labelled before training.
         teacher: Encoder that labels ``text``: ``packaged``, a folder or a Hub id.
         teacher_revision: Commit of the teacher's repo.
         teacher_layer: Hidden state that is clustered; -1 is the last.
         clusters: Number of clusters K.
-        max_texts: Use only so many texts of the source (0: all).
+        max_texts: Number of texts of the source to use (0: all).
     """
 
     data: str | None = None
@@ -89,7 +89,7 @@ class NerFamily(Family):
     settings_class = NerSettings
 
     def prepare(self, context: RunContext) -> None:
-        """Open the labelled shards, labelling the raw text first where that is asked for."""
+        """Open the labelled shards; label the raw text first if the settings name one."""
         settings: NerSettings = self.settings
         folder = settings.data
         if folder is None:
@@ -132,8 +132,8 @@ class NerFamily(Family):
         unequal = pc.not_equal(*lengths).to_numpy()
         if unequal.any():
             row = int(unequal.argmax())
-            found = " words but ".join(str(length[row]) for length in lengths)
-            raise DataError(f"{folder}, row {row + 1} has {found} clusters; label the text again.")
+            sizes = " words but ".join(str(length[row]) for length in lengths)
+            raise DataError(f"{folder}, row {row + 1} has {sizes} clusters; label the text again.")
         flat = pc.list_flatten(clusters)
         if flat.null_count or pc.list_flatten(words).null_count:
             raise DataError(f"{folder} has words or clusters that are null; label the text again.")
@@ -143,15 +143,15 @@ class NerFamily(Family):
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> FamilyBatch:
         """Return sentences with the cluster id on the first sub-word of each word."""
-        own = self.share(self.sampler.rows(step), rank, world_size)
-        rows = self.table[own]
+        numbers = self.share(self.sampler.rows(step), rank, world_size)
+        rows = self.table[numbers]
         labels = list_arrays(rows.column("labels"))
         return FamilyBatch(
             rows=list_arrays(rows.column("ids")),
             labels=labels,
             targets={"labelled_words": torch.tensor(sum(int((row != IGNORE).sum()) for row in labels))},
             source=source_name(self.settings.data or self.settings.text),
-            row_numbers=[row + 1 for row in own],
+            row_numbers=[number + 1 for number in numbers],
             counts={
                 "words_seen": pc.sum(rows.column("words")).as_py(),
                 "words_cut_off": pc.sum(rows.column("lost")).as_py(),
@@ -170,6 +170,3 @@ class NerFamily(Family):
             "sentences": len(self.table),
             "clusters": self.num_clusters,
         }
-
-
-__all__ = ["ClusterObjective", "NerFamily", "NerSettings"]

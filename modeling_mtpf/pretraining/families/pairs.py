@@ -1,6 +1,6 @@
 """Sources of text pairs: memory-mapped as a whole, or streamed block by block.
 
-Both answer the same question, which rows make the n-th batch of the source, as a pure function of the seed.
+Both say which rows make the n-th batch of the source, as a pure function of the seed.
 """
 
 import logging
@@ -15,12 +15,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ...data.sources import (
-    fingerprint,
-    name_by_order,
-    open_source,
-    stream_source,
-)
+from ...data.sources import fingerprint, name_by_order, open_source, stream_source
 from ...data.tokens import list_arrays, tokenize_columns
 from ...errors import DataError, first_line
 from .sampling import EpochSampler, Seed, Shuffle
@@ -29,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 PAIR_COLUMNS = {"anchor": "text", "positive": "text"}
 NEGATIVE = "negative"
-"""Columns whose name begins so hold hard negatives."""
+"""Columns whose name begins with this hold hard negatives."""
 
 
 class PairTable:
@@ -109,14 +104,14 @@ class MappedPairs(PairSource):
         self._num_empty = int(empty.sum())
         if self._num_empty:
             logger.warning("%s: %d pairs with an empty text are left out", name, self._num_empty)
-        self._kept = np.flatnonzero(~empty)
+        self._complete = np.flatnonzero(~empty)
         self._table = PairTable(tokenize_columns(dataset, tokenizer, max_length, name))
-        self.num_rows = len(self._kept)
+        self.num_rows = len(self._complete)
 
     def draw(self, turn: int, batch_size: int, seed: Seed) -> tuple[PairTable, list[int]]:
         """Return rows of shuffled epochs over the whole source."""
         rows = EpochSampler(self.num_rows, batch_size, seed).rows(turn)
-        return _Selected(self._table, self._kept), rows
+        return _Selected(self._table, self._complete), rows
 
     def describe(self) -> dict[str, Any]:
         """Return size, pairs left out, hard negatives per pair, and fingerprint."""
@@ -129,7 +124,7 @@ class MappedPairs(PairSource):
 
 
 def _has_distinct(texts: pa.ChunkedArray, wanted: int) -> bool:
-    """Whether a column has so many different texts; looks no further than needed."""
+    """Return True if a column has ``wanted`` different texts; read no more of it than needed."""
     size = 8 * wanted
     while size < 8 * len(texts):
         if pc.count_distinct(texts.slice(0, size)).as_py() >= wanted:
@@ -141,18 +136,18 @@ def _has_distinct(texts: pa.ChunkedArray, wanted: int) -> bool:
 class _Selected(PairTable):
     """Some rows of a table, renumbered."""
 
-    def __init__(self, table: PairTable, kept: np.ndarray):
-        self.num_rows, self.columns = len(kept), table.columns
-        self._table, self._kept = table, kept
+    def __init__(self, table: PairTable, rows: np.ndarray):
+        self.num_rows, self.columns = len(rows), table.columns
+        self._table, self._rows = table, rows
 
     def keys(self, rows: list[int]) -> list[list[int]]:
-        return self._table.keys(self._kept[rows].tolist())
+        return self._table.keys(self._rows[rows].tolist())
 
     def numbers(self, rows: list[int]) -> list[int]:
-        return self._table.numbers(self._kept[rows].tolist())
+        return self._table.numbers(self._rows[rows].tolist())
 
     def texts(self, rows: list[int]) -> list[list[np.ndarray]]:
-        return self._table.texts(self._kept[rows].tolist())
+        return self._table.texts(self._rows[rows].tolist())
 
 
 class StreamedPairs(PairSource):
@@ -193,15 +188,15 @@ class StreamedPairs(PairSource):
 
     def draw(self, turn: int, batch_size: int, seed: Seed) -> tuple[PairTable, list[int]]:
         """Return rows of the block that the turn falls into."""
-        block, place = divmod(turn * batch_size, self._block_rows)
+        block, first = divmod(turn * batch_size, self._block_rows)
         table, _ = self._open(block)
         seed = (*(seed if isinstance(seed, tuple) else (seed,)), block)
-        return table, Shuffle(table.num_rows, seed)(np.arange(place, place + batch_size)).tolist()
+        return table, Shuffle(table.num_rows, seed)(np.arange(first, first + batch_size)).tolist()
 
     def counts(self, turn: int, batch_size: int) -> dict[str, int]:
         """Return with the first batch of a block how many of its pairs were left out for an empty text."""
-        block, place = divmod(turn * batch_size, self._block_rows)
-        return {"empty_left_out": self._open(block)[1]} if place == 0 else {}
+        block, first = divmod(turn * batch_size, self._block_rows)
+        return {"empty_left_out": self._open(block)[1]} if first == 0 else {}
 
     def _open(self, block: int) -> tuple[PairTable, int]:
         """Return a block's pairs, and how many were left out on the way."""
@@ -210,7 +205,7 @@ class StreamedPairs(PairSource):
         return self._block[1:]
 
     def _read(self, block: int) -> tuple[PairTable, int]:
-        """Read one block; going back means starting anew."""
+        """Read one block; an earlier one than the last means reading from the start again."""
         if self._rows is None or block < self._next_block:
             self._rows, self._next_block = self._endless(), 0
         for _ in range(block - self._next_block):
@@ -243,11 +238,11 @@ class StreamedPairs(PairSource):
     def _endless(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
         """Yield row numbers and pairs (None for one with an empty text), again and again."""
         while True:
-            found = number = 0
+            pairs = number = 0
             try:
                 for number, row in enumerate(self._stream, start=1):
                     complete = self._is_complete(row, number)
-                    found += complete
+                    pairs += complete
                     yield number, row if complete else None
             except DataError:
                 raise
@@ -255,7 +250,7 @@ class StreamedPairs(PairSource):
                 raise DataError(
                     f"The pair source {self.name!r} broke off after row {number}: {first_line(error)}"
                 ) from error
-            if not found:
+            if not pairs:
                 raise DataError(f"The pair source {self.name!r} has run dry: it has no pair with two texts.")
 
     def _is_complete(self, row: dict[str, Any], number: int) -> bool:
@@ -278,6 +273,3 @@ class StreamedPairs(PairSource):
 
 def _text_columns(row: dict[str, Any]) -> list[str]:
     return [*PAIR_COLUMNS, *sorted(name for name in row if name.startswith(NEGATIVE))]
-
-
-__all__ = ["MappedPairs", "PairSource", "PairTable", "StreamedPairs"]

@@ -20,7 +20,7 @@ class Shuffle:
 
     A Feistel network over the next even number of bits, with cycle walking for numbers beyond ``size``
     (Black and Rogaway, 2002). A permutation of hundreds of millions of rows as an array would need gigabytes
-    in each process and be drawn anew at every resume.
+    in each process and be drawn again at every resume.
 
     Example:
         >>> sorted(Shuffle(5, seed=0)(np.arange(5)).tolist())
@@ -141,24 +141,21 @@ def distinct_rows(
     chosen = list(rows)
     seen: set[int] = set()
     spare = _generator(seed, step, 1)
-    open_places = list(range(len(rows)))
+    open_positions = list(range(len(rows)))
     for _ in range(200):
         clashing = []
-        for place, texts in zip(open_places, keys([chosen[place] for place in open_places]), strict=True):
-            own = set(texts)
-            if own & seen:
-                clashing.append(place)
+        texts_of_rows = keys([chosen[position] for position in open_positions])
+        for position, texts in zip(open_positions, texts_of_rows, strict=True):
+            if seen.isdisjoint(texts):
+                seen.update(texts)
             else:
-                seen |= own
+                clashing.append(position)
         if not clashing:
             return chosen
-        for place in clashing:
-            chosen[place] = int(spare.integers(num_rows))
-        open_places = clashing
+        for position in clashing:
+            chosen[position] = int(spare.integers(num_rows))
+        open_positions = clashing
     raise DataError(
         f"The pair source {name!r} has too few distinct texts for a batch of {len(rows)}; "
         "lower families.tc.batch_size or leave the source out."
     )
-
-
-__all__ = ["EpochSampler", "Shuffle", "SourceSampler", "distinct_rows"]

@@ -1,4 +1,4 @@
-"""The TC family: pull the two texts of a pair together, push the rest of the batch away (SPEC 1.4)."""
+"""The TC family: pull the two texts of a pair together, push the rest of the batch away."""
 
 import math
 from dataclasses import dataclass, field
@@ -122,13 +122,13 @@ class TcFamily(Family):
         source = self.sources[index]
         table, drawn = source.draw(turn, self.settings.batch_size, (self.seed, index))
         rows = distinct_rows(drawn, table.num_rows, table.keys, (self.seed, index), step, source.name)
-        own = self.share(rows, rank, world_size)
-        columns = table.texts(own)
+        shared = self.share(rows, rank, world_size)
+        columns = table.texts(shared)
         return FamilyBatch(
             rows=[row for column in columns for row in column],
             targets={"texts_per_row": torch.tensor(len(columns))},
             source=source.name,
-            row_numbers=table.numbers(own) * len(columns),
+            row_numbers=table.numbers(shared) * len(columns),
             counts=source.counts(turn, self.settings.batch_size) if rank == 0 else {},
         )
 
@@ -156,6 +156,3 @@ def open_pair_sources(settings: TcSettings, context: RunContext) -> list[PairSou
             else:
                 opened.append(MappedPairs(*arguments))
     return opened
-
-
-__all__ = ["ContrastiveObjective", "TcFamily", "TcSettings"]
