@@ -366,7 +366,7 @@ def test_a_label_only_in_test_counts_as_missed(setting):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (["--famly", "ner"], "Unknown key 'famly'; did you mean 'family'"),
+        (["--famly", "ner"], "Unknown argument --famly; did you mean '--family'"),
         (["--family", "nre"], "did you mean 'ner'"),
         (["--method", "lroa"], "did you mean 'lora'"),
         (["--class_weights", "some"], "class_weights is 'some'; choose one of: none, balanced"),
@@ -444,7 +444,7 @@ def test_the_current_folder_is_no_place_for_an_app(setting, tmp_path, monkeypatc
         ({"test": Examples([["Ada"]], [["B-PER", "O"]])}, "test split, row 1 has 1 tokens but 2 tags"),
         ({"validation": Examples()}, "held out for validation"),
         ({"labels": ["O", "B-PER"]}, "train split has the label 'B-LOC', which is not in its labels"),
-        ({"train": Examples([["Ada"]] * 3, [["PER"]] * 3)}, "'PER' is no IOB2 tag"),
+        ({"train": Examples([["Ada"]] * 3, [["PER"]] * 3)}, "'PER' is not an IOB2 tag"),
         ({"family": "tc"}, "family 'tc', not 'ner'"),
     ],
 )
