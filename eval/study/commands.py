@@ -61,7 +61,7 @@ def run_commands(commands: Sequence[Command], workers: int, logs: Path, variable
         MtpfError: Some commands failed; the first one and its log are named.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    order = {command.name: place for place, command in enumerate(commands)}
+    order = {command.name: position for position, command in enumerate(commands)}
     sorter = TopologicalSorter({command.name: command.needs for command in commands})
     sorter.prepare()
     ready: list[int] = []

@@ -154,19 +154,19 @@ class Workplace:
 
 def run(options: argparse.Namespace) -> None:
     """Do everything of the plan that is not done."""
-    place = Workplace.open(options)
-    jobs = [job for job in place.jobs if job.variant.startswith(tuple(options.only))]
+    workplace = Workplace.open(options)
+    jobs = [job for job in workplace.jobs if job.variant.startswith(tuple(options.only))]
     if not jobs:
-        names = ", ".join(dict.fromkeys(job.variant for job in place.jobs))
+        names = ", ".join(dict.fromkeys(job.variant for job in workplace.jobs))
         raise RecipeError(f"No variant's name begins with {' or '.join(options.only)}; there are: {names}.")
-    commands = place.commands(jobs)
-    if "overlap" in place.stages and options.only == [""]:
-        commands.append(place.stage("overlap"))
+    commands = workplace.commands(jobs)
+    if "overlap" in workplace.stages and options.only == [""]:
+        commands.append(workplace.stage("overlap"))
     try:
-        with locked(place.work, timeout=0):
-            place.run(commands)
+        with locked(workplace.work / "run", timeout=0):
+            workplace.run(commands)
     except Timeout:
-        raise RecipeError(f"Another run is at work in {place.work}; wait for it, or stop it.") from None
+        raise RecipeError(f"Another run is at work in {workplace.work}; wait for it, or stop it.") from None
 
 
 def rerun(options: argparse.Namespace) -> None:
@@ -178,16 +178,16 @@ def rerun(options: argparse.Namespace) -> None:
     Raises:
         MtpfError: A few-shot value differs: it depends on nothing but vectors and draws.
     """
-    place = Workplace.open(options)
-    jobs = {(job.variant, job.seed): job for job in place.jobs}
-    records = [r for r in read_records(place.work / RECORDS) if (r["regime"], r["seed"]) in jobs]
+    workplace = Workplace.open(options)
+    jobs = {(job.variant, job.seed): job for job in workplace.jobs}
+    records = [r for r in read_records(workplace.work / RECORDS) if (r["regime"], r["seed"]) in jobs]
     drawn = np.random.default_rng(options.seed).permutation(len(records))[: options.count]
     values: dict[str, tuple[str, float, float]] = {}
 
     def recompute(record: dict[str, Any]) -> Command:
         job = jobs[record["regime"], record["seed"]]
         name = f"rerun-{job.name}-{record['task']}-{record['protocol']}"
-        output = place.work / "rerun" / f"{name}.json"
+        output = workplace.work / "rerun" / f"{name}.json"
         others = [r for r in records if r["regime"] == job.variant and r != record]
         write_records(output, others)
         task = {"tasks": f"{record['family']}/{record['task']}", "protocols": record["protocol"]}
@@ -196,10 +196,10 @@ def rerun(options: argparse.Namespace) -> None:
             value = next(r for r in read_records(output) if r not in others)["value"]
             values[name] = record["family"], record["value"], value
 
-        arguments = ["eval/benchmark.py", *place.benchmark(job, output=output, **task)]
+        arguments = ["eval/benchmark.py", *workplace.benchmark(job, output=output, **task)]
         return Command(name, arguments, after=compare)
 
-    place.run([recompute(records[index]) for index in drawn])
+    workplace.run([recompute(records[index]) for index in drawn])
     for name, (_, before, now) in values.items():
         print(f"{name}: recorded {before:.6f}, now {now:.6f}, {now - before:+.6f}")
     differing = [name for name, (family, before, now) in values.items() if family == "tc" and before != now]
@@ -209,15 +209,15 @@ def rerun(options: argparse.Namespace) -> None:
 
 def release(options: argparse.Namespace) -> None:
     """Publish the backbone of a variant, and one adapter a family, and download them again."""
-    place = Workplace.open(options)
+    workplace = Workplace.open(options)
     wanted = (options.variant, options.seed)
-    job = next((job for job in place.jobs if (job.variant, job.seed) == wanted), None)
-    if job is None or not (job.trains and job.is_trained(place.work)):
+    job = next((job for job in workplace.jobs if (job.variant, job.seed) == wanted), None)
+    if job is None or not (job.trains and job.is_trained(workplace.work)):
         raise RecipeError(
-            f"{options.variant} with seed {options.seed} is not a finished run of {place.work}."
+            f"{options.variant} with seed {options.seed} is not a finished run of {workplace.work}."
         )
-    folder = job.folder(place.work)
-    results = [r for r in read_records(place.work / RECORDS) if (r["regime"], r["seed"]) == wanted]
+    folder = job.folder(workplace.work)
+    results = [r for r in read_records(workplace.work / RECORDS) if (r["regime"], r["seed"]) == wanted]
     sha = str(push_backbone(folder / "backbone", options.repo, results=results))
     print(f"{options.repo}@{sha}: {pull(options.repo, sha)}")
     for family in job.adapters:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.study.records import MAIN_PROTOCOLS, NAMES, REGIMES, Study
-from modeling_mtpf.errors import DataError
+from modeling_mtpf.errors import DataError, MtpfError
 from modeling_mtpf.evaluation.report import markdown_table
 from modeling_mtpf.evaluation.statistics import Contrast, mean_interval, tasks_of
 
@@ -316,29 +316,31 @@ def fill(document: str, studies: dict[str, Study]) -> str:
 
 
 def _filled(mark: re.Match, studies: dict[str, Study]) -> str:
-    kind, study, arguments = mark[1], studies.get(mark[2]), mark[3].split()
+    kind, name, arguments = mark[1], mark[2], mark[3]
     try:
-        if study is None:
-            raise KeyError(mark[2])
-        if kind == "table":
-            (name,) = arguments
-            content = f"\n\n{TABLES[name](study)}\n\n"
-        elif kind == "points":
-            protocol, first, second = arguments
-            content = _known(study.contrast(protocol, first, second)).over_tasks.as_difference()
-        else:
-            start, number = arguments
-            claim = CLAIMS[int(number) - 1]
-            content = f"**{verdict(claim, _contrasts(study, start, claim))}**"
-    except (KeyError, ValueError, IndexError) as error:
+        content = MARKS[kind](studies[name], *arguments.split())
+    except MtpfError:  # of the records
+        raise
+    except (KeyError, IndexError, ValueError, TypeError) as error:
         known = f"studies: {', '.join(studies)}; tables: {', '.join(TABLES)}"
-        raise DataError(
-            f"There is nothing for the mark {mark[0].split(' -->')[0][5:]!r}; known {known}."
-        ) from error
-    return f"<!-- {kind}: {mark[2]} {mark[3]} -->{content}<!-- end -->"
+        raise DataError(f"Nothing fits the mark '{kind}: {name} {arguments}'; known {known}.") from error
+    return f"<!-- {kind}: {name} {arguments} -->{content}<!-- end -->"
 
 
-def _known(contrast: Contrast | None) -> Contrast:
+def _points(study: Study, protocol: str, first: str, second: str) -> str:
+    contrast = study.contrast(protocol, first, second)
     if contrast is None:
         raise KeyError("no records of both")
-    return contrast
+    return contrast.over_tasks.as_difference()
+
+
+def _verdict(study: Study, start: str, number: str) -> str:
+    claim = CLAIMS[int(number) - 1]
+    return f"**{verdict(claim, _contrasts(study, start, claim))}**"
+
+
+MARKS: dict[str, Callable[..., str]] = {
+    "table": lambda study, name: f"\n\n{TABLES[name](study)}\n\n",
+    "points": _points,
+    "verdict": _verdict,
+}

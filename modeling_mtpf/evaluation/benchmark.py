@@ -39,9 +39,6 @@ from .vector_cache import StoredVectors
 FAMILY_OF = {"ner": "ner", "ner10": "ner", "mteb": "tc", "full": "tc"}
 """Protocol → family."""
 
-Facts = dict[str, dict[str, Any]]
-"""Protocol → everything except task, data and seed that decides its values."""
-
 QUICK_ROWS = 200
 """Rows of each split in a smoke run (``--quick``)."""
 
@@ -197,9 +194,10 @@ class Bench:
         }
         if settings.adapter_tc is not None:
             self.model.load_adapter(settings.adapter_tc, "bench-tc", settings.adapter_tc_revision)
+        self.facts = {protocol: self._facts(protocol) for protocol in settings.protocol_names()}
 
-    def facts(self, protocol: str) -> dict[str, Any]:
-        """Everything except task, data and seed that decides the values, by its path in ``config``."""
+    def _facts(self, protocol: str) -> dict[str, Any]:
+        """Everything except task, data and seed that decides a protocol's values, by path in ``config``."""
         family = FAMILY_OF[protocol]
         facts: dict[str, Any] = {
             "backbone.sha256": self.sha256,
@@ -225,7 +223,37 @@ class Bench:
         return FitSettings(seed=seed, mixed_precision=self.settings.mixed_precision, **fixed)
 
     def run(self, unit: Unit) -> Iterator[dict[str, Any]]:
-        """Evaluate one unit, record by record."""
+        """Evaluate one unit; each record is in the output file before the next one is computed."""
+        for record in self._evaluate(unit):
+            add_record(self.settings.output, record, self.check_same)
+            yield record
+
+    def check_same(self, records: list[dict[str, Any]]) -> None:
+        """Refuse to add to records of this regime that were made with something else.
+
+        Raises:
+            DataError: With the first difference.
+        """
+        settings = self.settings
+        samples = {task.name: task.samples_per_label for task in all_tasks() if task.family == "tc"}
+        for record in (record for record in records if record["regime"] == settings.regime):
+            wanted = self.facts.get(record["protocol"])
+            if wanted is None:  # of no protocol of this run, but of the same backbone
+                wanted = {"backbone.sha256": self.sha256}
+            elif record["protocol"] == "mteb":
+                wanted = {**wanted, "samples_per_label": samples[record["task"]]}
+            if settings.backbone_per_seed and record["seed"] not in settings.seed_numbers():
+                wanted = {key: value for key, value in wanted.items() if key not in SEED_FACTS}
+            for path, value in wanted.items():
+                recorded = config_value(record, path)
+                if recorded != value:
+                    raise DataError(
+                        f"{settings.output} has records of regime {settings.regime!r} and protocol "
+                        f"{record['protocol']} with another {path}: {recorded}, not {value}; choose another "
+                        "--output or --regime."
+                    )
+
+    def _evaluate(self, unit: Unit) -> Iterator[dict[str, Any]]:
         if unit.task.family == "ner":
             for protocol, seed in unit.jobs:
                 yield self._ner(unit, protocol, seed)
@@ -304,11 +332,10 @@ class Bench:
             task.samples_per_label,
             SEED + seed,
         )
-        accuracies = [draw["accuracy"] for draw in draws]
         mean = {key: round(float(np.mean([draw[key] for draw in draws])), 6) for key in draws[0]}
         config = {
             "samples_per_label": task.samples_per_label,
-            "draws": [round(value, 6) for value in accuracies],
+            "draws": [round(draw["accuracy"], 6) for draw in draws],
             "normalize": self.settings.normalize,
         }
         return self._record(task, "mteb", seed, "accuracy", mean, len(labels), data, config)
@@ -336,11 +363,10 @@ class Bench:
             settings=self._fit_settings(seed),
         )
         self.model.delete_adapter("bench-ner")
-        config = {"settings": app.record["settings"], "fit": app.record["seeds"][str(seed)]}
-        config["types"] = app.record["types"]
-        return self._record(
-            unit.task, protocol, seed, "entity_f1", app.metrics, len(data.train), data, config
-        )
+        record = app.record
+        config = {key: record[key] for key in ("settings", "types")} | {"fit": record["seeds"][str(seed)]}
+        n_train = len(data.train)
+        return self._record(unit.task, protocol, seed, "entity_f1", app.metrics, n_train, data, config)
 
     def _record(self, task, protocol, seed, metric, scores, n_train, data, config) -> dict[str, Any]:
         return {
@@ -379,28 +405,19 @@ def unit_length(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-# ------------------------------------------------------------------------------------------------ running
-
 _BENCH: Bench | None = None
-_FACTS: Facts = {}
+"""That of a worker process."""
 
 
-def _start_worker(settings: BenchmarkSettings, threads: int, facts: Facts) -> None:
-    global _BENCH, _FACTS
+def _start_worker(settings: BenchmarkSettings, threads: int) -> None:
+    global _BENCH
     torch.set_num_threads(threads)
-    _BENCH, _FACTS = Bench(settings), facts
+    _BENCH = Bench(settings)
 
 
 def _run_unit(unit: Unit) -> list[dict[str, Any]]:
     assert _BENCH is not None
-    return list(_run_and_save(_BENCH, unit, _FACTS))
-
-
-def _run_and_save(bench: Bench, unit: Unit, facts: Facts) -> Iterator[dict[str, Any]]:
-    """Evaluate a unit; each record is in the file before the next one is computed."""
-    for record in bench.run(unit):
-        add_record(bench.settings.output, record, lambda old: check_same(bench.settings, facts, old))
-        yield record
+    return list(_BENCH.run(unit))
 
 
 def run_benchmark(settings: BenchmarkSettings, report=lambda record: None) -> list[dict[str, Any]]:
@@ -424,19 +441,18 @@ def run_benchmark(settings: BenchmarkSettings, report=lambda record: None) -> li
     for unit in units:
         check_task(unit.task, settings.data)
     bench = Bench(settings)  # before any process starts, so that a wrong id is reported at once
-    facts = {protocol: bench.facts(protocol) for protocol in settings.protocol_names()}
-    check_same(settings, facts, records)
+    bench.check_same(records)
     cores = available_cores()
     workers = min(settings.workers or cores, len(units))
     if workers <= 1:
         torch.set_num_threads(cores)
         for unit in units:
-            for record in _run_and_save(bench, unit, facts):
+            for record in bench.run(unit):
                 report(record)
         return read_records(settings.output)
     del bench
     context = multiprocessing.get_context("spawn")
-    arguments = (settings, max(cores // workers, 1), facts)
+    arguments = (settings, max(cores // workers, 1))
     with ProcessPoolExecutor(workers, context, _start_worker, arguments) as pool:
         try:
             for future in as_completed([pool.submit(_run_unit, unit) for unit in units]):
@@ -445,33 +461,3 @@ def run_benchmark(settings: BenchmarkSettings, report=lambda record: None) -> li
         finally:
             pool.shutdown(cancel_futures=True)
     return read_records(settings.output)
-
-
-def check_same(settings: BenchmarkSettings, facts: Facts, records: list[dict[str, Any]]) -> None:
-    """Refuse to add to records of the regime that were made with something else.
-
-    Args:
-        settings: Of this run.
-        facts: See `Bench.facts`, of each protocol of this run.
-        records: Those of the output file.
-
-    Raises:
-        DataError: With the first difference.
-    """
-    samples = {task.name: task.samples_per_label for task in all_tasks() if task.family == "tc"}
-    for record in (record for record in records if record["regime"] == settings.regime):
-        wanted = facts.get(record["protocol"])
-        if wanted is None:  # of no protocol of this run, but of the same backbone
-            wanted = {"backbone.sha256": next(iter(facts.values()))["backbone.sha256"]}
-        elif record["protocol"] == "mteb":
-            wanted = {**wanted, "samples_per_label": samples[record["task"]]}
-        if settings.backbone_per_seed and record["seed"] not in settings.seed_numbers():
-            wanted = {key: value for key, value in wanted.items() if key not in SEED_FACTS}
-        for path, value in wanted.items():
-            recorded = config_value(record, path)
-            if recorded != value:
-                raise DataError(
-                    f"{settings.output} has records of regime {settings.regime!r} and protocol "
-                    f"{record['protocol']} with another {path}: {recorded}, not {value}; choose another "
-                    "--output or --regime."
-                )

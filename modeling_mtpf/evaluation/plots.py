@@ -1,4 +1,4 @@
-"""What the pictures of reports have in common."""
+"""Parts that the pictures of the benchmark and of the study share."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,14 +28,14 @@ def interval_panel(
         title: Of the panel.
         colours: Name of a series → colour; by default matplotlib's.
     """
-    for position, (name, values) in enumerate(series.items()):
-        shift = spacing * (position - (len(series) - 1) / 2)
-        places = [place + shift for place, row in enumerate(rows) if row in values]
+    for number, (name, values) in enumerate(series.items()):
+        shift = spacing * (number - (len(series) - 1) / 2)
+        positions = [position + shift for position, row in enumerate(rows) if row in values]
         intervals = [values[row] for row in rows if row in values]
         if intervals:
             axis.errorbar(
                 [i.mean for i in intervals],
-                places,
+                positions,
                 xerr=np.nan_to_num(
                     [[i.mean - i.low for i in intervals], [i.high - i.mean for i in intervals]]
                 ),
@@ -58,7 +58,7 @@ def decorate(axis: Any, title: str, *, grid: str = "both", size: int = 10) -> No
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a picture; an SVG file depends on what it shows alone."""
+    """Write a picture; the bytes of an SVG file depend only on what it shows."""
     import matplotlib
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from eval.study.plan import Job, needed_stages, plan_name, read_jobs, read_plan,
 from eval.study.records import Study, add_run, read_runs, read_study
 from eval.study.tables import CLAIMS, average_table, claim_table, fill, layer_order
 from modeling_mtpf.errors import DataError, MtpfError, RecipeError
+from modeling_mtpf.evaluation.records import locked
 from modeling_mtpf.evaluation.statistics import contrast, sign_flip_test
 
 ROOT = Path(__file__).parents[2]
@@ -189,8 +190,8 @@ def test_the_plan_names_what_each_run_needs(tmp_path, name):
         "labels_last",
     ]
     assert needed_stages(stages, planned["packaged/tc", 0].recipe, tmp_path) == pairs
-    place = script.Workplace(tmp_path, "DATA", 1, stages, [])
-    needs = {stage: place.stage(stage).needs for stage in stages}
+    workplace = script.Workplace(tmp_path, "DATA", 1, stages, [])
+    needs = {stage: workplace.stage(stage).needs for stage in stages}
     assert {stage: names for stage, names in needs.items() if names} == {"labels_tuned": ["teacher"]}
     assert "{work}" not in json.dumps(plan) and "{data}" not in json.dumps(plan)
     with pytest.raises(RecipeError, match="space"):
@@ -305,8 +306,8 @@ def test_a_stage_comes_with_the_first_job_that_needs_it_and_may_have_all_cores(t
     pairs = "pairs: {done: '{work}/pairs', needed_by: tc, cores: all, command: -c pass}"
     (tmp_path / "plan.yaml").write_text(TINY.replace("stages:", f"stages:\n  {pairs}"))
     plan = read_plan(tmp_path / "plan.yaml", tmp_path, "DATA")
-    place = script.Workplace(tmp_path, "DATA", 1, plan["stages"], read_jobs(plan))
-    assert [(command.name, command.needs) for command in place.commands(place.jobs)] == [
+    workplace = script.Workplace(tmp_path, "DATA", 1, plan["stages"], read_jobs(plan))
+    assert [(command.name, command.needs) for command in workplace.commands(workplace.jobs)] == [
         ("tiny-base-0-benchmark", []),
         ("pairs", []),
         ("labels", []),
@@ -314,7 +315,7 @@ def test_a_stage_comes_with_the_first_job_that_needs_it_and_may_have_all_cores(t
         ("tiny-tpl-0-benchmark", ["tiny-tpl-0"]),
         ("tiny-tpl-swapped-0-benchmark", ["tiny-tpl-0"]),  # measures the run of tpl
     ]
-    assert [c.name for c in place.commands(place.jobs) if c.all_cores] == ["pairs"]
+    assert [c.name for c in workplace.commands(workplace.jobs) if c.all_cores] == ["pairs"]
 
 
 def test_a_folder_belongs_to_one_plan(tmp_path):
@@ -339,6 +340,14 @@ def test_a_folder_belongs_to_one_plan(tmp_path):
     plan.write_text(TINY.replace("name: tiny\n", ""))
     with pytest.raises(RecipeError, match="no key 'name'"):
         read_plan(plan, work, "DATA")
+
+
+def test_a_second_run_in_one_folder_is_refused(tmp_path, capsys):
+    plan, work = tmp_path / "plan.yaml", tmp_path / "work"
+    plan.write_text(TINY)
+    with locked(work / "run"):
+        assert script.main(["run", "--plan", str(plan), "--work", str(work), "--data", str(tmp_path)]) == 2
+    assert "Another run is at work" in capsys.readouterr().err and not (work / "logs").exists()
 
 
 def test_a_report_takes_the_records_of_a_folder_under_its_plans_name(tmp_path, monkeypatch, capsys):
