@@ -1,5 +1,6 @@
 """Requests to the Hub: what is worth another attempt, and errors as one sentence with a remedy."""
 
+import importlib
 import json
 import logging
 import re
@@ -8,8 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-import httpx2  # the HTTP client of huggingface_hub, whose transport errors it passes on
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
@@ -21,6 +21,9 @@ from huggingface_hub.errors import (
 
 from ..errors import MtpfError
 from ..model.sources_mtpf import is_hub_id
+
+# huggingface_hub passes on the transport errors of its HTTP client: httpx in 1.x, httpx2 in 2.x.
+httpx = importlib.import_module(HTTPError.__module__.partition(".")[0])
 
 log = logging.getLogger(__name__)
 
@@ -56,17 +59,21 @@ def validate_card(repo_id: str, card: ModelCard) -> None:
     Raises:
         HubError: It does not.
     """
-    try:
-        with explained(repo_id):
-            attempt(card.validate)
-    except HubError:
-        raise
-    except ValueError as error:
-        try:
-            reason = "; ".join(entry["message"] for entry in json.loads(str(error))["errors"])
-        except (ValueError, LookupError, TypeError):
-            reason = str(error)
-        raise HubError(f"The Hub does not accept the card of {repo_id}: {reason}") from error
+
+    # Not `card.validate()`: in huggingface_hub 1.x it asks huggingface.co, whatever HF_ENDPOINT says.
+    def ask() -> None:
+        body = {"repoType": card.repo_type, "content": str(card)}
+        answer = get_session().post(f"{constants.ENDPOINT}/api/validate-yaml", json=body)
+        if answer.status_code == 400:
+            try:
+                reason = "; ".join(entry["message"] for entry in json.loads(answer.text)["errors"])
+            except (ValueError, LookupError, TypeError):
+                reason = answer.text
+            raise HubError(f"The Hub does not accept the card of {repo_id}: {reason}")
+        hf_raise_for_status(answer)
+
+    with explained(repo_id):
+        attempt(ask)
 
 
 def is_transient(error: BaseException | None) -> bool:
@@ -74,7 +81,7 @@ def is_transient(error: BaseException | None) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in TRANSIENT_STATUS
     # Xet reports a failed upload as ConnectionError; so does the client its offline mode.
-    transport = isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError))
+    transport = isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError))
     return transport and not isinstance(error, OfflineModeIsEnabled)
 
 
@@ -84,7 +91,7 @@ def attempt(action: Callable[[], T], landed: Callable[[], T | None] = lambda: No
         try:
             return action()
         except Exception as error:
-            if not is_transient(error) or isinstance(error, httpx2.ConnectError):
+            if not is_transient(error) or isinstance(error, httpx.ConnectError):
                 raise  # what cannot be reached now will not be in a second
             if wait is not None:
                 log.info("The Hub did not answer as it should (%s); trying again.", type(error).__name__)
@@ -129,7 +136,7 @@ def explained(repo_id: str) -> Iterator[None]:
         }.get(401 if status == 403 else status, "try again later")
         reason = error.server_message or "no reason given"
         raise HubError(f"The Hub answers {status} for {repo_id} ({reason}): {remedy}.") from error
-    except (httpx2.TransportError, ConnectionError, TimeoutError) as error:
+    except (httpx.TransportError, ConnectionError, TimeoutError) as error:
         raise HubError(
             f"The connection to the Hub failed for {repo_id} ({type(error).__name__}); check the network and "
             "try again."

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 AUTO_MAP = {
     "AutoConfig": "configuration_mtpf.MtpfConfig",
@@ -98,13 +97,15 @@ class MtpfConfig(PreTrainedConfig):
     """
 
     model_type = "mtpf"
-    sub_configs_defaults = {"encoder_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
+    sub_configs = {"encoder_config": AutoConfig}
 
     encoder_config: dict | PreTrainedConfig | None = None
     num_tail_layers: int = 2
     regime: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.encoder_config, PreTrainedConfig):
+            self.encoder_config = AutoConfig.for_model(**{"model_type": "bert", **(self.encoder_config or {})})
         super().__post_init__(**kwargs)
         # Auto classes look for their own entry on the config object, too.
         self.auto_map = dict(AUTO_MAP)

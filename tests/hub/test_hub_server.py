@@ -4,10 +4,11 @@ import os
 import random
 from pathlib import Path
 
-import httpx2
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+
+from modeling_mtpf.hub.client import httpx
 
 pytestmark = pytest.mark.hub
 
@@ -72,7 +73,7 @@ def test_a_commit_on_an_old_parent_is_refused(hub, api, published):
 def test_an_answer_to_a_commit_can_get_lost(hub, api, published):
     """The commit took effect; the client's second attempt on the same parent conflicts and makes none."""
     hub.fault("commit", drop="response")
-    with pytest.raises((HfHubHTTPError, httpx2.TransportError)):
+    with pytest.raises((HfHubHTTPError, httpx.TransportError)):
         commit(api, {"config.json": b"[]"}, parent_commit=published)
     assert hub.files(REPO)["config.json"] == b"[]" and hub.commits(REPO)[0].parent == published
 
