@@ -119,8 +119,9 @@ class MtpfConfig(PreTrainedConfig):
 
     def __getattr__(self, name: str) -> Any:
         # hidden_size, pad_token_id, ...: whatever this config lacks is read from the encoder's.
+        # Not rope_parameters: transformers would standardise the encoder's a second time, for this config.
         encoder = self.__dict__.get("encoder_config")
-        if name.startswith("_") or not isinstance(encoder, PreTrainedConfig):
+        if name.startswith(("_", "rope_")) or not isinstance(encoder, PreTrainedConfig):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return getattr(encoder, name)
 

@@ -10,6 +10,7 @@ from huggingface_hub import CommitOperationAdd, ModelCard, ModelCardData
 
 from hub_cards import adapter_card, backbone_card, training_summary
 from modeling_mtpf.hub import push_adapter, push_backbone
+from modeling_mtpf.hub.client import validate_card
 from modeling_mtpf.hub.files import check_text
 
 pytestmark = pytest.mark.hub
@@ -68,8 +69,8 @@ def test_every_example_runs_as_it_stands(hub, cards, fresh_process, tmp_path, pa
 
 
 def test_metadata_is_valid_and_complete(hub, cards):
-    for text in cards.values():
-        ModelCard(text).validate()  # asks the Hub, as every upload does
+    for repo, text in cards.items():
+        validate_card(repo, ModelCard(text))  # asks the Hub, as every push does
     data = {repo: ModelCard(text).data for repo, text in cards.items()}
     backbone, entities, intent, ner = (data[repo] for repo in (BACKBONE, ENTITIES, INTENT, NER))
     assert (backbone.base_model, backbone.library_name) == (
