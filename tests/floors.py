@@ -6,6 +6,7 @@
 """
 
 import re
+import sys
 from importlib.metadata import requires
 
 
@@ -21,4 +22,4 @@ def floors(requirements: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(floors(requires("mtpf") or [])))
+    sys.stdout.write("\n".join(floors(requires("mtpf") or [])) + "\n")

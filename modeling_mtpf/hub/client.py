@@ -12,12 +12,14 @@ from typing import TypeVar
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     RevisionResolutionError,
 )
+from huggingface_hub.utils import get_session, hf_raise_for_status
 
 from ..errors import MtpfError
 from ..model.sources_mtpf import is_hub_id

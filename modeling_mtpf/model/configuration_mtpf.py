@@ -105,7 +105,9 @@ class MtpfConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.encoder_config, PreTrainedConfig):
-            self.encoder_config = AutoConfig.for_model(**{"model_type": "bert", **(self.encoder_config or {})})
+            self.encoder_config = AutoConfig.for_model(
+                **{"model_type": "bert", **(self.encoder_config or {})}
+            )
         super().__post_init__(**kwargs)
         # Auto classes look for their own entry on the config object, too.
         self.auto_map = dict(AUTO_MAP)

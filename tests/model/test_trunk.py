@@ -92,7 +92,9 @@ def test_activation_checkpointing_runs_the_layers_again_with_the_same_adapter(lo
         sum(loss(states[name]) for name, loss in losses.items()).backward()
 
     expected = gradients_of(model, shared)
-    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # before 5.20
+    enable = getattr(
+        model, "activation_checkpointing_enable", model.gradient_checkpointing_enable
+    )  # before 5.20
     enable({"use_reentrant": False})
     assert_equal_gradients(gradients_of(model, shared), expected)
 
