@@ -20,7 +20,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 install: $(VENV)/installed  ## Install the package with everything for training and tests into .venv
 
 pretrain: install  ## Run the demo: pre-finetune the packaged encoder for NER and TC, a few minutes on 2 cores
-	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no train/pretrain.py
+	$(BIN)/python train/pretrain.py
 
 study-report: install  ## Fill in all tables and pictures of the study from its raw records
 	$(BIN)/python eval/study/run.py report
