@@ -72,7 +72,9 @@ def run_command(arguments: Sequence[str]) -> str | None:
     Raises:
         MtpfError: A mistake of the user.
     """
-    name, *rest = arguments or ["--help"]
+    if not arguments:
+        raise MtpfError(f"Name a command: {', '.join(COMMANDS)}; mtpf --help describes them.")
+    name, *rest = arguments
     if name in ("-h", "--help"):
         return usage()
     if name == "--version":
@@ -113,6 +115,9 @@ def exit_status(action: Callable[[], str | None]) -> int:
     except MtpfError as error:
         sys.stderr.write(f"error: {error}\n")
         return getattr(error, "exit_status", 2)
+    except SystemExit as stop:  # argparse has printed its help
+        if stop.code:
+            raise
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `mtpf inspect ... | head` closes the pipe early

@@ -76,8 +76,8 @@ def test_a_published_app_brings_its_backbone(run, hub, folders, expected, tmp_pa
 
 
 def command(folders, *more) -> list[str]:
-    own = ["--adapter", folders / "entities", "--backbone", folders / "backbone", *more]
-    return [sys.executable, "-m", "modeling_mtpf.cli.main", "predict", *map(str, own)]
+    options = ["--adapter", folders / "entities", "--backbone", folders / "backbone", *more]
+    return [sys.executable, "-m", "modeling_mtpf.cli", "predict", *map(str, options)]
 
 
 def environment() -> dict[str, str]:

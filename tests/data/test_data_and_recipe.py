@@ -9,7 +9,7 @@ import pytest
 from modeling_mtpf.data.sources import expand_pair_sources, fingerprint, open_source
 from modeling_mtpf.errors import DataError, RecipeError
 from modeling_mtpf.pretraining import setup  # noqa: F401  registers the families
-from modeling_mtpf.pretraining.recipe import Recipe, load_recipe, resolved, usage
+from modeling_mtpf.pretraining.recipe import Recipe, load_recipe, resolved
 
 PAIRS = {"anchor": "text", "positive": "text"}
 
@@ -91,32 +91,34 @@ def recipe_file(tmp_path):
 
 def test_recipe_with_overrides(recipe_file, tmp_path):
     recipe = load_recipe(
-        [recipe_file, "--steps", "9", "--families.tc.temperature=0.1", "--families.ner.lora.layers", "3"],
-        tmp_path,
+        [recipe_file, "--steps", "9", "--families.tc.temperature=0.1", "--families.ner.lora.layers", "3"]
     )
     assert (recipe.steps, recipe.learning_rate, recipe.regime) == (9, 1e-4, "tpl")
     assert recipe.families["tc"].temperature == 0.1 and recipe.families["tc"].pairs == ["a", "b"]
     assert (recipe.families["ner"].lora.r, recipe.families["ner"].lora.layers) == (8, 3)
-    again = load_recipe([write(tmp_path / "again.yaml", json.dumps(resolved(recipe)))], tmp_path)
+    again = load_recipe([write(tmp_path / "again.yaml", json.dumps(resolved(recipe)))])
     assert again == recipe  # what run.json records is itself a recipe
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--stepps", "9"], "Unknown key 'stepps'; did you mean 'steps'"),
+        (["--stepps", "9"], "Unknown argument --stepps; did you mean '--steps'"),
         (
             ["--families.tc.temprature", "1"],
-            "'families.tc.temprature'; did you mean 'families.tc.temperature'",
+            "--families.tc.temprature; did you mean '--families.tc.temperature'",
         ),
-        (["--families.ner.lora.rank", "1"], "Unknown key 'families.ner.lora.rank'; .*Known here: alpha"),
+        (
+            ["--families.ner.lora.rank", "1"],
+            "Unknown argument --families.ner.lora.rank; did you mean '--families.ner.lora.r'",
+        ),
         (["--families.qa.batch_size", "1"], "Unknown family 'qa'; known: ner, tc"),
         (["--regime", "both"], "Unknown regime 'both'; choose one of: base, naive, tpl, ner, tc"),
         (["--steps", "many"], "steps is 'many', but must be of type int"),
         (["--steps", "0"], "steps is 0; it must be at least 1"),
-        (["--steps"], "--steps needs a value"),
-        (["--steps.more", "1"], "'steps' has no keys below it"),
-        (["stray"], "Unexpected argument 'stray'"),
+        (["--steps"], "Argument --steps: expected one argument"),
+        (["--steps.more", "1"], "Unknown argument --steps.more; did you mean '--steps'"),
+        (["stray"], "Unrecognized arguments: stray"),
         (["--mixed_precision", "fp8"], "choose auto, bf16, float32"),
         (["--regime", "tpll"], "did you mean 'tpl'"),
         (["--families.nre.batch_size", "1"], "Unknown family 'nre'; did you mean 'ner'"),
@@ -128,23 +130,25 @@ def test_recipe_with_overrides(recipe_file, tmp_path):
 )
 def test_bad_recipes(recipe_file, tmp_path, arguments, message):
     with pytest.raises(RecipeError, match=message):
-        load_recipe([recipe_file, *arguments], tmp_path)
+        load_recipe([recipe_file, *arguments])
 
 
 def test_bad_recipe_files(tmp_path):
-    with pytest.raises(RecipeError, match="There is no recipe file"):
-        load_recipe([str(tmp_path / "none.yaml")], tmp_path)
+    with pytest.raises(
+        RecipeError, match="There is no recipe .*none.yaml; known: laptop, paper_distilbert, paper_minilm"
+    ):
+        load_recipe([str(tmp_path / "none.yaml")])
     with pytest.raises(RecipeError, match="not valid YAML"):
-        load_recipe([write(tmp_path / "a.yaml", "a: [")], tmp_path)
+        load_recipe([write(tmp_path / "a.yaml", "a: [")])
     with pytest.raises(RecipeError, match="must hold keys and values"):
-        load_recipe([write(tmp_path / "b.yaml", "- a\n- b")], tmp_path)
+        load_recipe([write(tmp_path / "b.yaml", "- a\n- b")])
 
 
 def test_values_that_yaml_reads_as_something_else(recipe_file, tmp_path):
-    recipe = load_recipe([recipe_file, "--output_dir", "2024", "--mixed_precision", "float32"], tmp_path)
+    recipe = load_recipe([recipe_file, "--output_dir", "2024", "--mixed_precision", "float32"])
     assert (recipe.output_dir, recipe.mixed_precision) == ("2024", "float32")
     empty = write(tmp_path / "empty.yaml", "families:\n  ner:\n")
-    assert load_recipe([empty, "--families.ner.data", "x"], tmp_path).families["ner"].data == "x"
+    assert load_recipe([empty, "--families.ner.data", "x"]).families["ner"].data == "x"
 
 
 def test_na_is_a_word(tmp_path):
@@ -161,10 +165,40 @@ def test_fingerprint_is_of_the_contents(tmp_path):
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_help_describes_every_key():
-    text = usage()
+def test_help_describes_every_key(capsys):
+    with pytest.raises(SystemExit):
+        load_recipe(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
     for key in resolved(Recipe()).keys() - {"families"}:
         assert f"--{key} " in text
-    for key in ("tc.temperature 0.05", "ner.clusters 200", "ner.max_length 64", "<family>.lora.r 32"):
-        assert f"--families.{key}\n        " in text
-    assert "Share of the steps with linear warm-up, before cosine decay to zero." in text
+    for key in ("tc.temperature FLOAT", "ner.clusters INT", "ner.max_length INT", "ner.lora.r INT"):
+        assert f"--families.{key} " in text
+    assert "Share of the steps with linear warm-up, before cosine decay to zero. (default: 0.05)" in text
+    assert "laptop, paper_distilbert, paper_minilm" in text
+
+
+def test_a_recipe_is_known_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = ["--families.ner.data", "labels", "--families.tc.pairs", "a", "b"]
+    recipe = load_recipe(["laptop", *data])
+    assert recipe == load_recipe(["laptop.yaml", *data]) and recipe.families["tc"].source_cap == 100000
+    write(tmp_path / "laptop.yaml", "steps: 3\nfamilies: {tc: {pairs: a}}\n")
+    assert load_recipe(["laptop.yaml"]).steps == 3  # a file comes first
+    with pytest.raises(RecipeError, match="no recipe labtop; did you mean 'laptop'"):
+        load_recipe(["labtop"])
+
+
+def test_without_recipe_the_families_whose_data_is_given_are_trained_with_the_defaults():
+    recipe = load_recipe(["--families.ner.data", "labels", "--families.tc.pairs", "my_pairs"])
+    default = Recipe()
+    assert (recipe.steps, recipe.save_every, recipe.regime) == (default.steps, default.save_every, "tpl")
+    assert (recipe.families["ner"].data, recipe.families["tc"].pairs) == ("labels", ["my_pairs"])
+    with pytest.raises(RecipeError, match="name a recipe .laptop.* `make pretrain`"):
+        load_recipe([])
+
+
+@pytest.mark.parametrize("demo", ["true", "false"])
+def test_the_key_demo_of_older_recipes_is_ignored(recipe_file, tmp_path, caplog, demo):
+    old = write(tmp_path / "old.yaml", f"demo: {demo}\nfamilies: {{tc: {{pairs: a}}}}\n")
+    assert load_recipe([old]) == load_recipe(["--demo", demo, "--families.tc.pairs", "a"])
+    assert ("is ignored" in caplog.text) == (demo == "true")

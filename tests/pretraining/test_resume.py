@@ -28,7 +28,8 @@ from modeling_mtpf.pretraining.checkpoint import (
     set_random_state,
 )
 from modeling_mtpf.pretraining.families.ner import ClusterObjective
-from modeling_mtpf.pretraining.run_record import MetricsLog, lock_folder
+from modeling_mtpf.pretraining.metrics_log import MetricsLog
+from modeling_mtpf.pretraining.run_record import lock_folder
 from train import pretrain
 
 

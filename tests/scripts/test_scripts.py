@@ -16,6 +16,7 @@ from modeling_mtpf.data.words import load_word_tokenizer
 from modeling_mtpf.pretraining.chunks import ChunkShape, plan_chunks
 from modeling_mtpf.pretraining.families.base import RunContext
 from modeling_mtpf.pretraining.families.tc import TcFamily, TcSettings
+from modeling_mtpf.pretraining.joint import JointModel
 from train import pretrain, pseudo_label
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +124,7 @@ def test_accumulated_gradients_are_the_mean_of_different_parts(arguments, monkey
         seen["found"] = [None if p.grad is None else p.grad.clone() for p in parameters]
         return torch.ones(())
 
-    class Kept(pretrain.JointModel):
+    class Kept(JointModel):
         def __init__(self, model, families, *more):
             super().__init__(model, families, *more)
             for module in self.modules():
@@ -132,7 +133,7 @@ def test_accumulated_gradients_are_the_mean_of_different_parts(arguments, monkey
             seen.update(joint=self, families=families, start=copy.deepcopy(self.state_dict()))
 
     monkeypatch.setattr("accelerate.Accelerator.clip_grad_norm_", keep)
-    monkeypatch.setattr(pretrain, "JointModel", Kept)
+    monkeypatch.setattr("modeling_mtpf.pretraining.run.JointModel", Kept)
     assert pretrain.main(arguments(steps=1, gradient_accumulation_steps=2, diagnostics_every=0)) == 0
     joint = seen["joint"].train()
     joint.load_state_dict(seen["start"])
@@ -171,9 +172,9 @@ def test_a_batch_of_pairs_has_no_text_twice_and_ranks_share_it(encoders, tmp_pat
 
 
 def test_a_missing_extra_ends_in_one_sentence():
-    code = "import sys; sys.modules['accelerate'] = None; sys.argv = ['pretrain']; import train.pretrain"
+    code = "import sys; sys.modules['accelerate'] = None; from train.pretrain import main; sys.exit(main([]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.strip().endswith("install it with: pip install 'mtpf[train]'")
 
 
@@ -231,7 +232,7 @@ def test_a_third_family_comes_from_a_plugin(arguments, tmp_path):
 
 
 MISTAKES = {
-    "unknown key": ({"stepps": 3}, "Unknown key 'stepps'; did you mean 'steps'?"),
+    "unknown key": ({"stepps": 3}, "Unknown argument --stepps; did you mean '--steps'?"),
     "unknown family": ({"families.qa.batch_size": 3}, "Unknown family 'qa'; known: ner, tc"),
     "unknown regime": ({"regime": "both"}, "Unknown regime 'both'; choose one of"),
     "too many layers": ({"families.ner.lora.layers": 9}, "lora.layers is 9, but this encoder has 4 layers"),
@@ -287,7 +288,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(arguments, tmp_path, capsys):
 def test_help_names_the_commands(capsys):
     assert pretrain.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert "accelerate launch train/pretrain.py" in text and "--gradient_accumulation_steps 1" in text
+    assert "torchrun --nproc_per_node 2" in text and "--gradient_accumulation_steps INT" in text
 
 
 def launch(command: list[str], tmp_path: Path) -> str:
