@@ -122,7 +122,8 @@ def _regular(arguments: Iterable[str], known: list[str], switches: set[str]) -> 
                 joined = not is_key and argument.lower() in _TRUTH
                 yield f"{waiting}={argument if joined else 'true'}"
             else:
-                joined = re.match(r"-[\d.]", argument) is not None  # to argparse -1,-7 looks like an option
+                # argparse reads -1 as a value, but takes -1,-7 and -5e-4 for options
+                joined = bool(re.match(r"-[\d.]", argument)) and not re.fullmatch(r"-\d+|-\d*\.\d+", argument)
                 yield f"{waiting}={argument}" if joined else waiting
             waiting = ""
             if joined:
@@ -183,7 +184,7 @@ def build(cls: type, values: Any, path: str = "", sections: Sections | None = No
 
 def _convert(hint: Any, value: Any, path: str, form: str | None = None) -> Any:
     optional, hint = hint != _not_none(hint), _not_none(hint)
-    if optional and (value is None or value in ("null", "~", "")):
+    if optional and value in (None, "null", "~", "", ["null"]):
         return None
     if is_dataclass(hint):
         return build(hint, value, path)  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ class ReportSettings:
 def run(arguments: list[str], prog: str) -> str:
     """Compute the missing records, or write a report of existing ones."""
     described: dict[str, Any] = {"prog": prog, "description": __doc__, "examples": EXAMPLES}
-    logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("modeling_mtpf").setLevel(logging.ERROR)
     if any(argument.partition("=")[0] == "--report" for argument in arguments):
         return _report(read_settings(ReportSettings, arguments, **described))
     return _benchmark(read_settings(BenchmarkSettings, arguments, **described))

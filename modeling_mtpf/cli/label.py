@@ -1,6 +1,5 @@
 """``mtpf label``: label every word of a text source with the cluster id of its teacher vector."""
 
-import logging
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -52,7 +51,6 @@ def run(arguments: list[str], prog: str) -> str | None:
         read_settings(LabelSettings, arguments, prog=prog, description=__doc__, examples=EXAMPLES)
     ).copy()
     text, output_dir, gold, threads = (values.pop(name) for name in ("text", "output_dir", "gold", "threads"))
-    logging.getLogger("modeling_mtpf").setLevel(logging.INFO)
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
     watch, state = Stopwatch(), _join_processes(threads)

@@ -84,6 +84,7 @@ def run_command(arguments: Sequence[str]) -> str | None:
             f"Unknown command {name!r}; {nearest(name, list(COMMANDS))}known: {', '.join(COMMANDS)}."
         )
     prepare(name)
+    logging.getLogger("modeling_mtpf").setLevel(logging.INFO)
     return import_module(f".{name}", __package__).run(rest, f"mtpf {name}")
 
 

@@ -13,6 +13,7 @@ import yaml
 from ..devices import PRECISIONS
 from ..errors import RecipeError
 from ..settings import build, nearest, parse
+from .families import ner, tc  # noqa: F401  both register themselves
 from .families.base import FAMILY_CLASSES, FamilySettings
 from .joint import REGIMES
 

@@ -15,7 +15,6 @@ from ..devices import available_cores, fast_bf16
 from ..errors import RecipeError
 from ..model.configuration_mtpf import max_tokens
 from ..model.modeling_mtpf import MtpfModel
-from .families import ner, tc  # noqa: F401  both register themselves
 from .families.base import FAMILY_CLASSES, Family, RunContext
 from .joint import JointModel, families_of_regime, parameter_groups
 from .recipe import Recipe, resolved
