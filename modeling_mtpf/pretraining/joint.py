@@ -12,6 +12,7 @@ freed. That is the gradient cache of arXiv 2101.06983, exact, inside one ordinar
 gradient accumulation and losses of several families need nothing special.
 """
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,10 @@ class JointModel(nn.Module):
         self.weights = {family.name: family.settings.weight for family in families}
         hidden = model.config.hidden_size
         self.objectives = nn.ModuleDict({family.name: family.objective(hidden) for family in families})
+        self.start: Any = None
+        if any(objective.needs_start for objective in self.objectives.values()):
+            # In a tuple it is no submodule: not trained, saved, sharded or put into training mode.
+            self.start = (copy.deepcopy(model.backbone).eval().requires_grad_(False),)
         self.adapters: dict[str, str | None] = dict.fromkeys(self.weights)
         for family in families if task_primary else []:
             model.add_adapter(family.name, family.settings.lora)
@@ -80,6 +85,7 @@ class JointModel(nn.Module):
     def forward(self, batch: JointBatch) -> JointOutput:
         """Run one joint step's forward on a batch of each family."""
         parts: dict[str, list[torch.Tensor]] = {name: [] for name in batch.positions}
+        starts: dict[str, list[torch.Tensor]] = {name: [] for name in batch.positions}
         words, token_positions = self._look_up(batch)
         for number, (chunk, position) in enumerate(zip(batch.chunks, token_positions, strict=True), start=1):
             # The last chunk is the first in the backward pass, when nothing else is held: once is enough.
@@ -89,13 +95,18 @@ class JointModel(nn.Module):
                 chunk_rows = self._chunk_rows(chunk, words, position)
             for name, rows in chunk_rows.items():
                 parts[name].append(rows)
+            for name, rows in self._start_rows(chunk, words).items():
+                starts[name].append(rows)
         losses: dict[str, torch.Tensor] = {}
         metrics: dict[str, dict[str, torch.Tensor]] = {}
         seen: dict[str, torch.Tensor] = {}
         for name, positions in batch.positions.items():
             rows = torch.cat(parts[name])[positions]
             objective: Any = self.objectives[name]
-            losses[name], metrics[name] = objective.loss(rows, batch.targets[name])
+            targets = batch.targets[name]
+            if starts[name]:
+                targets = {**targets, "start": torch.cat(starts[name])[positions]}
+            losses[name], metrics[name] = objective.loss(rows, targets)
             seen[name] = rows.detach()
         loss = torch.stack([self.weights[name] * value for name, value in losses.items()]).sum()
         return JointOutput(loss, losses, metrics, seen)
@@ -138,6 +149,19 @@ class JointModel(nn.Module):
             rows = self.objectives[name](hidden, mask[start:stop], chunk.labels.get(name))
             results[name] = rows[: chunk.num_rows[name]]
         return results
+
+    @torch.no_grad()
+    def _start_rows(self, chunk: Chunk, words: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Reduce the rows of a chunk as the encoder before training gives them, for losses that need it."""
+        rows: dict[str, torch.Tensor] = {}
+        for name, (start, stop) in chunk.spans.items():
+            objective: Any = self.objectives[name]
+            if objective.needs_start:
+                inputs = {key: value[start:stop] for key, value in chunk.inputs.items()}
+                hidden = self.start[0].to(words.device, words.dtype)(**inputs)[0]
+                reduced = objective(hidden, inputs["attention_mask"], chunk.labels.get(name))
+                rows[name] = reduced[: chunk.num_rows[name]]
+        return rows
 
 
 def parameter_groups(

@@ -17,6 +17,7 @@ from modeling_mtpf.pretraining.families.base import (
     Objective,
     register_family,
 )
+from modeling_mtpf.pretraining.families.contrastive import similarity_drift
 from modeling_mtpf.pretraining.families.ner import ClusterObjective, NerFamily, NerSettings
 from modeling_mtpf.pretraining.families.tc import ContrastiveObjective, TcFamily, TcSettings
 from modeling_mtpf.pretraining.joint import JointModel, families_of_regime, parameter_groups
@@ -77,7 +78,7 @@ def padded(rows: list[np.ndarray], fill: int) -> torch.Tensor:
 def make(load):
     """Build a joint model of fixed families in float64 without dropout, and a batch of step 0."""
 
-    def build(architecture="bert", task_primary=True, names=("ner", "tc"), **weights):
+    def build(architecture="bert", task_primary=True, names=("ner", "tc"), keep_similarities=0.0, **weights):
         torch.manual_seed(0)
         settings = {"ner": NerSettings, "tc": TcSettings}
         families = []
@@ -87,6 +88,8 @@ def make(load):
             )
             family.prepare(None)
             families.append(family)
+            if name == "tc":
+                family.settings.keep_similarities = keep_similarities
         joint = JointModel(load(architecture), families, task_primary).double().eval()
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
@@ -273,7 +276,7 @@ def test_a_batch_without_labelled_words_costs_nothing():
 
 
 def test_uniformity_tells_collapse_from_spread():
-    objective = ContrastiveObjective(0.05, False)
+    objective = ContrastiveObjective(TcSettings())
     spread = objective.loss(torch.randn(64, 16), {})[1]["uniformity"]
     collapsed = objective.loss(torch.ones(64, 16) + 0.001 * torch.randn(64, 16), {})[1]["uniformity"]
     assert spread < -2 and collapsed > -0.01
@@ -298,15 +301,55 @@ def test_tail_similarity_looks_at_all_tokens_of_a_batch(make):
     assert tail_similarity(joint, cut) == pytest.approx(tail_similarity(joint, whole), rel=1e-5)
 
 
+# Keeping what the start knows
+
+
+def test_drift_is_measured_from_the_start_and_trains_the_student_alone(make, load):
+    joint, batches = make(names=("tc",), keep_similarities=1.0)
+    joint.objectives["tc"].settings.contrastive_weight = 0.0
+    before = {name: value.clone() for name, value in joint.start[0].state_dict().items()}
+    assert not any("start" in name for name in joint.state_dict())
+    optimizer = torch.optim.SGD(joint.parameters(), lr=0.01)
+    joint.train()
+    for _ in range(2):
+        optimizer.zero_grad()
+        joint(plan(batches)).loss.backward()
+        optimizer.step()
+    assert not any(parameter.grad is not None for parameter in joint.start[0].parameters())
+    assert not any(module.training for module in joint.start[0].modules())
+    after = joint.start[0].state_dict()
+    assert all(torch.equal(value, after[name].to(value.dtype)) for name, value in before.items())
+
+    joint.eval()
+    output = joint(plan(batches))
+    batch = batches["tc"]
+    ids, mask = padded(batch.rows, 0), padded([np.ones_like(row) for row in batch.rows], 0)
+    stock = load("bert").double().eval()
+    start = joint.objectives["tc"](stock(input_ids=ids, attention_mask=mask)[0], mask, None)
+    expected = similarity_drift(output.rows["tc"], start, 0.05)
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6) and expected.item() > 1e-6
+
+
+def test_an_unchanged_student_has_not_drifted(load):
+    family = FixedTc("tc", TcSettings(keep_similarities=1.0, keep_vectors=1.0, contrastive_weight=0.3))
+    joint = JointModel(load("bert"), [family], task_primary=True).double().eval()
+    output = joint(plan({"tc": fixed_tc(0)}))
+    metrics = output.metrics["tc"]
+    assert metrics["similarity_drift"].item() == pytest.approx(0, abs=1e-12)
+    assert metrics["vector_drift"].item() == pytest.approx(0, abs=1e-12)
+    assert output.loss.item() == pytest.approx(0.3 * metrics["contrast"].item())
+
+
 # Gradient caching
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("texts_per_row", [2, 4])
 def test_cached_gradients_equal_plain_ones_with_dropout(make, symmetric, texts_per_row):
-    """Also with hard negatives, a learnt temperature, and two accumulated batches."""
-    joint, _ = make()
-    joint.objectives["tc"] = ContrastiveObjective(0.1, symmetric, learn_temperature=True).double()
+    """Also with hard negatives, a learnt temperature, drift from the start, and two accumulated batches."""
+    joint, _ = make(keep_similarities=0.5)
+    settings = TcSettings(temperature=0.1, symmetric=symmetric, learn_temperature=True, keep_similarities=0.5)
+    joint.objectives["tc"] = ContrastiveObjective(settings).double()
     joint.train()
     found = {}
     for recompute in (False, True):

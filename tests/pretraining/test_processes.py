@@ -31,7 +31,15 @@ def families():
     from modeling_mtpf.pretraining.families.tc import TcSettings
 
     ner = FixedNer("ner", NerSettings(lora=LoraSettings(r=4)))
-    tc = FixedTc("tc", TcSettings(weight=0.5, symmetric=True, learn_temperature=True, lora=LoraSettings(r=4)))
+    settings = TcSettings(
+        weight=0.5,
+        symmetric=True,
+        learn_temperature=True,
+        keep_similarities=0.7,
+        keep_vectors=0.3,
+        lora=LoraSettings(r=4),
+    )
+    tc = FixedTc("tc", settings)
     for family in (ner, tc):
         family.prepare(None)
     return [ner, tc]

@@ -5,7 +5,11 @@ import pytest
 import torch
 
 from modeling_mtpf.errors import DataError
-from modeling_mtpf.pretraining.families.contrastive import info_nce
+from modeling_mtpf.pretraining.families.contrastive import (
+    info_nce,
+    similarity_drift,
+    vector_drift,
+)
 from modeling_mtpf.pretraining.families.sampling import (
     EpochSampler,
     Shuffle,
@@ -32,6 +36,30 @@ def test_info_nce_equals_an_independent_float64_sum(symmetric, negatives):
     loss, accuracy = info_nce(torch.tensor(a), torch.tensor(p), 0.1, symmetric, more)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
     assert accuracy.item() == pytest.approx((scores.argmax(1) == np.arange(7)).mean())
+
+
+def test_drift_equals_an_independent_float64_sum():
+    rng = np.random.default_rng(0)
+    now, start = rng.normal(size=(6, 5)), rng.normal(size=(6, 5))
+
+    def unit(x):
+        return x / np.sqrt((x**2).sum(1, keepdims=True))
+
+    def chances(x, row):
+        scores = {other: np.exp(unit(x)[row] @ unit(x)[other] / 0.1) for other in range(6) if other != row}
+        return {other: score / sum(scores.values()) for other, score in scores.items()}
+
+    divergences = []
+    for row in range(6):
+        p, q = chances(start, row), chances(now, row)
+        divergences.append(sum(p[other] * np.log(p[other] / q[other]) for other in p))
+    vectors = torch.tensor(now, requires_grad=True), torch.tensor(start, requires_grad=True)
+    drift = similarity_drift(*vectors, 0.1)
+    assert drift.item() == pytest.approx(np.mean(divergences), rel=1e-12)
+    distance = vector_drift(*vectors)
+    assert distance.item() == pytest.approx(1 - (unit(now) * unit(start)).sum(1).mean(), rel=1e-12)
+    (drift + distance).backward()
+    assert vectors[0].grad.any() and vectors[1].grad is None
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000, 4097])
@@ -108,9 +136,9 @@ def test_seeds_that_differ_by_zeros_differ():
 
 
 def test_a_learnt_temperature_leaves_its_floor():
-    from modeling_mtpf.pretraining.families.tc import ContrastiveObjective
+    from modeling_mtpf.pretraining.families.tc import ContrastiveObjective, TcSettings
 
-    objective = ContrastiveObjective(0.05, False, learn_temperature=True)
+    objective = ContrastiveObjective(TcSettings(learn_temperature=True))
     with torch.no_grad():
         objective.log_temperature.fill_(-9.0)
     loss, metrics = objective.loss(torch.randn(16, 8), {})

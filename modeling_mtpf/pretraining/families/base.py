@@ -84,7 +84,13 @@ class Objective(nn.Module, ABC):
 
     ``forward`` reduces hidden states to what the loss needs of each row. It sees the rows in pieces, and with
     gradient caching a second time in the backward pass. ``loss`` sees the whole batch, once.
+
+    Attributes:
+        needs_start: Whether ``loss`` needs the target ``start``: what ``forward`` returns for the same rows
+            from the encoder as it was before training. Costs one forward pass more.
     """
+
+    needs_start: bool = False
 
     @abstractmethod
     def forward(

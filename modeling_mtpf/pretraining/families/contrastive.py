@@ -51,5 +51,57 @@ def info_nce(
     return loss, accuracy
 
 
+def similarity_drift(vectors: torch.Tensor, start: torch.Tensor, temperature: float = 0.05) -> torch.Tensor:
+    """Measure how far the cosine similarities within a batch are from those before training.
+
+    For each text, the Kullback-Leibler divergence from its similarities to all other texts of the batch
+    before training to those now, both as distributions (softmax over the other texts). Texts of all
+    processes take part; the mean of the processes' results is the result of the joined batch.
+
+    Args:
+        vectors: ``(texts, hidden)``, with gradient.
+        start: Vectors of the same texts from the encoder before training.
+        temperature: Divides the similarities.
+
+    Returns:
+        The mean over this process's texts, a float32 scalar.
+
+    Example:
+        >>> vectors = torch.randn(4, 8)
+        >>> round(similarity_drift(2 * vectors, vectors).item(), 4)
+        0.0
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        now, before = (
+            _log_similarities(_at_least_float32(x), temperature) for x in (vectors, start.detach())
+        )
+        return nn.functional.kl_div(now, before, reduction="batchmean", log_target=True)
+
+
+def _log_similarities(vectors: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return for each text the log of its distribution over all other texts ``(texts, all texts - 1)``."""
+    units = nn.functional.normalize(vectors, dim=-1)
+    everyone = gather_rows(units)
+    others = torch.ones(len(units), len(everyone), dtype=torch.bool, device=units.device)
+    others[:, process_index() * len(units) :].fill_diagonal_(False)
+    similarity = units @ everyone.T / temperature
+    return similarity[others].view(len(units), -1).log_softmax(-1)
+
+
+def vector_drift(vectors: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """Return the mean of one minus the cosine between each text's vector now and before training.
+
+    Example:
+        >>> vectors = torch.eye(3)
+        >>> vector_drift(vectors, -vectors).item()
+        2.0
+    """
+    with torch.autocast(vectors.device.type, enabled=False):
+        cosine = nn.functional.cosine_similarity(
+            _at_least_float32(vectors), _at_least_float32(start.detach())
+        )
+        return (1 - cosine).mean()
+
+
 def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()

@@ -11,7 +11,7 @@ from ...data.sources import expand_pair_sources
 from ...errors import RecipeError
 from ...model.modeling_mtpf import mean_pool
 from .base import Family, FamilyBatch, FamilySettings, Objective, RunContext, register_family
-from .contrastive import info_nce
+from .contrastive import info_nce, similarity_drift, vector_drift
 from .pairs import MappedPairs, PairSource, StreamedPairs
 from .sampling import SourceSampler, distinct_rows
 
@@ -27,6 +27,11 @@ class TcSettings(FamilySettings):
         temperature: Temperature of the similarities.
         learn_temperature: Learn the temperature, starting from ``temperature`` and not below 0.01.
         symmetric: Also find the anchor of each positive.
+        contrastive_weight: Factor of InfoNCE within the family's loss.
+        keep_similarities: Factor of a term that keeps the texts' similarities within a batch close to those
+            before training; for a start that is good at sentences already, e.g. 1.0 with a contrastive_weight
+            of 0.3 (self-distillation; one forward pass more).
+        keep_vectors: Factor of a term that keeps the texts' vectors close to those before training.
         source_temperature: Flattens the sizes by which sources are drawn; 1 is by size.
         source_cap: Rows beyond which a source counts no more (0: no cap).
         streaming: Read Hub sources block by block while training, instead of downloading them first.
@@ -37,6 +42,9 @@ class TcSettings(FamilySettings):
     temperature: float = 0.05
     learn_temperature: bool = False
     symmetric: bool = False
+    contrastive_weight: float = 1.0
+    keep_similarities: float = 0.0
+    keep_vectors: float = 0.0
     source_temperature: float = 1.0
     source_cap: int = 0
     streaming: bool = False
@@ -49,11 +57,12 @@ class ContrastiveObjective(Objective):
     MIN_TEMPERATURE = 0.01
     """Floor of a learnt temperature, as in CLIP (arXiv 2103.00020, section 2.5)."""
 
-    def __init__(self, temperature: float, symmetric: bool, learn_temperature: bool = False):
+    def __init__(self, settings: TcSettings):
         super().__init__()
-        self.temperature, self.symmetric = temperature, symmetric
-        start = torch.tensor([math.log(temperature)])  # FSDP takes no scalars
-        self.log_temperature = nn.Parameter(start) if learn_temperature else None
+        self.settings = settings
+        self.needs_start = bool(settings.keep_similarities or settings.keep_vectors)
+        start = torch.tensor([math.log(settings.temperature)])  # FSDP takes no scalars
+        self.log_temperature = nn.Parameter(start) if settings.learn_temperature else None
 
     def forward(
         self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None
@@ -72,13 +81,14 @@ class ContrastiveObjective(Objective):
         """
         texts = int(targets["texts_per_row"]) if "texts_per_row" in targets else 2
         anchors, positives, *negatives = rows.chunk(texts)
-        temperature: float | torch.Tensor = self.temperature
+        settings = self.settings
+        temperature: float | torch.Tensor = settings.temperature
         if self.log_temperature is not None:
             with torch.no_grad():  # the parameter itself: the gradient of a clamp would be 0 below the floor
                 self.log_temperature.clamp_(min=math.log(self.MIN_TEMPERATURE))
             temperature = self.log_temperature.exp().squeeze(0)
         more = torch.cat(negatives) if negatives else None
-        loss, accuracy = info_nce(anchors, positives, temperature, self.symmetric, more)
+        contrast, accuracy = info_nce(anchors, positives, temperature, settings.symmetric, more)
         with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
             a, p = (nn.functional.normalize(x.detach().float(), dim=-1) for x in (anchors, positives))
             alignment = (a - p).pow(2).sum(-1).mean()
@@ -87,6 +97,13 @@ class ContrastiveObjective(Objective):
                 torch.pdist(some).pow(2).mul(-2).exp().mean().log() if len(some) > 1 else alignment * 0
             )
         metrics = {"retrieval_accuracy": accuracy, "alignment": alignment, "uniformity": uniformity}
+        loss = settings.contrastive_weight * contrast
+        if self.needs_start:
+            similarities = similarity_drift(rows, targets["start"], settings.temperature)
+            vectors = vector_drift(rows, targets["start"])
+            loss = loss + settings.keep_similarities * similarities + settings.keep_vectors * vectors
+            drifts = {"contrast": contrast, "similarity_drift": similarities, "vector_drift": vectors}
+            metrics |= {name: value.detach() for name, value in drifts.items()}
         if isinstance(temperature, torch.Tensor):
             metrics["temperature"] = temperature.detach()
         return loss, metrics
@@ -106,6 +123,9 @@ class TcFamily(Family):
                 "families.tc needs a batch_size of at least 2 (other rows are the negatives), a temperature "
                 "above 0, and a source_cap that is not negative."
             )
+        for name in ("contrastive_weight", "keep_similarities", "keep_vectors"):
+            if getattr(settings, name) < 0:
+                raise RecipeError(f"families.tc.{name} is {getattr(settings, name)}; it must be at least 0.")
         if settings.source_temperature < 0.1:
             raise RecipeError(
                 f"families.tc.source_temperature is {settings.source_temperature}; it must be at least 0.1."
@@ -134,8 +154,7 @@ class TcFamily(Family):
 
     def objective(self, hidden_size: int) -> ContrastiveObjective:
         """Build the loss; its only parameter is a learnt temperature."""
-        settings: TcSettings = self.settings
-        return ContrastiveObjective(settings.temperature, settings.symmetric, settings.learn_temperature)
+        return ContrastiveObjective(self.settings)
 
     def describe(self) -> dict[str, Any]:
         """Return each source with its size, its share of the batches and its fingerprint."""
