@@ -16,7 +16,6 @@ import pytest
 from train.demo import corpus as demo
 from train.demo import vocabulary
 
-# The corpus is made by the standard library alone, so the process skips the package's imports of torch.
 FINGERPRINT = """
 import hashlib, json, sys
 from dataclasses import asdict
@@ -157,8 +156,20 @@ def test_tc_app_is_balanced(corpus, split):
 
 def test_pairs(corpus):
     for rows in corpus.pairs.values():
-        keys = [demo._key(text) for row in rows for text in (row["anchor"], row["positive"])]
-        assert len(set(keys)) == len(keys) == 2 * len(rows)
+        keys = [demo._key(text) for row in rows for text in row.values()]
+        assert len(set(keys)) == len(keys) == 3 * len(rows)
+
+
+def test_names_do_not_tell_a_positive_from_a_negative():
+    """Negatives have the anchor's names and times, and half of the paraphrases have all but one of their own."""
+    words, rng = demo._lists(vocabulary.PRETRAIN_WORDS), random.Random(0)
+    for source in demo._SOURCES:
+        rows = [
+            [set(entities([vars(message)])) for message in demo._pair(source, words, rng)] for _ in range(300)
+        ]
+        assert sum(bool(anchor & negative) for anchor, _, negative in rows) > 0.7 * len(rows)
+        if source == "paraphrase":
+            assert 0.3 < sum(anchor == positive for anchor, positive, _ in rows) / len(rows) < 0.8
 
 
 def test_scenes_hold_together():

@@ -7,7 +7,8 @@ a score on templates says little about real messages, and no result on it belong
 
 The two parts share no open-class name (people, places, products, …) and no template:
 
-* pre-finetuning: raw messages, a tagged share of them, and pairs of related messages from three sources;
+* pre-finetuning: raw messages, a tagged share of them, and pairs of related messages from three sources, with
+  a message about something else but with the same names as hard negative;
 * app data: a NER app with six entity types and a TC app with eight intents.
 
 About a quarter of the app templates and of the app's words are kept out of the training split, so that
@@ -60,7 +61,8 @@ class DemoCorpus:
         texts: raw pre-finetuning messages, unique.
         gold: `{"tokens": [...], "ner_tags": [...]}` (IOB2) of the first `len(gold)` texts, in the same order:
             what a cluster's purity is measured against. Eleven entity types.
-        pairs: for each source, `{"anchor": ..., "positive": ...}`; no text occurs twice in a source.
+        pairs: for each source, `{"anchor": ..., "positive": ..., "negative": ...}`; no text occurs twice in a
+            source.
         ner_app: for each split, tagged messages with six entity types.
         tc_app: for each split, `{"text": ..., "label": ...}` with eight intents, equally frequent.
     """
@@ -415,10 +417,41 @@ def _title_body(scene: _Scene, rng: random.Random) -> list[Draft]:
 _SOURCES = {"message_reply": _message_reply, "paraphrase": _paraphrase, "title_body": _title_body}
 
 
+def _rival(scene: _Scene, rng: random.Random) -> Draft:
+    """Drafts a message of another scene that takes as many of the scene's details as any does."""
+    details = set(_slot_names(*scene.messages))
+    shared = {id(other): len(details & set(_slot_names(*other.messages))) for other in _scenes()}
+    most = min(2, max(shared[id(other)] for other in _scenes() if other is not scene))
+    other = rng.choice([other for other in _scenes() if other is not scene and shared[id(other)] >= most])
+    return _say(other, rng.choice(other.messages), rng)
+
+
+def _pair(source: str, words: Words, rng: random.Random) -> list[Message]:
+    """Makes anchor, positive and hard negative.
+
+    The negative is about something else, but has the anchor's names and times. Half of the paraphrases say
+    the same about other names and times, all but one. So what the texts are about tells them apart, and
+    sharing a name does not.
+    """
+    scene = rng.choice(_scenes())
+    drafts = [*_SOURCES[source](scene, rng), _rival(scene, rng)]
+    details = _draw_slots(_slot_names(*(template for template, _ in drafts)), words, rng)
+    values = [details, details, details]
+    if source == "paraphrase" and "email" not in details and rng.random() < 0.5:  # emails spell a name
+        names = _slot_names(*(template for template, _ in drafts[:2]))
+        kept = rng.choice(_slot_names(*scene.messages))
+        values[1] = {**_draw_slots(names, words, rng), kept: details[kept]}
+    return [
+        render(template, slots, rng if casual else None)
+        for (template, casual), slots in zip(drafts, values, strict=True)
+    ]
+
+
 def _pairs(source: str, count: int, rng: random.Random) -> list[dict]:
     words = _lists(vocabulary.PRETRAIN_WORDS)
-    rows = _collect(lambda: _compose(_SOURCES[source](rng.choice(_scenes()), rng), words, rng), count, set())
-    return [{"anchor": anchor.text, "positive": positive.text} for anchor, positive in rows]
+    rows = _collect(lambda: _pair(source, words, rng), count, set())
+    columns = ("anchor", "positive", "negative")
+    return [dict(zip(columns, (message.text for message in row), strict=True)) for row in rows]
 
 
 # --- app part ---

@@ -15,4 +15,4 @@ def run_demo(arguments: list[str]) -> None:
         add_demo_data(recipe, run.folder, run.accelerator)
         trained = run.carry_out()
         if trained is not None and recipe.regime == "tpl":
-            print(show_apps(run.folder, *trained))
+            print(show_apps(run.folder, *trained, start=recipe.backbone))
