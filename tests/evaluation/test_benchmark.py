@@ -399,7 +399,7 @@ def test_other_units_that_run_are_saved_when_one_fails(arguments, data_folder, t
     Dataset.from_list(bad).to_parquet(data_folder / "ner" / "fin" / "test.parquet")
     command = [*arguments, "--tasks", "fin,sst2,btc", "--regime", "base", "--protocols", "mteb,ner"]
     assert run([*command, "--workers", "2", "--seeds", "0"]) == 2
-    assert "'PER' is of no scheme" in capsys.readouterr().err
+    assert "'PER' is not of a known scheme" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "r.json").read_text())[0]["task"] in ("sst2", "btc")
 
 
