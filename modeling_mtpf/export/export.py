@@ -1,6 +1,6 @@
-"""Export for devices: the trunk once, one tail whose LoRA is data, and a small file for each app.
+"""Export for devices: one trunk, one tail whose LoRA is data, and a small file for each app.
 
-An export is a folder that needs onnxruntime, tokenizers and numpy alone:
+An export is a folder that needs only onnxruntime, tokenizers and numpy:
 
     export.json        which backbone, which files with which hashes, which apps
     trunk.onnx         embeddings and lower layers, run once for a text
@@ -14,10 +14,8 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from safetensors.numpy import save
 
 from ..data.backbones import load_backbone
 from ..errors import AdapterError, MtpfError, first_line, require_extra
+from ..files import disk_errors, write_bytes
 from ..model.adapter_files_mtpf import backbone_sha256
 from ..model.adapters_mtpf import LoraSettings, lora_targets
 from ..model.configuration_mtpf import encoder_layout, max_tokens
@@ -36,22 +35,23 @@ from ..model.predict_mtpf import load_tokenizer
 from ..model.sources_mtpf import is_hub_id
 from ..model.texts_mtpf import WINDOW_OVERLAP, plain_backend
 from ..model.trunk_mtpf import encoder_layers, lora_modules
-from ..version import __version__
+from ..version import versions
 from .graphs import OPSET, TAIL_FILE, TRUNK_FILE, TailShape, export_tail, export_trunk, tail_modules
+from .int8 import quantize_export
 
 MANIFEST_FILE, TOKENIZER_FILE, RUNNER_FILE, APPS_FOLDER = "export.json", "tokenizer.json", "runner.py", "apps"
 FORMAT_VERSION = 1
 SPECIAL_TOKENS = 2
 """Around a text, in all supported encoders."""
-PACKAGES = ("torch", "transformers", "onnx", "onnxruntime")
-NEEDS_ONNXRUNTIME = {"float32": [1, 17], "int8": [1, 17]}
-"""The oldest onnxruntime that reads the operators of a graph."""
+PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "onnxruntime-gpu")
+NEEDS_ONNXRUNTIME = [1, 17]
+"""The oldest onnxruntime that reads the operators of the graphs."""
 APP_PRECISION = {"float32": "float32", "int8": "float16"}
 """How an app's LoRA and head are stored, by the precision of the graphs."""
 
 
 class ExportError(MtpfError):
-    """Something cannot be exported, or a folder is no export."""
+    """Something cannot be exported, or a folder is not an export."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Export:
     Attributes:
         folder: The export.
         manifest: Content of its ``export.json``.
-        created: Whether the graphs are new; otherwise apps were added to what was there.
+        created: Whether the graphs are new; otherwise apps were added to existing ones.
         added: Names of the apps that were written.
     """
 
@@ -82,8 +82,8 @@ class Export:
 
 
 @dataclass
-class _App:
-    """An app, ready to be written: tensors under the names of the tail's inputs, and its description."""
+class _AppTensors:
+    """An app to be written: tensors under the names of the tail's inputs, and its description."""
 
     name: str
     tensors: dict[str, np.ndarray]
@@ -104,8 +104,8 @@ def export_onnx(
 ) -> Export:
     """Export a backbone and apps, or add apps to an export of the same backbone.
 
-    In a folder that is an export already the graphs stay as they are, byte for byte, and so do the other
-    apps; an app of the same name is replaced.
+    In an existing export the graphs and the other apps stay as they are, byte for byte; an app of the same
+    name is replaced.
 
     Args:
         backbone: ``packaged``, a folder or a Hub id.
@@ -113,16 +113,17 @@ def export_onnx(
         output_dir: A new folder, or an export.
         int8: Store weights in 8 bits and multiply in them.
         calibration: Raw text on which the ranges of the activations are measured, for a runtime that cannot
-            measure them while it runs; see docs/onnx.md.
-        layers: How many of the last layers the tail holds; by default what the apps need, at least what the
-            backbone's config names. Apps that are added later can have LoRA on these layers alone.
+            measure them itself; see docs/onnx.md.
+        layers: How many of the last layers the tail holds; by default as many as the apps need, at least the
+            backbone's ``num_tail_layers``. Apps added later can have LoRA on these layers only.
         revision: Commit of the backbone's repo.
 
     Raises:
         MtpfError: The backbone cannot be loaded.
-        ExportError: The folder is something else or an export of another
-            backbone, or an app does not fit the graphs that are there.
-        AdapterError: An adapter is damaged, is no app, or was trained on another backbone.
+        ExportError: The folder is something else or an export of another backbone, or an app does not fit
+            the existing graphs.
+        AdapterError: An adapter is damaged, is not an app, or was trained on another backbone.
+        DataError: The folder cannot be written.
 
     Example:
         >>> export_onnx("my/backbone", ["my/entities"], "phone", int8=True)  # doctest: +SKIP
@@ -146,14 +147,14 @@ def export_onnx(
     for app in apps:
         _check_fits(folder, app, shape)
         _fill(app, model, shape)
-    if manifest is None:
-        _create(folder, model, str(backbone), sha256, shape, precision, calibration, apps)
-    else:
-        try:
+    created = manifest is None
+    with disk_errors(folder):
+        if manifest is None:
+            manifest = _manifest(model, str(backbone), sha256, shape, precision)
+            _create(folder, model, shape, manifest, calibration, apps)
+        else:
             _write_apps(folder, manifest, apps)
-        except OSError as error:
-            raise ExportError(f"{folder} cannot be written: {error}") from error
-    return Export(folder, read_manifest(folder), manifest is None, names)
+    return Export(folder, read_manifest(folder), created, names)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from error
     if version != FORMAT_VERSION:
         raise ExportError(
-            f"{folder} has format version {version}, this mtpf reads {FORMAT_VERSION}; export anew."
+            f"{folder} has format version {version}, this mtpf reads {FORMAT_VERSION}; export it again."
         )
     return manifest
 
@@ -182,7 +183,7 @@ def _is_export(folder: Path) -> bool:
     if (folder / MANIFEST_FILE).is_file():
         return True
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ExportError(f"{folder} exists and is no export; name a new folder with --output.")
+        raise ExportError(f"{folder} exists and is not an export; name a new folder with --output.")
     return False
 
 
@@ -195,8 +196,8 @@ def _open(backbone: str, revision: str | None) -> MtpfModel:
 # -------------------------------------------------------------------------------------------------- apps
 
 
-def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _App:
-    """Load an adapter, with all the checks of `load_adapter`, take its tensors, and unload it again."""
+def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _AppTensors:
+    """Load an adapter with all checks of `load_adapter`, copy its tensors, and delete it from the model."""
     name, equals, source = str(adapter).partition("=")
     if equals and not Path(str(adapter)).exists():
         loaded = model.load_adapter(source, adapter_name=name)
@@ -216,7 +217,7 @@ def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _App
             if loaded not in module.lora_A:
                 continue
             a, b = (part[loaded].weight.detach().float().T for part in (module.lora_A, module.lora_B))
-            if not b.any():  # as that of a linear probe, which changes nothing
+            if not b.any():  # as in a linear probe: it changes nothing
                 continue
             index, _, target = path.removeprefix(prefix).partition(".")
             depth, targets = max(depth, total - int(index)), targets | {target}
@@ -229,13 +230,13 @@ def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _App
             "backbone": sha256,
         }
         arrays = {key: value.float().contiguous().numpy().copy() for key, value in tensors.items()}
-        return _App(loaded, arrays, depth, targets, about)
+        return _AppTensors(loaded, arrays, depth, targets, about)
     finally:
         model.delete_adapter(loaded)
 
 
-def _shape(model: MtpfModel, apps: list[_App], layers: int | None) -> TailShape:
-    """Choose a tail that holds all given apps and, for those to come, the default places of LoRA."""
+def _shape(model: MtpfModel, apps: list[_AppTensors], layers: int | None) -> TailShape:
+    """Choose a tail that holds these apps and, for later ones, the default places of LoRA."""
     needed = max((app.layers for app in apps), default=0)
     total = len(encoder_layers(model.backbone))
     if layers is None:
@@ -246,7 +247,7 @@ def _shape(model: MtpfModel, apps: list[_App], layers: int | None) -> TailShape:
         )
     default = encoder_layout(model.config.encoder_config.model_type).lora_targets
     targets = sorted(set(default).union(*(app.targets for app in apps)))
-    lora_targets(model.backbone, LoraSettings(layers=layers, targets=targets))  # raises for what is not there
+    lora_targets(model.backbone, LoraSettings(layers=layers, targets=targets))  # raises for missing ones
     return TailShape(layers, tuple(targets))
 
 
@@ -254,7 +255,7 @@ def _tail_of(manifest: dict[str, Any]) -> TailShape:
     return TailShape(manifest["tail"]["layers"], tuple(manifest["tail"]["targets"]))
 
 
-def _check_fits(folder: Path, app: _App, shape: TailShape) -> None:
+def _check_fits(folder: Path, app: _AppTensors, shape: TailShape) -> None:
     if app.layers > shape.layers:
         raise ExportError(
             f"App {app.name!r} has LoRA on the last {app.layers} layers, but the tail of {folder} holds "
@@ -268,16 +269,16 @@ def _check_fits(folder: Path, app: _App, shape: TailShape) -> None:
         )
 
 
-def _fill(app: _App, model: MtpfModel, shape: TailShape) -> None:
-    """Put zeros of rank 1 where the tail takes LoRA and the app has none: every input needs a tensor."""
+def _fill(app: _AppTensors, model: MtpfModel, shape: TailShape) -> None:
+    """Add zeros of rank 1 where the tail takes LoRA and the app has none: every input needs a tensor."""
     for path in tail_modules(model.backbone, shape):
         linear = model.backbone.get_submodule(path)
         app.tensors.setdefault(f"{path}.lora_A", np.zeros((linear.in_features, 1), np.float32))
         app.tensors.setdefault(f"{path}.lora_B", np.zeros((1, linear.out_features), np.float32))
 
 
-def app_bytes(app: _App, precision: str) -> bytes:
-    """Serialise an app as one safetensors file; its labels and the like are in the file's metadata."""
+def _app_bytes(app: _AppTensors, precision: str) -> bytes:
+    """Serialise an app as one safetensors file, with its description in the metadata."""
     with np.errstate(over="ignore"):
         stored: dict[str, np.ndarray] = {name: v.astype(precision) for name, v in app.tensors.items()}
     beyond = [name for name, values in stored.items() if not np.isfinite(values).all()]
@@ -287,36 +288,23 @@ def app_bytes(app: _App, precision: str) -> bytes:
     return save(stored, metadata={"app": json.dumps(app.about, sort_keys=True, ensure_ascii=False)})
 
 
-def _write_apps(folder: Path, manifest: dict[str, Any], apps: list[_App]) -> None:
-    """Write app files, then the manifest: until then the export is what it was before."""
+def _write_apps(folder: Path, manifest: dict[str, Any], apps: list[_AppTensors]) -> None:
+    """Write app files, then the manifest: until then the export is as it was before."""
     (folder / APPS_FOLDER).mkdir(exist_ok=True)
     for app in apps:
-        data = app_bytes(app, manifest["app_precision"])
+        data = _app_bytes(app, manifest["app_precision"])
         digest = hashlib.sha256(data).hexdigest()
-        # Another content has another name, so that a replaced app is whole until the manifest names the new.
+        # The hash is in the name, so that a replaced app stays complete until the manifest names the new one.
         file = f"{APPS_FOLDER}/{app.name}-{digest[:8]}.safetensors"
-        _write(folder / file, data)
+        write_bytes(folder / file, data)
         about = {"sha256": digest, "bytes": len(data), "kind": app.about["kind"]}
         manifest["apps"][app.name] = {"file": file, **about}
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    _write(folder / MANIFEST_FILE, text.encode())
+    write_bytes(folder / MANIFEST_FILE, text.encode())
     listed = {app["file"] for app in manifest["apps"].values()}
     for path in (folder / APPS_FOLDER).glob("*.safetensors"):
         if f"{APPS_FOLDER}/{path.name}" not in listed:
             path.unlink()
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _described(path: Path) -> dict[str, Any]:
-    return {"sha256": sha256_of(path), "bytes": path.stat().st_size}
 
 
 # ------------------------------------------------------------------------------------------------ folder
@@ -325,7 +313,7 @@ def _described(path: Path) -> dict[str, Any]:
 def _check_same(
     folder: Path, manifest: dict, sha256: str, precision: str, calibration: Any, layers: Any
 ) -> None:
-    """Refuse to add to an export of other weights, or of another kind than is asked for."""
+    """Refuse to add to an export of other weights, precision, calibration or depth."""
     known = manifest["backbone"]["sha256"]
     if known != sha256:
         raise ExportError(
@@ -339,20 +327,18 @@ def _check_same(
         )
     if calibration is not None or layers not in (None, manifest["tail"]["layers"]):
         option = "--calibration" if calibration is not None else "--layers"
-        raise ExportError(f"{folder} has its graphs already; leave out {option}, or name a new folder.")
+        raise ExportError(f"{folder} already has its graphs; leave out {option}, or name a new folder.")
 
 
 def _create(
     folder: Path,
     model: MtpfModel,
-    backbone: str,
-    sha256: str,
     shape: TailShape,
-    precision: str,
-    calibration: Any,
-    apps: list[_App],
+    manifest: dict[str, Any],
+    calibration: str | os.PathLike | None,
+    apps: list[_AppTensors],
 ) -> None:
-    """Write everything beside the folder's place, then move it there in one go."""
+    """Write everything into a temporary folder, then move it to its place in one step."""
     try:
         tokenizer = load_tokenizer(model)
     except ValueError as error:
@@ -362,36 +348,28 @@ def _create(
         temporary.mkdir(parents=True)
         export_trunk(model.backbone, shape, temporary / TRUNK_FILE)
         export_tail(model.backbone, shape, temporary / TAIL_FILE)
-        quantization = None
-        if precision == "int8":
-            from .int8 import quantize_export
-
-            quantization = quantize_export(temporary, tokenizer, calibration, [app.tensors for app in apps])
-        special = _save_tokenizer(tokenizer, temporary / TOKENIZER_FILE)
+        if manifest["precision"] == "int8":
+            tensors = [app.tensors for app in apps]
+            manifest["quantization"] = quantize_export(temporary, tokenizer, calibration, tensors)
+        manifest["pad_token_id"] = tokenizer.pad_token_id or 0
+        manifest["special_tokens"] = _save_tokenizer(tokenizer, temporary / TOKENIZER_FILE)
         shutil.copyfile(Path(__file__).with_name("runner.py"), temporary / RUNNER_FILE)
-        manifest = _manifest(temporary, model, backbone, sha256, shape, precision)
-        manifest |= {
-            "quantization": quantization,
-            "pad_token_id": tokenizer.pad_token_id or 0,
-            "special_tokens": special,
+        manifest["files"] = {
+            name: {"sha256": sha256_of(temporary / name), "bytes": (temporary / name).stat().st_size}
+            for name in (TRUNK_FILE, TAIL_FILE, TOKENIZER_FILE, RUNNER_FILE)
         }
         _write_apps(temporary, manifest, apps)
         if folder.is_dir():
             folder.rmdir()  # it is empty
         temporary.replace(folder)
-    except OSError as error:
-        raise ExportError(f"{folder} cannot be written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _manifest(
-    folder: Path, model: MtpfModel, backbone: str, sha256: str, shape: TailShape, precision: str
+    model: MtpfModel, backbone: str, sha256: str, shape: TailShape, precision: str
 ) -> dict[str, Any]:
-    """Describe an export that has its graphs and no apps yet."""
-    # Not of the distributions: onnxruntime comes from several.
-    versions = {name: import_module(name).__version__ for name in PACKAGES}
-    files = (TRUNK_FILE, TAIL_FILE, TOKENIZER_FILE, RUNNER_FILE)
+    """Describe an export without files and apps yet."""
     return {
         "format_version": FORMAT_VERSION,
         "backbone": {
@@ -404,23 +382,21 @@ def _manifest(
         "tail": {"layers": shape.layers, "targets": list(shape.targets)},
         "precision": precision,
         "app_precision": APP_PRECISION[precision],
+        "quantization": None,
         "max_length": max_tokens(model.config.encoder_config),
         "window_overlap": WINDOW_OVERLAP,
         "opset": OPSET,
-        "needs_onnxruntime": NEEDS_ONNXRUNTIME[precision],
-        "versions": {"mtpf": __version__, "python": ".".join(map(str, sys.version_info[:3])), **versions},
-        "files": {name: _described(folder / name) for name in files},
+        "needs_onnxruntime": NEEDS_ONNXRUNTIME,
+        "versions": versions(*PACKAGES),
+        "files": {},
         "apps": {},
     }
 
 
 def _save_tokenizer(tokenizer: Any, file: Path) -> tuple[list[int], list[int]]:
-    """Write a tokenizer that neither cuts nor pads; return the special tokens before and behind a text."""
+    """Write a tokenizer that neither cuts nor pads; return the special tokens before and after a text."""
     backend = plain_backend(tokenizer)
     backend.save(str(file))
     sample = backend.encode("a")
-    text = [place for place, special in enumerate(sample.special_tokens_mask) if not special]
+    text = [index for index, special in enumerate(sample.special_tokens_mask) if not special]
     return sample.ids[: text[0]], sample.ids[text[-1] + 1 :]
-
-
-__all__ = ["Export", "ExportError", "export_onnx", "read_manifest"]

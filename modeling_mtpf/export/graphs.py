@@ -21,9 +21,9 @@ from ..model.configuration_mtpf import encoder_layout
 from ..model.trunk_mtpf import Encoder, TrunkOutput, encoder_layers, run_tail, run_trunk, shallow_view
 
 OPSET = 20
-"""The first with Gelu as one operator; onnxruntime 1.17 and later read it."""
+"""The first opset with Gelu as one operator; onnxruntime 1.17 and later read it."""
 IR_VERSION = 9
-"""The file format that goes with that opset; a newer one would shut out older runtimes for nothing."""
+"""The file format of that opset; a newer one would only shut out older runtimes."""
 
 TRUNK_FILE, TAIL_FILE = "trunk.onnx", "tail.onnx"
 
@@ -63,7 +63,7 @@ class _Trunk(nn.Module):
 
 
 class _WithLora(nn.Module):
-    """A linear layer plus a LoRA that is given from outside: ``x W + b + (x A) B``, the scale inside B."""
+    """A linear layer plus a LoRA that is an input: ``x W + b + (x A) B``, with the scale inside B."""
 
     def __init__(self, base: nn.Module):
         super().__init__()
@@ -95,8 +95,8 @@ class _Tail(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         for linear, pair in zip(self.linears, lora, strict=True):
             linear.pair = pair
-        # A trunk of no layers computes what the encoder gives to each layer. Its embeddings are for nothing:
-        # the result does not depend on them, and the exporter drops them. Only their width must be right.
+        # A trunk of no layers computes the arguments of each layer. The result does not depend on its
+        # embeddings, and the exporter drops them; only their width must be right.
         width = self.encoder.get_input_embeddings().weight.shape[1]
         calls = run_trunk(
             self.encoder,
@@ -122,7 +122,7 @@ def export_trunk(encoder: Encoder, shape: TailShape, file: Path) -> None:
 
     Args:
         encoder: A stock encoder in float32 and eval mode, without LoRA.
-        shape: Of the tail, which is left out.
+        shape: Shape of the tail, which is left out.
         file: Where to write the graph with its weights.
     """
     mask = torch.ones(2, 7, dtype=torch.int64)
@@ -170,7 +170,7 @@ def export_tail(encoder: Encoder, shape: TailShape, file: Path) -> None:
 def _export(module: nn.Module, inputs: tuple, shapes: Any, names: list, outputs: list, file: Path) -> None:
     import onnx
 
-    with torch.no_grad(), _quietly():
+    with torch.no_grad(), quietly():
         program = torch.onnx.export(
             module.eval(),
             inputs,
@@ -212,9 +212,9 @@ def _symbols(shapes: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep the exporter's notes about torchvision and pytrees from the user's terminal."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+def quietly() -> Iterator[None]:
+    """Keep notes of torch's exporter, and onnxruntime's advice on the root logger, from the terminal."""
+    loggers = [logging.getLogger(name) for name in (None, "torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -225,15 +225,3 @@ def _quietly() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-__all__ = [
-    "IR_VERSION",
-    "OPSET",
-    "TAIL_FILE",
-    "TRUNK_FILE",
-    "TailShape",
-    "export_tail",
-    "export_trunk",
-    "tail_modules",
-]

@@ -5,10 +5,7 @@ products of unsigned activations with signed 8-bit weights overflow 16 bits on p
 Rows of the embedding tables have a scale each.
 """
 
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import MtpfError, require_extra
-from .graphs import IR_VERSION, TAIL_FILE, TRUNK_FILE
+from .graphs import IR_VERSION, TAIL_FILE, TRUNK_FILE, quietly
 
 SMALLEST_TABLE = 65_536
-"""Tables with fewer values stay in float32: they do not count in the file."""
+"""Tables with fewer values stay in float32: they hardly count in the file's size."""
 CALIBRATION_TEXTS, CALIBRATION_TOKENS = 128, 128
 
 
@@ -29,17 +26,17 @@ def quantize_export(
     """Replace both graphs of an export by int8 ones.
 
     Args:
-        folder: With the float32 graphs.
-        tokenizer: Of the backbone.
-        calibration: Raw text; with it the ranges of the activations are measured on it and fixed, without it
+        folder: Folder of the float32 graphs.
+        tokenizer: The backbone's tokenizer.
+        calibration: Raw text on which the ranges of the activations are measured and then fixed; without it
             each run measures its own.
         apps: Tensors of the apps, whose activations count in the ranges of the tail.
 
     Returns:
-        What was done, for the manifest.
+        What was done, as it is noted in the manifest.
 
     Raises:
-        MtpfError: There is no text to calibrate with, or no app.
+        MtpfError: There is no text or no app to calibrate with.
     """
     feeds: dict[str, list[dict[str, np.ndarray]]] = {}
     if calibration is not None:
@@ -47,7 +44,7 @@ def quantize_export(
             raise MtpfError("--calibration measures the tail with apps; name at least one with --adapter.")
         feeds = _calibration_feeds(folder, tokenizer, calibration, apps)
     for name in (TRUNK_FILE, TAIL_FILE):
-        with _quietly():
+        with quietly():
             if calibration is None:
                 _dynamic(folder / name)
             else:
@@ -74,12 +71,24 @@ def _dynamic(file: Path) -> None:
 
 
 def _static(file: Path, feeds: list[dict[str, np.ndarray]]) -> None:
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        CalibrationMethod,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    class Feeds(CalibrationDataReader):
+        rest = iter(feeds)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.rest, None)
 
     quantize_static(
         file,
         file,
-        _Reader(feeds),
+        Feeds(),
         quant_format=QuantFormat.QOperator,
         op_types_to_quantize=["MatMul"],
         per_channel=True,
@@ -91,26 +100,10 @@ def _static(file: Path, feeds: list[dict[str, np.ndarray]]) -> None:
     )
 
 
-class _Reader:
-    """Feeds for onnxruntime's calibrators, which ask for one after the other."""
-
-    def __init__(self, feeds: list[dict[str, np.ndarray]]):
-        self.feeds = iter(feeds)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self.feeds, None)
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return self.feeds
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        return next(self.feeds)
-
-
 def _calibration_feeds(
     folder: Path, tokenizer: Any, source: str | os.PathLike, apps: list[dict[str, np.ndarray]]
 ) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Run the float32 trunk over some texts; return what goes into trunk and tail, for each app in turn."""
+    """Run the float32 trunk over some texts; return the inputs of trunk and tail, for each app in turn."""
     require_extra("train", "datasets", "pyarrow")
     import onnxruntime
 
@@ -134,7 +127,10 @@ def _calibration_feeds(
 
 
 def quantize_tables(file: Path) -> None:
-    """Store embedding tables in 8 bits with a scale for each row, in place."""
+    """Store embedding tables in 8 bits with a scale for each row, in place.
+
+    onnxruntime's quantizer has one scale for a whole table, which costs quality.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -175,18 +171,3 @@ def quantize_tables(file: Path) -> None:
 
 def _axis(node: Any) -> int:
     return next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep the root logger, to which onnxruntime's quantizer writes advice, from the user's terminal."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-
-
-__all__ = ["quantize_export", "quantize_tables"]

@@ -26,9 +26,9 @@ class Runner:
             self.manifest = json.loads((folder / "export.json").read_text("utf-8"))
             needed, apps = self.manifest["needs_onnxruntime"], self.manifest["apps"]
             listed = {**self.manifest["files"], **{app["file"]: app for app in apps.values()}}
-            self.before, self.behind = self.manifest["special_tokens"]
+            self.before, self.after = self.manifest["special_tokens"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunnerError(f"{folder} is no folder of mtpf export: export.json: {error!r}") from error
+            raise RunnerError(f"{folder} is not a folder of mtpf export: export.json: {error!r}") from error
         if [int(part) for part in ort.__version__.split(".")[:2]] < needed:
             raise RunnerError(f"onnxruntime is {ort.__version__}; install {needed[0]}.{needed[1]} or newer.")
         for path, entry in ((folder / name, entry) for name, entry in listed.items()):
@@ -36,7 +36,7 @@ class Runner:
                 raise RunnerError(f"{path} is missing or not the file that was exported; export it again.")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        # Else the threads of one session wait in a loop and take the cores from the other.
+        # Otherwise the waiting threads of one session spin and take the cores from the other.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             self.trunk = ort.InferenceSession(folder / "trunk.onnx", options, ["CPUExecutionProvider"])
@@ -60,8 +60,8 @@ class Runner:
     def predict(self, texts, apps, batch_size=32):
         """Return for each app one result per text, as ``MtpfModel.predict`` does."""
         texts = [texts] if isinstance(texts, str) else list(texts)
-        if odd := [(i, type(text).__name__) for i, text in enumerate(texts) if not isinstance(text, str)]:
-            raise RunnerError(f"Text {odd[0][0]} is {odd[0][1]}, not a string.")
+        if wrong := [(i, type(text).__name__) for i, text in enumerate(texts) if not isinstance(text, str)]:
+            raise RunnerError(f"Text {wrong[0][0]} is {wrong[0][1]}, not a string.")
         if unknown := [name for name in apps if name not in self.apps]:
             raise RunnerError(f"There is no app {unknown[0]!r}; this export has: {', '.join(self.apps)}.")
         lone = dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)  # surrogates, which no tokenizer takes
@@ -69,31 +69,31 @@ class Runner:
         windows = self._windows([len(tokens.ids) for tokens in encoded], apps)
         order = sorted(windows, key=lambda window: window[2] - window[1])
         pieces = {name: [[] for _ in texts] for name in apps}
-        for at in range(0, len(order), batch_size):
-            batch = order[at : at + batch_size]
-            rows = [[*self.before, *encoded[text].ids[i:j], *self.behind] for text, i, j in batch]
+        for batch in (order[at : at + batch_size] for at in range(0, len(order), batch_size)):
+            rows = [[*self.before, *encoded[text].ids[i:j], *self.after] for text, i, j in batch]
             mask = np.array([[1] * len(r) + [0] * (len(rows[-1]) - len(r)) for r in rows], np.int64)
             ids = np.full_like(mask, self.manifest["pad_token_id"])
             ids[mask == 1] = np.concatenate(rows)
             hidden = self.trunk.run(None, {"input_ids": ids, "attention_mask": mask})[0]
             for name in {name for window in batch for name in windows[window]}:
-                own = [row for row, window in enumerate(batch) if name in windows[window]]
-                data = {"hidden_states": hidden[own], "attention_mask": mask[own]} | self.apps[name]["inputs"]
-                for row, scores in zip(own, self.tail.run(["logits"], data)[0], strict=True):
+                part = [row for row, window in enumerate(batch) if name in windows[window]]
+                data = {"hidden_states": hidden[part], "attention_mask": mask[part]}
+                logits = self.tail.run(["logits"], data | self.apps[name]["inputs"])[0]
+                for row, scores in zip(part, logits, strict=True):
                     piece = batch[row][1], scores[: len(rows[row])], windows[batch[row]][name]
                     pieces[name][batch[row][0]].append(piece)
-        for name, found in pieces.items():
+        for name, by_text in pieces.items():
             result = self._label if self.apps[name]["kind"] == "text-classification" else self._entities
-            rows = zip(texts, encoded, map(sorted, found), strict=True)
+            rows = zip(texts, encoded, map(sorted, by_text), strict=True)
             pieces[name] = [result(*row, self.apps[name]["labels"]) for row in rows]
         return pieces
 
     def _windows(self, sizes, apps):
-        """Return windows (text, first sub-word, behind the last): app → the part that it labels in there."""
+        """Return windows (text, first sub-word, end): app → the part of the window that it labels."""
         windows, shift = {}, len(self.before)
         for name in apps:
             most = min(self.manifest["max_length"], self.apps[name]["max_length"])
-            room = most - shift - len(self.behind)
+            room = most - shift - len(self.after)
             step = max(1, room - int(most * self.manifest["window_overlap"]))
             for text, size in enumerate(sizes):
                 cuts = [(i, min(i + room, size)) for i in range(0, max(1, size - room + step), step)]
@@ -116,10 +116,10 @@ class Runner:
         for token, (word, (start, end)) in enumerate(zip(tokens.word_ids, tokens.offsets, strict=True)):
             first, low, high = words.get(word, (token, start, end))
             words[word] = first, min(low, start), max(high, end)
-        words = [own for word, own in words.items() if word is not None and own[1] < own[2]]
+        words = [span for word, span in words.items() if word is not None and span[1] < span[2]]
         limits = [*(start for _, start, _ in words[1:]), len(text)]
-        # Tokenizers of bytes count a text's first character for the space that they put before it, too.
-        pairs = [(own, limit) for own, limit in zip(words, limits, strict=False) if own[2] <= limit]
+        # Byte-level tokenizers also count a text's first character for the space that they put before it.
+        pairs = [(span, limit) for span, limit in zip(words, limits, strict=False) if span[2] <= limit]
         for (token, start, end), limit in pairs:
             while end < limit and unicodedata.category(text[end])[0] == "M":  # marks that tokenizers strip
                 end += 1

@@ -1,7 +1,7 @@
 """The adapter folder: what it holds, how it is written, and what is checked before it is loaded.
 
 A folder is a plain PEFT LoRA adapter under the stock encoder's key names, so that PEFT, transformers and
-sentence-transformers load it too. An app's head lies beside it in a file of our own: PEFT's
+sentence-transformers load it too. An app's head is next to it in a file of our own: PEFT's
 ``modules_to_save`` cannot hold heads of different sizes in one model.
 """
 
@@ -24,14 +24,14 @@ from .adapters_mtpf import (
     KINDS,
     AdapterHead,
     active_adapter,
-    adapter_names,
+    check_loaded,
     import_peft,
     inject_lora,
     lora_parameters,
     remove_lora,
     set_active_adapter,
 )
-from .backbone_identity_mtpf import backbone_sha256, backbone_state_dict, check_identity
+from .backbone_identity_mtpf import backbone_sha256, check_identity
 from .configuration_mtpf import encoder_layout
 from .errors_mtpf import AdapterError, first_line
 from .hub_cache_mtpf import drop_from_cache, has_announced_hash
@@ -57,7 +57,7 @@ PLAIN_LORA = (
 
 @dataclass
 class AdapterFiles:
-    """An adapter folder, read and checked against a backbone but not yet in memory of the model."""
+    """An adapter folder, read and checked against a backbone but not yet part of the model."""
 
     name: str
     config: Any
@@ -71,13 +71,20 @@ class AdapterFiles:
 
 def lora_state_dict(encoder: Encoder, name: str) -> dict[str, torch.Tensor]:
     """Return the adapter's tensors under PEFT's names, ``base_model.model.<stock path>.lora_A.weight``."""
-    tensors = {}
-    for path, module in lora_modules(encoder):
-        for part in ("lora_A", "lora_B"):
-            if name in getattr(module, part):
-                key = f"{PEFT_PREFIX}{path}.{part}.weight"
-                tensors[key] = getattr(module, part)[name].weight.detach().cpu().contiguous()
-    return tensors
+    return {
+        PEFT_PREFIX + key: weight.detach().cpu().contiguous()
+        for key, weight in _lora_weights(encoder, name).items()
+    }
+
+
+def _lora_weights(encoder: Encoder, name: str) -> dict[str, torch.Tensor]:
+    """Return the adapter's matrices under their paths in the encoder, without the adapter's name."""
+    return {
+        f"{path}.{part}.weight": getattr(module, part)[name].weight
+        for path, module in lora_modules(encoder)
+        for part in ("lora_A", "lora_B")
+        if name in getattr(module, part)
+    }
 
 
 def write_adapter(
@@ -91,14 +98,12 @@ def write_adapter(
     dtype: torch.dtype | None = None,
     task: dict[str, Any] | None = None,
 ) -> Path:
-    """Write the adapter folder: PEFT files at the root, the head and ``task.json`` beside them.
+    """Write the adapter folder: PEFT files, the head and ``task.json``.
 
-    Every file is written under a temporary name and renamed, ``adapter_config.json`` last, so that a folder
-    with that file is complete. Numbers are stored as ``dtype``, by default as they are in memory.
+    Files are written under a temporary name and renamed, ``adapter_config.json`` last, so that a folder with
+    that file is complete. Numbers are stored as ``dtype``, by default as they are in memory.
     """
-    if name not in adapter_names(encoder):
-        known = ", ".join(adapter_names(encoder)) or "none"
-        raise AdapterError(f"There is no adapter {name!r} to save; loaded: {known}.")
+    check_loaded(encoder, name)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     tensors = lora_state_dict(encoder, name)
@@ -135,18 +140,19 @@ def write_adapter(
             key: value.detach().cpu().to(dtype or value.dtype).contiguous()
             for key, value in head.state_dict().items()
         }
-        # The labels go with the weights, so that a label that is renamed or moved in task.json is noticed.
+        # The labels are stored with the weights, so that renaming or moving one in task.json is noticed.
         # One entry only: safetensors writes several in random order.
         metadata = {"labels": json.dumps(head.labels, ensure_ascii=False)}
         _write_bytes(target / HEAD_FILE, save(weights, metadata=metadata))
     else:
-        (target / HEAD_FILE).unlink(missing_ok=True)  # from an app that lay here before
+        (target / HEAD_FILE).unlink(missing_ok=True)  # of an app saved here before
     _write_json(target / TASK_FILE, record)
     _write_json(target / ADAPTER_CONFIG_FILE, config)
     return target
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
+    # Not that of `modeling_mtpf.files`: published code imports nothing else of the package.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(data)
@@ -195,24 +201,24 @@ def find_adapter(
     if damaged:
         raise AdapterError(
             f"{damaged[0]} of {path_or_repo} does not have the hash that the Hub announces for it; it was "
-            "tampered with or broken on the way. Load it again; if it stays so, do not use this repo."
+            "tampered with or damaged on the way. Load it again; if that does not help, do not use this repo."
         )
     return folder
 
 
 def _check_size(api: HfApi, repo_id: str, commit: str, names: list[str]) -> bool:
-    """Refuse an adapter that is much larger than any, before it is fetched; say whether the Hub answered."""
+    """Refuse an adapter that is too large before it is fetched; return whether the Hub answered."""
     try:
         info = api.model_info(repo_id, revision=commit, files_metadata=True)
     except HfHubHTTPError:
         raise
-    except Exception:  # of the client's transport: what was fetched before can still be loaded
+    except Exception:  # of the client's transport: an earlier download can still be loaded
         return False
     size = sum(file.size or 0 for file in info.siblings or [] if file.rfilename in names)
     if size > MAX_ADAPTER_BYTES:
         raise AdapterError(
             f"The adapter {repo_id} has {size:,} bytes, more than the {MAX_ADAPTER_BYTES:,} that are "
-            "fetched; look at it with mtpf inspect, and give load_adapter a folder if it is what you want."
+            "fetched; check it with mtpf inspect, then download it and give load_adapter the folder."
         )
     return True
 
@@ -231,7 +237,7 @@ def read_adapter(
         encoder: The stock encoder.
         name: Name in memory; by default the one that the folder records.
         check_backbone: Compare the encoder's weights with those that the adapter was trained on.
-        source: The file from which the encoder's weights came, if it is known.
+        source: The file that the encoder's weights came from, if known.
 
     Raises:
         AdapterError: A file is missing or damaged, the head is missing, or the adapter was trained on another
@@ -256,10 +262,10 @@ def read_adapter(
 
 
 def read_task(folder: Path) -> dict[str, Any]:
-    """Read ``task.json`` and check the types of what is used; a plain PEFT adapter has none.
+    """Read ``task.json`` and check the types of the keys in use; a plain PEFT adapter has none.
 
     Raises:
-        AdapterError: It is not the JSON that `write_adapter` writes.
+        AdapterError: It is not what `write_adapter` writes.
     """
     if not (folder / TASK_FILE).is_file():
         return {}
@@ -270,25 +276,20 @@ def read_task(folder: Path) -> dict[str, Any]:
     if not isinstance(task, dict):
         raise AdapterError(f"Adapter folder {folder} is damaged: {TASK_FILE} must hold an object.")
     labels = task.get("labels", [])
-    wrong = [
-        key
-        for key, fits in (
-            (
-                "labels",
-                labels is None or (isinstance(labels, list) and all(isinstance(x, str) for x in labels)),
-            ),
-            ("max_length", isinstance(task.get("max_length", 128), int)),
-            ("backbone", isinstance(task.get("backbone", {}), dict)),
-            ("metrics", isinstance(task.get("metrics", {}), dict)),
-            ("name", isinstance(task.get("name", ""), str)),
-            ("kind", task.get("kind") in (None, *KINDS)),
-        )
-        if not fits
-    ]
-    if wrong:
-        raise AdapterError(
-            f"Adapter folder {folder} is damaged: {wrong[0]!r} in {TASK_FILE} is {task[wrong[0]]!r}."
-        )
+    fits = {
+        "labels": labels is None
+        or (isinstance(labels, list) and all(isinstance(label, str) for label in labels)),
+        "max_length": isinstance(task.get("max_length", 128), int),
+        "backbone": isinstance(task.get("backbone", {}), dict),
+        "metrics": isinstance(task.get("metrics", {}), dict),
+        "name": isinstance(task.get("name", ""), str),
+        "kind": task.get("kind") in (None, *KINDS),
+    }
+    for key in fits:
+        if not fits[key]:
+            raise AdapterError(
+                f"Adapter folder {folder} is damaged: {key!r} in {TASK_FILE} is {task[key]!r}."
+            )
     return task
 
 
@@ -309,12 +310,12 @@ def _check_shapes(folder: Path, encoder: Encoder, lora: dict[str, torch.Tensor])
                 "load the backbone it was trained on."
             )
         if tensor.dim() != 2:
-            raise AdapterError(f"Adapter folder {folder} is damaged: {key!r} is no matrix.")
+            raise AdapterError(f"Adapter folder {folder} is damaged: {key!r} is not a matrix.")
         rows, columns = module.weight.shape
-        expected, found = (columns, tensor.shape[1]) if part == "lora_A" else (rows, tensor.shape[0])
-        if expected != found:
+        expected, width = (columns, tensor.shape[1]) if part == "lora_A" else (rows, tensor.shape[0])
+        if expected != width:
             raise AdapterError(
-                f"Adapter {folder} was trained on another backbone: {key!r} is made for width {found}, "
+                f"Adapter {folder} was trained on another backbone: {key!r} is made for width {width}, "
                 f"this one has {expected}."
             )
     if not lora or len(lora) % 2:
@@ -322,7 +323,7 @@ def _check_shapes(folder: Path, encoder: Encoder, lora: dict[str, torch.Tensor])
 
 
 def _check_plain_lora(folder: Path, config: Any) -> None:
-    """Refuse what is no LoRA, and settings of PEFT that do more than add one.
+    """Refuse adapters that are not LoRA, and settings of PEFT that do more than add one.
 
     Some of them change the backbone, which all adapters share, as soon as the LoRA is injected: PiSSA and its
     kin subtract from its weights, ``layer_replication`` repeats its layers.
@@ -330,15 +331,15 @@ def _check_plain_lora(folder: Path, config: Any) -> None:
     if str(getattr(config, "peft_type", "")).rpartition(".")[2] != "LORA":
         raise AdapterError(f"{folder} holds a {config.peft_type} adapter; only plain LoRA can be loaded.")
     plain = import_peft().LoraConfig()
-    odd = [
+    changed = [
         key for key, value in vars(plain).items() if key not in PLAIN_LORA and getattr(config, key) != value
     ]
     if not isinstance(config.init_lora_weights, bool):
-        odd.append("init_lora_weights")
-    if odd:
+        changed.append("init_lora_weights")
+    if changed:
         raise AdapterError(
-            f"{folder} is no plain LoRA: its {ADAPTER_CONFIG_FILE} sets {odd[0]!r} to "
-            f"{getattr(config, odd[0])!r}; only plain LoRA without bias can be loaded."
+            f"{folder} is not a plain LoRA: its {ADAPTER_CONFIG_FILE} sets {changed[0]!r} to "
+            f"{getattr(config, changed[0])!r}; only plain LoRA without bias can be loaded."
         )
     numbers = (("r", int), ("lora_alpha", (int, float)), ("lora_dropout", (int, float)))
     wrong = [key for key, kind in numbers if not isinstance(getattr(config, key), kind)]
@@ -348,7 +349,7 @@ def _check_plain_lora(folder: Path, config: Any) -> None:
 
 
 def read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHead | None:
-    """Read the head of an adapter folder, if it is an app's.
+    """Read the head of an app's folder; a family's LoRA has none.
 
     Raises:
         AdapterError: The head is missing or damaged, or does not fit the width or the labels.
@@ -357,7 +358,7 @@ def read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHe
     if kind in (None, KINDS[0]):
         if (folder / HEAD_FILE).is_file():
             raise AdapterError(
-                f"Adapter {folder} has a head, but {TASK_FILE} does not say of which kind; fetch it again."
+                f"Adapter {folder} has a head, but {TASK_FILE} does not name its kind; fetch it again."
             )
         return None
     if not (folder / HEAD_FILE).is_file():
@@ -372,9 +373,9 @@ def read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHe
         with safe_open(folder / HEAD_FILE, framework="pt") as file:
             trained = json.loads((file.metadata() or {}).get("labels", "null"))
     except (RuntimeError, OSError, ValueError, SafetensorError) as error:
-        found = str(error).splitlines()[-1].strip()
+        reason = str(error).splitlines()[-1].strip()
         raise AdapterError(
-            f"The head of {folder} does not fit {len(task['labels'])} labels of width {hidden_size}: {found}"
+            f"The head of {folder} does not fit {len(task['labels'])} labels of width {hidden_size}: {reason}"
         ) from error
     if trained != head.labels:
         raise AdapterError(
@@ -385,19 +386,14 @@ def read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHe
 
 
 def replace_adapter(encoder: Encoder, files: AdapterFiles, trainable: bool = False) -> None:
-    """Put an adapter in the place of the one of its name; on any failure that one is there as before.
+    """Replace the adapter of the same name; on any failure the old one is restored.
 
     Raises:
-        AdapterError: The new one cannot be used.
+        AdapterError: The new adapter cannot be used.
     """
     name = files.name
-    before = {path: m for path, m in lora_modules(encoder) if name in m.lora_A}
-    wanted_gradients = [parameter.requires_grad for parameter in lora_parameters(encoder, name)]
-    tensors = {
-        f"{path}.{part}.weight": getattr(module, part)[name].weight.detach()
-        for path, module in before.items()
-        for part in ("lora_A", "lora_B")
-    }
+    trained = [parameter.requires_grad for parameter in lora_parameters(encoder, name)]
+    tensors = {key: weight.detach() for key, weight in _lora_weights(encoder, name).items()}
     old = AdapterFiles(name, encoder.peft_config[name], tensors)
     active = active_adapter(encoder)
     remove_lora(encoder, name)
@@ -405,61 +401,34 @@ def replace_adapter(encoder: Encoder, files: AdapterFiles, trainable: bool = Fal
         install_adapter(encoder, files, trainable)
     except BaseException:
         install_adapter(encoder, old)
-        for parameter, wanted in zip(lora_parameters(encoder, name), wanted_gradients, strict=True):
-            parameter.requires_grad_(wanted)
+        for parameter, gradient in zip(lora_parameters(encoder, name), trained, strict=True):
+            parameter.requires_grad_(gradient)
         raise
     finally:
         set_active_adapter(encoder, active)
 
 
 def install_adapter(encoder: Encoder, files: AdapterFiles, trainable: bool = False) -> None:
-    """Inject a read and checked adapter and fill in its weights; on any failure the encoder is as before."""
+    """Add a read and checked adapter with its weights; on any failure the encoder is as before."""
     try:
         inject_lora(encoder, files.name, files.config, trainable)
     except AdapterError:
         raise
     except Exception as error:  # PEFT's, for a config that it cannot use
         raise AdapterError(f"Adapter {files.name!r} cannot be loaded: {error}") from error
-    modules = dict(lora_modules(encoder))
-    wanted = {
-        f"{path}.{part}.weight": getattr(module, part)[files.name].weight
-        for path, module in modules.items()
-        for part in ("lora_A", "lora_B")
-        if files.name in module.lora_A
-    }
+    wanted = _lora_weights(encoder, files.name)
     try:
         if wanted.keys() != files.lora.keys():
-            odd = sorted(wanted.keys() ^ files.lora.keys())[0]
-            raise AdapterError(
-                f"Weights and {ADAPTER_CONFIG_FILE} disagree about {odd!r}; save the adapter again."
-            )
+            key = min(wanted.keys() ^ files.lora.keys())
+            raise AdapterError(f"Weights and {ADAPTER_CONFIG_FILE} disagree about {key!r}; save it again.")
         with torch.no_grad():
             for key, parameter in wanted.items():
                 if parameter.shape != files.lora[key].shape:  # copy_ would broadcast a rank of 1
-                    found = tuple(files.lora[key].shape)
                     raise AdapterError(
-                        f"{key!r} has shape {found}, its config wants {tuple(parameter.shape)}."
+                        f"{key!r} has shape {tuple(files.lora[key].shape)}, its config wants "
+                        f"{tuple(parameter.shape)}."
                     )
                 parameter.copy_(files.lora[key])
     except (AdapterError, RuntimeError) as error:
         remove_lora(encoder, files.name)
         raise AdapterError(f"Adapter {files.name!r} cannot be loaded: {error}") from error
-
-
-__all__ = [
-    "ADAPTER_CONFIG_FILE",
-    "ADAPTER_WEIGHTS_FILE",
-    "HEAD_FILE",
-    "TASK_FILE",
-    "AdapterFiles",
-    "backbone_sha256",
-    "backbone_state_dict",
-    "find_adapter",
-    "install_adapter",
-    "lora_state_dict",
-    "read_adapter",
-    "read_head",
-    "read_task",
-    "replace_adapter",
-    "write_adapter",
-]

@@ -1,4 +1,4 @@
-"""What a model does with its adapters: adding, loading, replacing, deleting, choosing, merging, saving."""
+"""A model's methods for its adapters: adding, loading, replacing, deleting, choosing, saving."""
 
 import os
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ from .adapters_mtpf import (
     active_adapter,
     adapter_depth,
     adapter_names,
+    check_loaded,
     inject_lora,
     lora_config,
     lora_parameters,
@@ -30,10 +31,9 @@ from .adapters_mtpf import (
     switched_adapter,
 )
 from .errors_mtpf import AdapterError
-from .frozen_mtpf import CHANGES, frozen
 from .hub_cache_mtpf import weights_file
 from .sources_mtpf import is_hub_id
-from .trunk_mtpf import lora_modules
+from .views_mtpf import CHANGES
 
 
 class AdapterMethods:
@@ -57,9 +57,7 @@ class AdapterMethods:
 
     def adapter_depth(self, name: str) -> int:
         """Return how many of the last layers an adapter touches."""
-        if name not in self.adapters:
-            known = ", ".join(self.adapters) or "none"
-            raise AdapterError(f"There is no adapter {name!r}; loaded: {known}. Load it with load_adapter.")
+        check_loaded(self.backbone, name)
         return adapter_depth(self.backbone, name)
 
     def add_adapter(  # type: ignore[override]
@@ -84,10 +82,10 @@ class AdapterMethods:
         load_config: Any = None,
         adapter_kwargs: dict | None = None,
     ) -> str:
-        """Load an adapter folder or Hub repo beside those already loaded.
+        """Load an adapter folder or Hub repo next to those already loaded.
 
         All checks (files, shapes, backbone hash, head) come before the first change in memory. Plain forwards
-        go on using the adapter they used before: name the new one in ``use_adapter``, ``encode_adapters`` or
+        keep using the adapter they used before: name the new one in ``use_adapter``, ``encode_adapters`` or
         ``predict``. In a task class (``MtpfForTokenClassification``, ...) an app of its kind becomes active
         and its head becomes the classifier, so that transformers' pipelines can use it.
 
@@ -98,9 +96,8 @@ class AdapterMethods:
             token: Hub token for private repos.
             trainable: Whether its LoRA gets gradients.
             check_backbone: Refuse adapters that were trained on other weights (sha256).
-            replace: Take the place of the adapter that has this name, if there is one, in one step: no call
-                from another thread finds none or half of one, and if the new one cannot be used, the old one
-                stays.
+            replace: Replace the adapter of this name, if there is one, in one step: another thread finds
+                either the old one or the new one, and if the new one cannot be used, the old one stays.
             load_config: Passed by ``AutoModel.from_pretrained(<adapter repo>)``, which wants the adapter
                 active.
             adapter_kwargs: Likewise; may carry ``revision`` and ``token``.
@@ -145,57 +142,23 @@ class AdapterMethods:
         self.num_labels = len(head.labels)
 
     def delete_adapter(self, name: str) -> None:  # type: ignore[override]
-        """Take an adapter and its head out of memory; the others are untouched."""
+        """Remove an adapter and its head from memory; the others are untouched."""
         with CHANGES:
             self.adapter_depth(name)  # raises for an unknown name
             if name in self.heads:
                 self.heads.pop(name)
             remove_lora(self.backbone, name)
 
-    def merge_tail(self, name: str) -> None:
-        """Keep a copy of the linear layers that an adapter changes, with its LoRA added in.
-
-        `predict`, and `encode_adapters` in eval mode without gradients, then need no products of the LoRA. It
-        is an option for apps that are used a lot; it costs memory (`adapter_memory`) and is never saved. It
-        goes when the adapter is deleted, replaced or trained, or when the backbone is trained or moved.
-
-        Raises:
-            AdapterError: No such adapter, or it is being trained.
-        """
-        with CHANGES:
-            self.adapter_depth(name)
-            modules = [module for _, module in lora_modules(self.backbone) if name in module.lora_A]
-            if any(module.lora_A[name].weight.requires_grad for module in modules):
-                raise AdapterError(
-                    f"Adapter {name!r} is being trained: its LoRA wants gradients. Save it and load it again "
-                    "with replace=True, then merge."
-                )
-            if any(module.merged or name in module.lora_variant for module in modules):
-                raise AdapterError(
-                    f"Adapter {name!r} is no plain LoRA beside the backbone; it cannot be merged."
-                )
-            frozen(self.backbone).merge(self.backbone, name)
-
-    def unmerge_tail(self, name: str) -> None:
-        """Drop what `merge_tail` made of an adapter, if anything."""
-        with CHANGES:
-            self.adapter_depth(name)
-            frozen(self.backbone).unmerge(name)
-
     def adapter_memory(self) -> dict[str, dict[str, int]]:
-        """Return the bytes of each adapter: ``lora``, ``head``, ``merged_tail`` and their ``total``."""
+        """Return the bytes of each adapter: ``lora``, ``head`` and their ``total``."""
         with CHANGES:
-            found = {}
+            memory = {}
             for name in self.adapters:
                 head = self.heads[name].parameters() if name in self.heads else ()
-                merged = frozen(self.backbone).merged(self.backbone, name)
-                sizes = {
-                    "lora": sum(p.nbytes for p in lora_parameters(self.backbone, name)),
-                    "head": sum(p.nbytes for p in head),
-                    "merged_tail": 0 if merged is None else merged.nbytes,
-                }
-                found[name] = {**sizes, "total": sum(sizes.values())}
-            return found
+                lora = sum(p.nbytes for p in lora_parameters(self.backbone, name))
+                memory[name] = {"lora": lora, "head": sum(p.nbytes for p in head)}
+                memory[name]["total"] = sum(memory[name].values())
+            return memory
 
     def set_adapter(self, name: str | None) -> None:  # type: ignore[override]
         """Choose the adapter that plain forwards use from now on; ``None`` for the bare backbone."""
@@ -256,6 +219,3 @@ class AdapterMethods:
             dtype=dtype,
             task=task,
         )
-
-
-__all__ = ["AdapterMethods"]

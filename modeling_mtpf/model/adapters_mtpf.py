@@ -18,8 +18,8 @@ from torch import nn
 
 from .configuration_mtpf import encoder_layout
 from .errors_mtpf import AdapterError
-from .frozen_mtpf import CHANGES, forget_adapter
 from .trunk_mtpf import Encoder, encoder_layers, is_lora_layer, lora_modules
+from .views_mtpf import CHANGES, forget_adapter
 
 KINDS = ("task-primary-lora", "token-classification", "text-classification")
 """What an adapter is: the LoRA of a family, or an app of one of the two head types."""
@@ -92,9 +92,11 @@ def lora_targets(encoder: Encoder, settings: LoraSettings) -> list[str]:
 
 
 def lora_config(encoder: Encoder, settings: LoraSettings) -> Any:
-    """Build the PEFT ``LoraConfig`` for this encoder. ``task_type`` is always set: without it PEFT records a
-    machine-specific module path that its Auto class refuses (peft#3085).
-    """  # noqa: D205
+    """Build the PEFT ``LoraConfig`` for this encoder.
+
+    ``task_type`` is set because without it PEFT records a machine-specific module path that its Auto class
+    refuses (peft#3085).
+    """
     return import_peft().LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
@@ -132,17 +134,24 @@ def _parts(module: nn.Module) -> set[str]:
     """Names that occur in the paths of the encoder's own modules and parameters."""
     if is_lora_layer(module):
         return {"base_layer"} | _parts(module.get_submodule("base_layer"))
-    own = {*module._modules, *module._parameters}
-    return own.union(*(_parts(child) for child in module._modules.values() if child is not None))
+    names = {*module._modules, *module._parameters}
+    return names.union(*(_parts(child) for child in module._modules.values() if child is not None))
 
 
 def adapter_names(encoder: Encoder) -> list[str]:
-    """Names of the adapters that are in memory, in the order in which they came."""
+    """Return the names of the loaded adapters, in the order in which they were added."""
     return list(getattr(encoder, "peft_config", {}))
 
 
+def check_loaded(encoder: Encoder, name: Any) -> None:
+    """Raise `AdapterError` for a name that is not that of a loaded adapter."""
+    if not isinstance(name, str) or name not in getattr(encoder, "peft_config", {}):
+        known = ", ".join(adapter_names(encoder)) or "none"
+        raise AdapterError(f"There is no adapter {name!r}; loaded: {known}. Load it with load_adapter.")
+
+
 def adapter_depth(encoder: Encoder, name: str) -> int:
-    """How many of the last layers the adapter touches."""
+    """Return how many of the last layers the adapter touches."""
     layout = encoder_layout(encoder.config.model_type)
     prefix = layout.layers + "."
     indices = [
@@ -154,7 +163,7 @@ def adapter_depth(encoder: Encoder, name: str) -> int:
 
 
 def inject_lora(encoder: Encoder, name: str, config: Any, trainable: bool) -> None:
-    """Put a fresh LoRA into the encoder; all else keeps its trainability, mode and active adapter.
+    """Add a fresh LoRA to the encoder; all else keeps its trainability, mode and active adapter.
 
     PEFT freezes the whole base at the first injection and makes the new adapter active: both are undone.
     """
@@ -163,7 +172,7 @@ def inject_lora(encoder: Encoder, name: str, config: Any, trainable: bool) -> No
         config = copy.deepcopy(config)  # PEFT shortens the list of targets in place
         config.inference_mode = False
         carriers = dict(lora_modules(encoder))
-        if _has_place(encoder, carriers, config):
+        if _can_extend(encoder, carriers, config):
             _extend_layers(encoder, carriers, name, config)
         else:
             _inject(encoder, name, config)
@@ -174,8 +183,8 @@ def inject_lora(encoder: Encoder, name: str, config: Any, trainable: bool) -> No
                     part[name].train(mode).requires_grad_(trainable)
 
 
-def _has_place(encoder: Encoder, carriers: dict[str, Any], config: Any) -> bool:
-    """Whether all modules that an adapter targets carry LoRA already, and it has no settings by module."""
+def _can_extend(encoder: Encoder, carriers: dict[str, Any], config: Any) -> bool:
+    """Return whether all target modules carry LoRA already, and the config has no settings by module."""
     prefix = encoder_layout(encoder.config.model_type).layers + "."
     special = ("rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform", "layers_pattern")
     targets = config.target_modules
@@ -190,7 +199,7 @@ def _has_place(encoder: Encoder, carriers: dict[str, Any], config: Any) -> bool:
 def _extend_layers(encoder: Encoder, carriers: dict[str, Any], name: str, config: Any) -> None:
     """Add an adapter to layers that carry LoRA already.
 
-    PEFT's own way visits every module of every adapter several times over, which takes longer the more
+    PEFT's own injection visits every module of every adapter several times, which takes longer the more
     adapters there are.
     """
     try:
@@ -211,7 +220,7 @@ def _inject(encoder: Encoder, name: str, config: Any) -> None:
     before = {id(parameter): parameter.requires_grad for parameter in encoder.parameters()}
     active = active_adapter(encoder)
     with warnings.catch_warnings():
-        # From the second adapter on PEFT warns that the model has adapters already; that is the purpose here.
+        # From the second adapter on PEFT warns that the model has adapters already, as intended here.
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         try:
             import_peft().inject_adapter_in_model(config, encoder, adapter_name=name)
@@ -236,7 +245,7 @@ def copy_lora(encoder: Encoder, source: str, name: str) -> None:
 
 
 def remove_lora(encoder: Encoder, name: str) -> None:
-    """Take one adapter out of the encoder; with the last one the plain linear layers come back."""
+    """Remove one adapter from the encoder; with the last one the plain linear layers are restored."""
     with CHANGES:
         forget_adapter(encoder, name)
         active = active_adapter(encoder)
@@ -258,7 +267,7 @@ def remove_lora(encoder: Encoder, name: str) -> None:
 
 
 def active_adapter(encoder: Encoder) -> str | None:
-    """Name of the adapter that a plain forward uses, or ``None`` for the bare backbone."""
+    """Return the adapter that a plain forward uses, or ``None`` for the bare backbone."""
     for _, module in lora_modules(encoder):
         if module.active_adapters and not module.disable_adapters:
             return module.active_adapters[0]
@@ -269,7 +278,7 @@ def set_active_adapter(encoder: Encoder, name: str | None) -> None:
     """Choose the adapter of plain forwards, without touching ``requires_grad``.
 
     PEFT's own ``set_adapter`` turns the gradients of all other adapters off; between forward and backward it
-    drops the gradients of the first adapter without a word (peft#1303).
+    silently drops the gradients of the first adapter (peft#1303).
     """
     for _, module in lora_modules(encoder):
         module._active_adapter = [] if name is None else [name]
@@ -278,12 +287,9 @@ def set_active_adapter(encoder: Encoder, name: str | None) -> None:
 
 @contextmanager
 def switched_adapter(encoder: Encoder, name: str | None) -> Iterator[None]:
-    """Activate one adapter for the duration of a ``with`` block, then restore what was active before."""
-    if name is not None and name not in adapter_names(encoder):
-        known = ", ".join(adapter_names(encoder)) or "none"
-        raise AdapterError(
-            f"There is no adapter {name!r}; loaded: {known}. Load it with model.load_adapter(...)."
-        )
+    """Activate one adapter for the duration of a ``with`` block, then restore the previous one."""
+    if name is not None:
+        check_loaded(encoder, name)
     before = active_adapter(encoder)
     set_active_adapter(encoder, name)
     try:
@@ -328,25 +334,5 @@ def lora_parameters(encoder: Encoder, name: str) -> list[nn.Parameter]:
 
 
 def count_parameters(encoder: Encoder, name: str) -> int:
-    """Number of LoRA parameters of one adapter."""
+    """Return the number of LoRA parameters of one adapter."""
     return sum(parameter.numel() for parameter in lora_parameters(encoder, name))
-
-
-__all__ = [
-    "AdapterHead",
-    "LoraSettings",
-    "active_adapter",
-    "adapter_depth",
-    "adapter_names",
-    "copy_lora",
-    "count_parameters",
-    "import_peft",
-    "inject_lora",
-    "lora_config",
-    "lora_parameters",
-    "lora_targets",
-    "remove_lora",
-    "set_active_adapter",
-    "switched_adapter",
-    "validate_adapter_name",
-]

@@ -13,20 +13,19 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from .errors_mtpf import AdapterError
-from .frozen_mtpf import bits_digest
 from .hub_cache_mtpf import sha256_of
 from .trunk_mtpf import Encoder, is_lora_layer
 
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, tuple[tuple, set[str]]]" = weakref.WeakKeyDictionary()
-"""For each encoder the digests of its weights and the hashes that they were found to have."""
+"""For each encoder the digests of its weights and the hashes that match them."""
 
 
 def backbone_state_dict(encoder: Encoder) -> dict[str, torch.Tensor]:
     """Return the encoder's own weights under their stock names, whatever adapters are injected."""
-    return dict(_own_tensors(encoder, ""))
+    return dict(_stock_tensors(encoder, ""))
 
 
-def _own_tensors(module: Any, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _stock_tensors(module: Any, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
     # Not state_dict(): that visits every adapter, of which there may be hundreds.
     if is_lora_layer(module):
         module = module.get_base_layer()
@@ -35,7 +34,7 @@ def _own_tensors(module: Any, prefix: str) -> Iterator[tuple[str, torch.Tensor]]
             yield prefix + name, value.detach()
     for name, child in module._modules.items():
         if child is not None:
-            yield from _own_tensors(child, f"{prefix}{name}.")
+            yield from _stock_tensors(child, f"{prefix}{name}.")
 
 
 def backbone_sha256(encoder: Encoder) -> str:
@@ -51,13 +50,13 @@ def backbone_sha256(encoder: Encoder) -> str:
 def check_identity(folder: Path, encoder: Encoder, trained_on: dict[str, Any], source: Path | None) -> None:
     """Compare the weights in memory with those the adapter was trained on.
 
-    Where the file they came from is that very file, comparing with it takes a fraction of hashing them, and
-    tells the same of an encoder that was loaded in another dtype. What was found is remembered together with
-    sums over all rows of the weights, which take a fraction of either; version counters would not do: a fused
-    optimizer does not count.
+    Where the weights came from a file with the recorded hash, they are compared with that file: this takes a
+    fraction of hashing them and also works for an encoder loaded in another dtype. The result is remembered
+    together with sums over all rows of the weights, which take a fraction of either. Version counters would
+    not do: a fused optimizer does not raise them.
 
     Raises:
-        AdapterError: They are other weights.
+        AdapterError: The weights differ.
     """
     expected = trained_on.get("sha256")
     if not expected:
@@ -68,17 +67,17 @@ def check_identity(folder: Path, encoder: Encoder, trained_on: dict[str, Any], s
         return
     if source is None or not _is_loaded_from(source, encoder, expected):
         dtype = str(encoder.dtype).removeprefix("torch.")
-        found = backbone_sha256(encoder) if trained_on.get("dtype") == dtype else None
-        if found != expected:
-            raise AdapterError(_other_backbone(folder, trained_on, found, dtype))
+        actual = backbone_sha256(encoder) if trained_on.get("dtype") == dtype else None
+        if actual != expected:
+            raise AdapterError(_other_backbone(folder, trained_on, actual, dtype))
     hashes = known[1] if known is not None and known[0] == digests else set()
     _KNOWN[encoder] = digests, hashes | {expected}
 
 
-def _other_backbone(folder: Path, trained_on: dict[str, Any], found: str | None, dtype: str) -> str:
+def _other_backbone(folder: Path, trained_on: dict[str, Any], actual: str | None, dtype: str) -> str:
     wanted = trained_on.get("id") or "the backbone it was trained on"
     wanted += f" at revision {trained_on['revision']}" if trained_on.get("revision") else ""
-    loaded = f"loaded {found[:12]}…" if found else f"loaded in {dtype} from something else"
+    loaded = f"loaded {actual[:12]}…" if actual else f"loaded in {dtype} from something else"
     return (
         f"Adapter {folder} was trained on another backbone (weights sha256 "
         f"{str(trained_on['sha256'])[:12]}…, {loaded}); load {wanted}, or pass check_backbone=False if you "
@@ -87,7 +86,7 @@ def _other_backbone(folder: Path, trained_on: dict[str, Any], found: str | None,
 
 
 def _weights_digests(encoder: Encoder) -> tuple:
-    """Digest every weight by the sums of its rows; one without memory makes the result equal to no other."""
+    """Digest every weight by its rows' sums; with one on the meta device the result equals no other."""
     weights = backbone_state_dict(encoder)
     if any(value.device.type == "meta" for value in weights.values()):
         return (object(),)
@@ -95,7 +94,7 @@ def _weights_digests(encoder: Encoder) -> tuple:
 
 
 def _is_loaded_from(source: Path, encoder: Encoder, sha256: str) -> bool:
-    """Say whether a weights file has this hash, and the encoder holds its tensors, maybe in another dtype."""
+    """Return whether a weights file has this hash and the encoder holds its tensors, in any dtype."""
     try:
         state = source.stat()
         if _known_sha256(source, state.st_mtime_ns, state.st_size, state.st_ino) != sha256:
@@ -110,9 +109,26 @@ def _is_loaded_from(source: Path, encoder: Encoder, sha256: str) -> bool:
     )
 
 
+def bits_digest(tensor: torch.Tensor) -> bytes:
+    """Digest a tensor by the sums of its rows' bytes, read as integers of up to 64 bits, modulo 2^64.
+
+    As fast as reading the memory. A change of one element changes the digest, and so does exchanging rows;
+    exchanging numbers within a row does not.
+    """
+    flat = tensor.detach().contiguous().view(-1)
+    size, offset = flat.element_size(), flat.storage_offset()
+    wide = size < 8 and size * flat.numel() % 8 == 0 and size * offset % 8 == 0
+    widths = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    numbers = flat.view(torch.int64 if wide else widths[size])
+    rows = tensor.shape[0] if tensor.dim() > 1 and numbers.numel() % max(1, tensor.shape[0]) == 0 else 1
+    numbers = numbers.reshape(max(1, rows), -1)
+    if numbers.device.type != "cpu":
+        return hashlib.sha256(numbers.sum(1, dtype=torch.int64).cpu().numpy().tobytes()).digest()
+    # NumPy's sum takes one core and the time of reading; two threads of torch would wait for each other, a
+    # hundred times over, on a machine that has other work.
+    return hashlib.sha256(numbers.numpy().sum(1, dtype="int64").tobytes()).digest()
+
+
 @functools.lru_cache(maxsize=8)
 def _known_sha256(path: Path, *_state: int) -> str:
     return sha256_of(path)
-
-
-__all__ = ["backbone_sha256", "backbone_state_dict", "check_identity"]

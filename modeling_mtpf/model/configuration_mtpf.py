@@ -2,8 +2,7 @@
 
 In memory the encoder's config is nested (``config.encoder_config``). On disk it is flat: the stock encoder
 config, with its own ``model_type``, an ``mtpf`` block and the complete ``auto_map``. So the same folder is a
-stock BERT (DistilBERT, ...) for whoever loads it without remote code, and an MTPF model for whoever trusts
-it.
+stock BERT (DistilBERT, ...) when loaded without remote code, and an MTPF model when loaded with it.
 """
 
 import json
@@ -87,7 +86,7 @@ class MtpfConfig(PreTrainedConfig):
 
     Args:
         encoder_config: Config of the wrapped encoder, as an object or as a dict with ``model_type``.
-        num_tail_layers: How many of the last layers carry LoRA by default (SPEC: the last 2).
+        num_tail_layers: How many of the last layers carry LoRA by default; 2 in arXiv 2510.07566.
         regime: What the backbone was pre-finetuned for: ``base``, a family name, ``naive`` or ``tpl``.
 
     Example:
@@ -135,28 +134,25 @@ class MtpfConfig(PreTrainedConfig):
         if not flat or flat.get("model_type") == cls.model_type:
             return flat, kwargs
         encoder = dict(flat)
-        own = dict(encoder.pop("mtpf", None) or {})
+        block = dict(encoder.pop("mtpf", None) or {})
         encoder.pop("auto_map", None)
         shared = {key: encoder.pop(key) for key in _SHARED_KEYS if key in encoder}
         shared.pop("transformers_version", None)
         # Which commit this is, for whatever is read later from the same repo; it is not written.
         commit = getattr(revision, "resolved", None)
         if commit is not None:
-            own["source_revision"] = commit
-        return {**shared, **own, "model_type": cls.model_type, "encoder_config": encoder}, kwargs
+            block["source_revision"] = commit
+        return {**shared, **block, "model_type": cls.model_type, "encoder_config": encoder}, kwargs
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """Serialise as a flat, stock encoder config with an ``mtpf`` block and the complete ``auto_map``."""
-        own = json.loads(super().to_json_string(use_diff=use_diff))
+        whole = json.loads(super().to_json_string(use_diff=use_diff))
         assert isinstance(self.encoder_config, PreTrainedConfig)
         encoder = json.loads(self.encoder_config.to_json_string(use_diff=True))
         for key in (*_SHARED_KEYS, "_name_or_path", "auto_map"):  # the encoder's path is a local one
             encoder.pop(key, None)
         encoder["model_type"] = self.encoder_config.model_type
-        shared = {key: own.pop(key) for key in _SHARED_KEYS if key in own}
-        block = {key: own[key] for key in ("num_tail_layers", "regime") if key in own}
+        shared = {key: whole[key] for key in _SHARED_KEYS if key in whole}
+        block = {key: whole[key] for key in ("num_tail_layers", "regime") if key in whole}
         flat = {**encoder, **shared, "auto_map": AUTO_MAP, "mtpf": block}
         return json.dumps(flat, indent=2, sort_keys=True) + "\n"
-
-
-__all__ = ["AUTO_MAP", "ENCODER_LAYOUTS", "EncoderLayout", "MtpfConfig", "encoder_layout", "max_tokens"]

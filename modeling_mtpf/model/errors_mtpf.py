@@ -9,6 +9,13 @@ class AdapterError(MtpfError):
     """An adapter is missing, damaged, not allowed, or does not fit the backbone."""
 
 
+class MissingExtraError(MtpfError, ImportError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str):
+        super().__init__(f"This needs the package {package!r}; install it with: pip install 'mtpf[{extra}]'")
+
+
 def first_line(error: BaseException) -> str:
     r"""Return the first line of an error's message, or the error's type where it has none.
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.utils.sha import sha_fileobj
 
 from .sources_mtpf import is_hub_id
 
@@ -15,10 +16,7 @@ BACKBONE_WEIGHTS_FILE = "model.safetensors"
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file, as the Hub shows it for large files."""
     with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha_fileobj(file).hex()
 
 
 def git_sha1(data: bytes) -> str:
@@ -42,7 +40,7 @@ def has_announced_hash(path: Path) -> bool:
 
 
 def drop_from_cache(path: Path) -> None:
-    """Remove a cached file and the blobs behind it, which the cache would go on serving."""
+    """Remove a cached file and the blobs behind it, which the cache would serve again."""
     while path.is_symlink():
         target = path.parent / os.readlink(path)
         path.unlink()
@@ -61,6 +59,3 @@ def weights_file(name_or_path: str | None, revision: str | None) -> Path | None:
         return None
     cached = try_to_load_from_cache(name_or_path, BACKBONE_WEIGHTS_FILE, revision=revision)
     return Path(cached) if isinstance(cached, str) else None
-
-
-__all__ = ["drop_from_cache", "git_sha1", "has_announced_hash", "sha256_of", "weights_file"]

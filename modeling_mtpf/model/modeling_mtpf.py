@@ -19,11 +19,13 @@ from transformers.core_model_loading import PrefixChange
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput, TokenClassifierOutput
 
 from .adapter_methods_mtpf import AdapterMethods
+from .adapters_mtpf import check_loaded
 from .backbone_identity_mtpf import backbone_state_dict
 from .configuration_mtpf import MtpfConfig
-from .frozen_mtpf import CHANGES, frozen
+from .packaged_mtpf import PACKAGED, packaged_encoder
 from .predict_mtpf import Predictor
 from .trunk_mtpf import run_layers, run_trunk, tail_views
+from .views_mtpf import CHANGES, inference_views
 
 HUB_FILES = (
     "adapter_methods_mtpf.py",
@@ -32,19 +34,20 @@ HUB_FILES = (
     "backbone_identity_mtpf.py",
     "configuration_mtpf.py",
     "errors_mtpf.py",
-    "frozen_mtpf.py",
     "hub_cache_mtpf.py",
     "modeling_mtpf.py",
+    "packaged_mtpf.py",
     "predict_mtpf.py",
     "results_mtpf.py",
     "sources_mtpf.py",
     "texts_mtpf.py",
     "trunk_mtpf.py",
+    "views_mtpf.py",
 )
 """The code that every published backbone carries: all of it, and nothing else."""
 
 STOCK_PREFIXES = r"^(bert|roberta|distilbert|electra|model)\."
-"""What stands before the encoder's keys in checkpoints of stock task models, e.g. masked language models."""
+"""Prefixes of the encoder's keys in checkpoints of stock task models, e.g. masked language models."""
 
 
 def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -91,7 +94,7 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
         """Run the stock encoder with the active adapter and return its own output.
 
         Raises:
-            TypeError: An argument that the encoder does not know. It would swallow it silently, for instance
+            TypeError: An argument that the encoder does not know and would silently ignore, for instance
                 PEFT's ``adapter_names``.
         """
         unknown = sorted(set(kwargs) - self._encoder_arguments())
@@ -118,8 +121,7 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
 
         Returns:
             For each adapter the last hidden states ``(batch, tokens, hidden)``, bit-equal in eval mode to a
-            separate pass inside ``use_adapter``; nearly equal for an adapter with a merged tail, which is
-            used in eval mode without gradients. In training mode the adapters share the trunk's dropout.
+            separate pass inside ``use_adapter``. In training mode the adapters share the trunk's dropout.
 
         Example:
             >>> states = model.encode_adapters(["ner", "tc"], **tokenizer("Lunch at 1?", return_tensors="pt"))  # doctest: +SKIP
@@ -127,30 +129,22 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
         unknown = sorted(set(inputs) - self._encoder_arguments() | {"output_hidden_states"} & set(inputs))
         if unknown:
             raise TypeError(f"encode_adapters got unknown argument {unknown[0]!r}.")
-        if not torch.is_grad_enabled():
-            with CHANGES:
-                views = frozen(self.backbone)
-                tails = self._fixed_tails(adapters) if views.in_eval_mode(self.backbone) else None
-            if tails is not None:
-                depth = max([1, *(len(layers) for layers in tails.values())])
-                trunk = run_trunk(views.bare, depth, **inputs)
-                return {
-                    name: run_layers(views.bare, trunk, views.on_top(depth, layers))
-                    for name, layers in tails.items()
-                }
+        encoder = self.backbone
+        names = [name for name in adapters if name is not None]
         with CHANGES:
-            depth = max((self.adapter_depth(name) for name in adapters if name is not None), default=1)
-            own = {name: tail_views(self.backbone, depth, name) for name in adapters}
-        trunk = run_trunk(self.backbone, depth, **inputs)
-        return {name: run_layers(self.backbone, trunk, layers) for name, layers in own.items()}
-
-    def _fixed_tails(self, adapters: list[str | None]) -> dict[str | None, list[nn.Module]]:
-        loaded = set(self.adapters)
-        for name in adapters:
-            if name is not None and name not in loaded:
-                self.adapter_depth(name)  # raises
-        views = frozen(self.backbone)
-        return {name: views.tail(self.backbone, name) for name in adapters}
+            for name in names:
+                check_loaded(encoder, name)
+            views = None if torch.is_grad_enabled() else inference_views(encoder)
+            if views is not None and views.in_eval_mode(encoder):
+                tails = {name: views.tail(encoder, name) for name in adapters}
+                depth = max([1, *(len(layers) for layers in tails.values())])
+                tails = {name: views.on_top(depth, layers) for name, layers in tails.items()}
+                encoder = views.bare
+            else:
+                depth = max((self.adapter_depth(name) for name in names), default=1)
+                tails = {name: tail_views(encoder, depth, name) for name in adapters}
+        trunk = run_trunk(encoder, depth, **inputs)
+        return {name: run_layers(encoder, trunk, layers) for name, layers in tails.items()}
 
     # ---------------------------------------------------------------------------------------- storage
 
@@ -158,10 +152,14 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Load as transformers does: an MTPF folder, or any stock checkpoint of a supported encoder.
 
+        ``packaged`` is the encoder of the extra ``demo``.
+
         Raises:
             ValueError: The checkpoint lacks weights of the encoder. transformers alone would only warn and
-                go on with random ones.
+                use random ones.
         """
+        if pretrained_model_name_or_path == PACKAGED:
+            pretrained_model_name_or_path = packaged_encoder()
         kwargs.setdefault("key_mapping", {STOCK_PREFIXES: ""})
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
@@ -174,8 +172,8 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
         [`save_adapter`]. Arguments are those of transformers.
         """
         if state_dict is None:
-            own = {k: v for k, v in self.state_dict().items() if not k.startswith(("backbone.", "heads."))}
-            state_dict = {**backbone_state_dict(self.backbone), **own}
+            head = {k: v for k, v in self.state_dict().items() if not k.startswith(("backbone.", "heads."))}
+            state_dict = {**backbone_state_dict(self.backbone), **head}
         super().save_pretrained(save_directory, state_dict=state_dict, save_original_format=False, **kwargs)
         here = Path(__file__).parent
         for name in HUB_FILES:
@@ -193,8 +191,8 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
                 f"it is not one of a {model.config.encoder_config.model_type} encoder, or it is incomplete."
             )
         finished = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
-        # Nothing here uses a pooler. One that is made up anew at each loading would give the backbone another
-        # sha256 each time, and no adapter would find the backbone that it was trained on.
+        # Nothing here uses a pooler. A random one would give the backbone another sha256 at each loading, and
+        # no adapter would find the backbone that it was trained on.
         for key in loading_info.missing_keys:
             if key.startswith("backbone.") and ".pooler." in key:
                 model.get_parameter(key).data.zero_()
@@ -238,13 +236,13 @@ class MtpfModel(MtpfPreTrainedModel):
         """Apply several apps to the same texts, or one app to each, running the trunk once per batch.
 
         Safe to call from several threads, also while others add, replace or delete adapters: a call uses the
-        apps as they were when it began. The mode of the model does not matter and does not change.
+        apps as they were when it began. The model's mode neither matters nor changes.
 
         Args:
             texts: One text, or anything that yields texts: a list, a generator, a pandas Series, a column of
-                a `datasets.Dataset`. Texts may have any length: longer ones are read in overlapping windows.
-                A NER app labels a word where most of its surroundings are seen; a TC app's probabilities are
-                the mean over the windows, weighted by their length.
+                a `datasets.Dataset`. Long texts are read in overlapping windows. A NER app labels a word in
+                the window that shows most of its surroundings; a TC app's probabilities are the mean over the
+                windows, weighted by their length.
             adapters: Names of loaded apps (adapters with a head), all for every text.
             adapter_names: Instead of ``adapters``, one name for each text.
             column: Where ``texts`` is a table or yields dicts: what to read; ``text`` by default.
@@ -302,16 +300,20 @@ class MtpfModel(MtpfPreTrainedModel):
         return Predictor(self, tokenizer, token, **options).stream(texts, adapters, adapter_names, column)
 
 
-class MtpfForTokenClassification(MtpfPreTrainedModel):
-    """Backbone with a linear layer on every token, for transformers' own training recipes and pipelines."""
-
-    head_kind = "token-classification"
+class _MtpfTaskModel(MtpfPreTrainedModel):
+    """Base of the task classes: dropout and a linear classifier on the encoder."""
 
     def __init__(self, config: MtpfConfig):
         super().__init__(config)
         self.dropout = nn.Dropout(_classifier_dropout(config))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels or 2)
         self.post_init()
+
+
+class MtpfForTokenClassification(_MtpfTaskModel):
+    """Backbone with a linear layer on every token, for transformers' own training recipes and pipelines."""
+
+    head_kind = "token-classification"
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs) -> TokenClassifierOutput:
         """Return logits ``(batch, tokens, labels)``; with labels ``(batch, tokens)`` also the loss.
@@ -323,24 +325,13 @@ class MtpfForTokenClassification(MtpfPreTrainedModel):
         loss = None
         if labels is not None:
             loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
-        return TokenClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=getattr(outputs, "hidden_states", None),
-            attentions=getattr(outputs, "attentions", None),
-        )
+        return TokenClassifierOutput(loss=loss, logits=logits, **_states(outputs))
 
 
-class MtpfForSequenceClassification(MtpfPreTrainedModel):
+class MtpfForSequenceClassification(_MtpfTaskModel):
     """Backbone with a linear layer on the mean of the token vectors."""
 
     head_kind = "text-classification"
-
-    def __init__(self, config: MtpfConfig):
-        super().__init__(config)
-        self.dropout = nn.Dropout(_classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 2)
-        self.post_init()
 
     def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs) -> SequenceClassifierOutput:
         """Return logits ``(batch, labels)`` and, with ``labels`` ``(batch,)``, the cross-entropy."""
@@ -349,12 +340,11 @@ class MtpfForSequenceClassification(MtpfPreTrainedModel):
             attention_mask = torch.ones(outputs[0].shape[:2], device=outputs[0].device)
         logits = self.classifier(self.dropout(mean_pool(outputs[0], attention_mask)))
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
-        return SequenceClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=getattr(outputs, "hidden_states", None),
-            attentions=getattr(outputs, "attentions", None),
-        )
+        return SequenceClassifierOutput(loss=loss, logits=logits, **_states(outputs))
+
+
+def _states(outputs: Any) -> dict[str, Any]:
+    return {name: getattr(outputs, name, None) for name in ("hidden_states", "attentions")}
 
 
 def _classifier_dropout(config: MtpfConfig) -> float:
@@ -368,12 +358,3 @@ def _classifier_dropout(config: MtpfConfig) -> float:
 # Lets stock PeftModel.from_pretrained(MtpfModel, ...) find the modules behind the stock key names of an
 # adapter.
 register_checkpoint_conversion_mapping("mtpf", [PrefixChange(prefix_to_add="backbone")], overwrite=True)
-
-__all__ = [
-    "HUB_FILES",
-    "MtpfForSequenceClassification",
-    "MtpfForTokenClassification",
-    "MtpfModel",
-    "MtpfPreTrainedModel",
-    "mean_pool",
-]

@@ -1,8 +1,8 @@
 """Prediction with several apps at once: one trunk pass per batch of windows, one short tail per app.
 
-Texts are taken in portions of bounded size, cut into windows, sorted by length and run in batches of so many
-tokens; results come back in the order of the texts. Nothing in the model is changed, and an app that is
-deleted or replaced meanwhile goes on to the end of the call that began with it.
+Texts are taken in portions of bounded size, cut into windows, sorted by length and run in batches of bounded
+size; results come back in the order of the texts. Nothing in the model is changed, and a call keeps using an
+app that is deleted or replaced meanwhile.
 """
 
 import threading
@@ -14,28 +14,28 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from .adapters_mtpf import adapter_names
+from .adapters_mtpf import check_loaded
 from .configuration_mtpf import max_tokens
 from .errors_mtpf import AdapterError
-from .frozen_mtpf import CHANGES, FrozenEncoder, frozen
 from .results_mtpf import TagScheme, entities, text_label
 from .texts_mtpf import MAX_CHARACTERS, TextTokenizer, Tokens, Window, in_portions, read_texts
 from .trunk_mtpf import run_layers, run_trunk
+from .views_mtpf import CHANGES, InferenceViews, inference_views
 
 PORTION = 1024
-"""Texts that are read ahead, so that texts of one length meet in a batch."""
+"""Texts that are read ahead, so that a batch has texts of one length."""
 PORTION_CHARACTERS = 2_000_000
 CPU_TOKENS, DEVICE_TOKENS = 1024, 16384
 """Tokens of a batch. On a CPU more gain nothing: a layer's intermediate values leave the cache."""
 MAX_PADDING = 0.04
-"""Share of a batch that may be padding before a full enough one is closed."""
+"""Share of padding at which a batch of sufficient size is closed."""
 
 _LOADING = threading.Lock()
 
 
 @dataclass
 class _App:
-    """An app as it was when a call began; it stays usable when the model drops or replaces it."""
+    """An app as it was when a call began; it stays usable when the model deletes or replaces it."""
 
     name: str
     head: Any
@@ -46,7 +46,7 @@ class _App:
 
 @dataclass
 class _Portion:
-    """Texts that are worked on together.
+    """Texts that are processed together.
 
     Attributes:
         texts: The texts.
@@ -69,8 +69,8 @@ class Predictor:
 
     Args:
         model: An `MtpfModel` with apps loaded.
-        tokenizer: A fast tokenizer; by default the one beside the backbone's weights.
-        token: Hub token, to read that one from a private repo.
+        tokenizer: A fast tokenizer; by default the backbone's, from where its weights came.
+        token: Hub token, to read it from a private repo.
         batch_tokens: Tokens of a batch, padding included; by default 1,024 on a CPU and 16,384 elsewhere.
         batch_size: Windows of a batch at most.
         portion: Texts that are read ahead.
@@ -107,10 +107,10 @@ class Predictor:
     ) -> Iterator[Any]:
         """Return an iterator over the result of each text in order; see `MtpfModel.predict_stream`."""
         check_choice(adapters, adapter_names)
-        found = read_texts(texts, column, self.max_characters)
+        rows = read_texts(texts, column, self.max_characters)
         if adapters is None:
-            return self._stream_mixed(_paired(found, adapter_names))
-        return self._stream_all(found, [self._app(name) for name in adapters])
+            return self._stream_mixed(_paired(rows, adapter_names))
+        return self._stream_all(rows, [self._app(name) for name in adapters])
 
     def _stream_all(self, texts: Iterator[str], apps: list[_App]) -> Iterator[dict[str, Any]]:
         pairs = ((text, range(len(apps))) for text in texts)
@@ -133,17 +133,13 @@ class Predictor:
     def _app(self, name: Any) -> _App:
         encoder = self.model.backbone
         with CHANGES:
-            if not isinstance(name, str) or name not in adapter_names(encoder):
-                known = ", ".join(adapter_names(encoder)) or "none"
-                raise AdapterError(
-                    f"There is no adapter {name!r}; loaded: {known}. Load it with load_adapter."
-                )
+            check_loaded(encoder, name)
             if name not in self.model.heads:
                 raise AdapterError(
                     f"Adapter {name!r} has no head: it is a family's LoRA, not an app; fit an app on it."
                 )
             head = self.model.heads[name]
-            layers = frozen(encoder).tail(encoder, name)
+            layers = inference_views(encoder).tail(encoder, name)
         limit = min(head.max_length, max_tokens(self.model.config.encoder_config))
         scheme = TagScheme(head.labels) if head.kind == "token-classification" else None
         return _App(name, head, layers, limit, scheme)
@@ -154,17 +150,17 @@ class Predictor:
         texts = [text for text, _ in pairs]
         portion = _Portion(texts, self.tokenizer(texts), [list(wanted) for _, wanted in pairs])
         with CHANGES:
-            encoder = frozen(self.model.backbone)
+            views = inference_views(self.model.backbone)
         windows = self._windows(portion, apps)
         for batch in self._batches(windows):
-            self._run_batch(encoder, portion, batch, apps)
+            self._run_batch(views, portion, batch, apps)
         return [
             {index: self._result(portion, text, index, apps[index]) for index in wanted}
             for text, wanted in enumerate(portion.wanted)
         ]
 
     def _windows(self, portion: _Portion, apps: list[_App]) -> list[Window]:
-        """Cut the texts into windows; apps of other limits share those of texts that fit both."""
+        """Cut the texts into windows; a text that fits several apps' limits is one window for all of them."""
         windows: list[Window] = []
         for text, (tokens, wanted) in enumerate(zip(portion.tokens, portion.wanted, strict=True)):
             size = len(tokens.ids)
@@ -186,7 +182,7 @@ class Predictor:
         return windows
 
     def _batches(self, windows: list[Window]) -> Iterator[list[Window]]:
-        """Sort by length and cut into batches of so many tokens with little padding."""
+        """Sort by length and cut into batches of at most ``batch_tokens`` with little padding."""
         order = sorted(windows, key=lambda window: (window.stop - window.start, window.apps))
         batch: list[Window] = []
         real = 0
@@ -220,7 +216,7 @@ class Predictor:
         return inputs, lengths
 
     def _run_batch(
-        self, encoder: FrozenEncoder, portion: _Portion, batch: list[Window], apps: list[_App]
+        self, views: InferenceViews, portion: _Portion, batch: list[Window], apps: list[_App]
     ) -> None:
         inputs, lengths = self._inputs(portion, batch)
         rows_of: dict[int, list[int]] = {}
@@ -230,12 +226,12 @@ class Predictor:
         if not rows_of:
             return
         depth = max(len(apps[index].layers) for index in rows_of)
-        whole = run_trunk(encoder.bare, depth, **inputs)
+        whole = run_trunk(views.bare, depth, **inputs)
         for index, rows in rows_of.items():
             app, trunk = apps[index], whole
             if len(rows) < len(batch):
                 trunk = whole.pick(torch.tensor(rows, device=self.device))
-            states = run_layers(encoder.bare, trunk, encoder.on_top(depth, app.layers))
+            states = run_layers(views.bare, trunk, views.on_top(depth, app.layers))
             self._read(portion, index, app, [batch[row] for row in rows], states, lengths[rows])
 
     def _read(
@@ -247,7 +243,7 @@ class Predictor:
         states: torch.Tensor,
         lengths: np.ndarray,
     ) -> None:
-        """Turn hidden states ``(rows, tokens, hidden)`` into what the results need, and keep only that."""
+        """Turn hidden states ``(rows, tokens, hidden)`` into labels and probabilities of the portion."""
         states = states.to(app.head.weight.dtype)
         if app.scheme is None:
             if lengths.min() < states.shape[1]:
@@ -263,10 +259,10 @@ class Predictor:
         scores, best = scores.cpu().numpy(), best.cpu().numpy()
         for row, window in enumerate(batch):
             labels, probabilities = portion.labels[window.text, index]
-            own = slice(window.own_start, window.own_stop)
+            part = slice(window.label_start, window.label_stop)
             shift = len(self.tokenizer.prefix) - window.start
-            labels[own] = best[row, own.start + shift : own.stop + shift]
-            probabilities[own] = scores[row, own.start + shift : own.stop + shift]
+            labels[part] = best[row, part.start + shift : part.stop + shift]
+            probabilities[part] = scores[row, part.start + shift : part.stop + shift]
 
     def _result(self, portion: _Portion, text: int, index: int, app: _App) -> Any:
         if app.scheme is None:
@@ -281,11 +277,7 @@ class Predictor:
 
 
 def check_choice(adapters: Any, names: Any) -> None:
-    """Refuse a call that names no apps, or names them in both ways.
-
-    Raises:
-        TypeError: It does.
-    """
+    """Raise `TypeError` for a call that names no apps, or names them in both ways."""
     if (adapters is None) == (names is None):
         raise TypeError(
             "Give either adapters=[...], for all texts, or adapter_names=[...], one for each text."
@@ -296,11 +288,7 @@ def check_choice(adapters: Any, names: Any) -> None:
 
 
 def _paired(texts: Iterator[str], names: Any) -> Iterator[tuple[str, str]]:
-    """Yield each text with its app's name.
-
-    Raises:
-        ValueError: There are more of the one than of the other.
-    """
+    """Yield each text with its app's name; raise `ValueError` where their numbers differ."""
     end = object()
     rest = iter(names)
     count = 0
@@ -315,22 +303,22 @@ def _paired(texts: Iterator[str], names: Any) -> Iterator[tuple[str, str]]:
 
 
 def text_tokenizer(model: Any, tokenizer: Any = None, token: str | None = None) -> TextTokenizer:
-    """Return the copy of a tokenizer that predictions use; it is made once and kept with the model."""
+    """Return the copy of a tokenizer that predictions use; it is made once and cached in the model."""
     source = tokenizer or load_tokenizer(model, token)
     with _LOADING:
-        kept = model.__dict__.get("_mtpf_text_tokenizer")
-        if kept is None or kept[0] is not source or kept[1] != len(source):
-            kept = model.__dict__["_mtpf_text_tokenizer"] = (source, len(source), TextTokenizer(source))
-        return kept[2]
+        cached = model.__dict__.get("_mtpf_text_tokenizer")
+        if cached is None or cached[0] is not source or cached[1] != len(source):
+            cached = model.__dict__["_mtpf_text_tokenizer"] = (source, len(source), TextTokenizer(source))
+        return cached[2]
 
 
 def load_tokenizer(model: Any, token: str | None = None) -> Any:
     """Load the tokenizer from where the backbone came from, at the same revision and without remote code.
 
-    It is kept with the model; the token is not.
+    It is cached in the model; the token is not.
 
     Raises:
-        ValueError: Nobody knows where the backbone came from, or the tokenizer there cannot be read.
+        ValueError: The model was not loaded from a folder or repo, or the tokenizer there cannot be read.
     """
     with _LOADING:
         if "_mtpf_tokenizer" not in model.__dict__:
@@ -350,6 +338,3 @@ def load_tokenizer(model: Any, token: str | None = None) -> Any:
                     f"token=..., to predict. {error}"
                 ) from error
         return model.__dict__["_mtpf_tokenizer"]
-
-
-__all__ = ["Predictor", "load_tokenizer", "text_tokenizer"]

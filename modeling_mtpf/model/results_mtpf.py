@@ -1,4 +1,4 @@
-"""Results out: what an app's scores say about a text, shaped like the results of transformers' pipelines."""
+"""Results: entities and labels from an app's scores, shaped like the results of transformers' pipelines."""
 
 import unicodedata
 from typing import Any
@@ -10,7 +10,7 @@ class TagScheme:
     """IOB2 labels as numbers.
 
     Args:
-        labels: In the order of the logits; what begins neither with ``B-`` nor with ``I-`` is outside.
+        labels: In the order of the logits; labels without ``B-`` or ``I-`` are outside.
     """
 
     def __init__(self, labels: list[str]):
@@ -22,7 +22,7 @@ class TagScheme:
         self.begins = np.array([prefix == "B" for prefix, _, _ in parts])
 
     def spans(self, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the first word of each entity, and the one behind its last.
+        """Return the first word of each entity, and the one after its last.
 
         Args:
             best: Label numbers of a text's words.
@@ -46,32 +46,32 @@ def entities(
 
     Args:
         text: The text.
-        words: First sub-word, first character and the character behind the last, of each word.
+        words: First sub-word, first character and end (exclusive) of each word.
         best: Label number of each sub-word.
         score: Its probability.
         scheme: The app's labels.
     """
     first, starts, ends = words
     best = best[first]
-    found = []
-    for begin, behind in zip(*scheme.spans(best), strict=True):
+    spans = []
+    for begin, after in zip(*scheme.spans(best), strict=True):
         start = int(starts[begin])
-        limit = int(starts[behind]) if behind < len(starts) else len(text)
-        end = _with_marks(text, int(ends[behind - 1]), limit)
-        found.append(
+        limit = int(starts[after]) if after < len(starts) else len(text)
+        end = _with_marks(text, int(ends[after - 1]), limit)
+        spans.append(
             {
                 "entity_group": scheme.groups[scheme.group_of[best[begin]]],
-                "score": float(score[first[begin:behind]].mean()),
+                "score": float(score[first[begin:after]].mean()),
                 "word": text[start:end],
                 "start": start,
                 "end": end,
             }
         )
-    return found
+    return spans
 
 
 def _with_marks(text: str, end: int, limit: int) -> int:
-    """Move an end behind the combining marks that follow: tokenizers that strip accents leave them out."""
+    """Move an end past the combining marks that follow: tokenizers that strip accents leave them out."""
     while end < limit and not text[end].isascii() and unicodedata.category(text[end]).startswith("M"):
         end += 1
     return end
@@ -86,6 +86,3 @@ def text_label(probabilities: np.ndarray, labels: list[str]) -> dict[str, Any]:
     """
     best = int(probabilities.argmax())
     return {"label": labels[best], "score": float(probabilities[best])}
-
-
-__all__ = ["TagScheme", "entities", "text_label"]

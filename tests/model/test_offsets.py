@@ -47,7 +47,7 @@ def predictors(encoders):
     """Models whose app calls every word an entity of its own, with their tokenizers."""
     from modeling_mtpf import MtpfModel
 
-    found = []
+    predictors = []
     for architecture in ("bert", "roberta"):
         model = MtpfModel.from_pretrained(encoders[architecture]).eval()
         model.add_adapter("words")
@@ -55,8 +55,8 @@ def predictors(encoders):
         with torch.no_grad():
             head.weight.zero_()
             head.bias.copy_(torch.tensor([0.0, 5.0]))
-        found.append((model, AutoTokenizer.from_pretrained(encoders[architecture])))
-    return found
+        predictors.append((model, AutoTokenizer.from_pretrained(encoders[architecture])))
+    return predictors
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)

@@ -1,29 +1,131 @@
-"""Prediction: spans in characters, one label a text, windows, and equality with plain forwards."""
+"""Every way to predict gives what a plain forward pass of one text with one app gives."""
 
+import numpy as np
 import pytest
 import torch
+from conftest import assert_close
 from transformers import AutoTokenizer
 
-from modeling_mtpf import AdapterError, AdapterHead
+from modeling_mtpf import AdapterError, AdapterHead, LoraSettings
+from modeling_mtpf.model.texts_mtpf import TextTokenizer
 
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+APPS = {
+    "names": (LoraSettings(r=4), "token-classification", LABELS, 24),
+    "places": (LoraSettings(r=2, alpha=3, layers=3), "token-classification", LABELS[::-1], 40),
+    "topic": (LoraSettings(layers=1), "text-classification", ["a", "b", "c"], 24),
+    "mood": (LoraSettings(r=4), "text-classification", ["good", "bad"], 40),
+}
+TEXTS = [
+    "Ada met Noor in London.",
+    "",
+    "  🙂 café\u00a0東京!\n\tHi  ",
+    "e\u0301clair don't",
+    "Monday",
+    "Noor's train leaves at 7:30pm from gate 12, don't be late!" * 3,
+    "can you remind me to buy 3 tickets " * 9,
+    "Hi",
+    "Ada met Noor in London.",
+]
 
 
 @pytest.fixture
 def apps(load, encoders):
-    """Two apps with random heads on one backbone, and the tokenizer."""
+    """A model with four apps that differ in depth, kind, rank and longest input, and its tokenizer."""
 
-    def build(architecture="bert", max_length=32):
-        model = load(architecture, {"names": None, "topic": None})
-        torch.manual_seed(1)
-        model.heads["names"] = AdapterHead("token-classification", LABELS, 32, max_length).eval()
-        model.heads["topic"] = AdapterHead("text-classification", ["a", "b", "c"], 32, max_length).eval()
-        return model, AutoTokenizer.from_pretrained(encoders[architecture])
+    def build(architecture="bert", **kwargs):
+        model = load(architecture, {name: app[0] for name, app in APPS.items()}, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(encoders[architecture])
+        for seed, (name, (_, kind, labels, limit)) in enumerate(APPS.items()):
+            torch.manual_seed(seed)
+            model.heads[name] = AdapterHead(kind, labels, 32, limit).eval()
+            head, inputs = model.heads[name], tokenizer(TEXTS, padding=True, return_tensors="pt")
+            with torch.no_grad():  # centred and steep, so that all labels occur
+                head.weight.normal_(0, 3)
+                states = model.encode_adapters([name], **inputs)[name][inputs["attention_mask"].bool()]
+                head.bias.copy_(-head.weight @ states.mean(0))
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        return model, tokenizer
 
     return build
 
 
-TEXTS = ["Ada met Noor in London.", "", "  🙂 café\u00a0東京!\n\tHi  ", "e\u0301clair don't", "Monday"]
+def plain(model, tokenizer, text, name):
+    """One app on one text: windows by the tokenizer, stock forward passes, labels word by word."""
+    head = model.heads[name]
+    encoding = tokenizer(
+        text,
+        truncation=True,
+        max_length=head.max_length,
+        stride=int(head.max_length * 0.25),
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    windows = []
+    for row, ids in enumerate(encoding["input_ids"]):
+        with torch.no_grad(), model.use_adapter(name):
+            hidden = model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)).long())[0][0]
+            windows.append((row, len(ids), hidden))
+    if head.kind == "text-classification":
+        scores = [head(hidden.mean(0)).softmax(-1) * size for _, size, hidden in windows]
+        mean = sum(scores) / sum(size for _, size, _ in windows)
+        return {"label": head.labels[mean.argmax()], "score": float(mean.max())}
+    words: dict[int, list] = {}
+    for row, size, hidden in windows:
+        scores, ids = head(hidden).softmax(-1), encoding.word_ids(row)
+        for index, word in enumerate(ids):
+            if word is None:
+                continue
+            start, end = encoding["offset_mapping"][row][index]
+            left = index if row else 10**6  # nothing is missing before the text begins or after it ends
+            right = size - 1 - index if row + 1 < len(windows) else 10**6
+            entry = words.setdefault(word, [start, end, -1, None])
+            if start < entry[0]:
+                entry[2] = -1
+            entry[0], entry[1] = min(entry[0], start), max(entry[1], end)
+            if start == entry[0] and (index == 1 or ids[index - 1] != word) and min(left, right) > entry[2]:
+                entry[2], entry[3] = min(left, right), scores[index]
+    spans, before = [], None
+    for start, end, _, scores in sorted(w for w in words.values() if w[0] < w[1]):
+        tag, _, group = head.labels[scores.argmax()].partition("-")
+        if tag == "O":
+            before = None
+            continue
+        if tag == "I" and before == group:
+            spans[-1]["end"] = end
+            spans[-1]["scores"].append(float(scores.max()))
+        else:
+            spans.append({"entity_group": group, "start": start, "end": end, "scores": [float(scores.max())]})
+        before = group
+    return [
+        {
+            "entity_group": span["entity_group"],
+            "score": sum(span["scores"]) / len(span["scores"]),
+            "word": text[span["start"] : span["end"]],
+            "start": span["start"],
+            "end": span["end"],
+        }
+        for span in spans
+    ]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "modernbert"])
+def test_single_several_and_mixed_apps_equal_plain_passes(apps, architecture):
+    model, tokenizer = apps(architecture)
+    expected = {name: [plain(model, tokenizer, text, name) for text in TEXTS] for name in APPS}
+    assert sum(map(len, expected["names"])) > 5 and len({r["label"] for r in expected["mood"]}) > 1
+    for name in APPS:
+        assert_close(model.predict(TEXTS, adapters=[name])[name], expected[name])
+    several = model.predict(TEXTS, adapters=list(APPS), batch_tokens=64)
+    names = [list(APPS)[number % 4] for number in range(len(TEXTS))]
+    mixed = model.predict(TEXTS, adapter_names=names)
+    stream = list(model.predict_stream(iter(TEXTS), list(APPS), portion=2))
+    for row, name in enumerate(names):
+        assert_close(mixed[row], expected[name][row])
+    for name in APPS:
+        assert_close(several[name], expected[name])
+        assert_close([row[name] for row in stream], expected[name])
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta"])
@@ -34,81 +136,140 @@ def test_results_are_shaped_like_pipelines_and_offsets_are_exact(apps, architect
     for text, spans in zip(TEXTS, results["names"], strict=True):
         for span in spans:
             assert set(span) == {"entity_group", "score", "word", "start", "end"}
-            assert text[span["start"] : span["end"]] == span["word"] == span["word"].strip() != ""
+            assert text[span["start"] : span["end"]] == span["word"] != ""
+            # A byte-level tokenizer without trim_offsets counts the space before a word as part of it.
+            assert span["word"] == span["word"].strip() or architecture == "roberta"
             assert span["entity_group"] in ("PER", "LOC") and 0 < span["score"] <= 1
         assert all(a["end"] <= b["start"] for a, b in zip(spans, spans[1:], strict=False))
     assert any(results["names"]) and all(set(r) == {"label", "score"} for r in results["topic"])
 
 
-def test_several_apps_together_equal_each_alone(apps):
-    model, _ = apps()
-    together = model.predict(TEXTS, adapters=["names", "topic"], batch_size=2)
-    for name in ("names", "topic"):
-        for text, expected in zip(TEXTS, together[name], strict=True):
-            assert approximately(model.predict(text, adapters=[name])[name][0], expected)
-
-
-def approximately(a, b):
-    if isinstance(a, list):
-        return len(a) == len(b) and all(approximately(x, y) for x, y in zip(a, b, strict=True))
-    return all(a[k] == b[k] if k != "score" else a[k] == pytest.approx(b[k], abs=1e-5) for k in a)
-
-
-def test_labels_equal_a_plain_forward(apps):
-    model, tokenizer = apps()
-    text = "Ada Lovelace met Charles in London"
-    encoding = tokenizer(text, return_tensors="pt", return_offsets_mapping=True)
-    offsets = encoding.pop("offset_mapping")[0].tolist()
-    with torch.no_grad(), model.use_adapter("names"):
-        best = model.heads["names"](model(**encoding)[0])[0].argmax(-1).tolist()
-    tags, words = [], []
-    for position, word in enumerate(encoding.word_ids(0)):
-        if word is not None and word != encoding.word_ids(0)[position - 1]:
-            tags.append(LABELS[best[position]])
-            words.append(offsets[position][0])
-    spans = model.predict(text, adapters=["names"])["names"][0]
-    starts = [
-        w for i, (w, t) in enumerate(zip(words, tags, strict=True)) if opens(t, tags[i - 1] if i else "O")
-    ]
-    assert [span["start"] for span in spans] == starts
-
-
-def opens(tag: str, before: str) -> bool:
-    return tag.startswith("B-") or (tag.startswith("I-") and before[2:] != tag[2:])
-
-
 def test_long_texts_are_read_in_windows_and_nothing_is_dropped(apps):
-    model, tokenizer = apps(max_length=16)
+    model, _ = apps()
     with torch.no_grad():  # every word becomes an entity of its own
         model.heads["names"].weight.zero_()
         model.heads["names"].bias.copy_(torch.tensor([0.0, 5.0, 0, 0, 0]))
     text = " ".join(["Ada met Noor in London on Monday"] * 30)
     spans = model.predict(text, adapters=["names", "topic"])["names"][0]
     assert [span["word"] for span in spans] == text.split()
+    model.heads["topic"].max_length = 4000  # longer than what the encoder reads
+    assert len(model.predict(text, adapters=["topic"])["topic"]) == 1
 
 
-def test_an_app_longer_than_the_encoder_reads_in_windows(apps):
-    model, _ = apps(max_length=4000)
-    assert len(model.predict("Ada met Noor in London. " * 200, adapters=["topic"])["topic"]) == 1
-
-
-def test_mistakes_are_named(apps, load):
+def test_inputs_of_every_kind_give_the_same(apps, tmp_path):
+    datasets, pandas = pytest.importorskip("datasets"), pytest.importorskip("pandas")
     model, _ = apps()
-    with pytest.raises(TypeError, match="Text 1 is NoneType"):
-        model.predict(["a", None], adapters=["names"])
-    with pytest.raises(AdapterError, match="no adapter 'date'; loaded: names, topic"):
-        model.predict("a", adapters=["date"])
+    expected = model.predict(TEXTS, adapters=["names"])
+    table = {"text": TEXTS, "number": list(range(len(TEXTS)))}
+    data = datasets.Dataset.from_dict(table)
+    for texts in (
+        tuple(TEXTS),
+        (text for text in TEXTS),
+        np.array(TEXTS, dtype=object),
+        pandas.Series(TEXTS),
+        data,
+        data["text"],
+        data.to_iterable_dataset(),
+        [{"text": text} for text in TEXTS],
+        pandas.DataFrame(table),
+    ):
+        assert_close(model.predict(texts, adapters=["names"])["names"], expected["names"])
+    renamed = data.rename_column("text", "body")
+    assert_close(model.predict(renamed, adapters=["names"], column="body")["names"], expected["names"])
+    with pytest.raises(ValueError, match="no column 'text'; choose one with column=: body, number"):
+        model.predict(renamed, adapters=["names"])
+    assert_close(model.predict(TEXTS[0], adapters=["names"])["names"], expected["names"][:1])
+    assert_close(model.predict(TEXTS[0], adapter_names=["names"]), expected["names"][:1])
+    assert model.predict([], adapters=["names"]) == {"names": []}
+    assert model.predict([], adapter_names=[]) == [] and model.predict("a", adapters=[]) == {}
+
+
+def test_a_stream_reads_no_further_than_its_portion(apps):
+    model, _ = apps()
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(len(taken))
+            yield f"Ada met Noor {len(taken)} times"
+
+    stream = model.predict_stream(endless(), ["names"], portion=8)
+    for number in range(20):
+        next(stream)
+        assert len(taken) <= 8 * (number // 8 + 1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_never_acts_and_the_mode_is_kept(apps, training):
+    model, tokenizer = apps()
+    expected = model.predict(TEXTS, adapters=list(APPS))
+    model.train(training)
+    model.backbone.embeddings.train(not training)
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, results in model.predict(TEXTS, adapters=list(APPS)).items():
+        assert results == expected[name]
+    assert modes == {name: module.training for name, module in model.named_modules()}
+
+
+def test_mistakes_are_named_and_the_model_stays_usable(apps, load):
+    model, _ = apps()
+    before = model.predict(TEXTS, adapters=list(APPS))
+    for texts, error, message in (
+        (["a", None], TypeError, "Text 1 is NoneType, not a string"),
+        (["a", b"b"], TypeError, "Text 1 is bytes, not a string; decode it"),
+        (b"a", TypeError, "texts is bytes"),
+        (5, TypeError, "texts is int"),
+        ({"text": ["a"]}, TypeError, "texts is dict"),
+        (["a", float("nan")], TypeError, "Text 1 is float"),
+        ([["a"]], TypeError, "Text 0 is list"),
+        ([{"body": "a"}], ValueError, "Row 0 has no 'text'; choose one with column=: body"),
+        (["a", "x" * 5_000_000], ValueError, "Text 1 has 5,000,000 characters; at most 1,000,000"),
+    ):
+        with pytest.raises(error, match=message):
+            model.predict(texts, adapters=["names"])
+    for arguments, error, message in (
+        ({"adapters": ["date"]}, AdapterError, "no adapter 'date'; loaded: names, places, topic, mood"),
+        ({"adapters": [None]}, AdapterError, "no adapter None"),
+        ({"adapters": "names"}, TypeError, r"adapters is 'names'; give a list of names"),
+        ({"adapter_names": "names"}, TypeError, "adapter_names is 'names'"),
+        ({"adapter_names": ["names"]}, ValueError, "adapter_names has 1 names, but there are more texts"),
+        ({"adapter_names": ["names"] * 3}, ValueError, "more names than the 2 texts"),
+        ({"adapter_names": ["names", "date"]}, AdapterError, "no adapter 'date'"),
+        ({}, TypeError, "either adapters=.*or adapter_names="),
+        ({"adapters": ["names"], "adapter_names": ["names"] * 2}, TypeError, "either"),
+        ({"adapters": ["names"], "batch_tokens": 0}, ValueError, "batch_tokens is 0"),
+    ):
+        with pytest.raises(error, match=message):
+            model.predict(["a", "b"], **arguments)
     model.add_adapter("ner-tpl")
     with pytest.raises(AdapterError, match="'ner-tpl' has no head"):
         model.predict("a", adapters=["ner-tpl"])
-    assert model.predict([], adapters=["names"]) == {"names": []}
+    model.delete_adapter("ner-tpl")
+    model.heads["topic"].max_length = 2
+    with pytest.raises(ValueError, match="max_length of 2 has no room next to 2 special tokens"):
+        model.predict("a", adapters=["topic"])
+    model.heads["topic"].max_length = 24
+    with pytest.raises(AdapterError, match="no adapter 'late'"):
+        model.predict_stream(["a"], ["late"])  # at the call, not at the first result
+    assert model.predict(TEXTS, adapters=list(APPS)) == before
 
 
-def test_the_mode_of_the_model_is_kept(apps):
-    model, _ = apps()
-    model.train()
-    model.backbone.embeddings.eval()
-    modes = [module.training for module in model.modules()]
-    first = model.predict(TEXTS, adapters=["topic"])
-    assert first == model.predict(TEXTS, adapters=["topic"])
-    assert [module.training for module in model.modules()] == modes and model.training
+def test_windows_cover_a_text_and_each_word_has_one_owner(encoders):
+    tokenizer = TextTokenizer(AutoTokenizer.from_pretrained(encoders["bert"]))
+    for limit in (3, 4, 7, 16, 40):
+        for size in (*range(60), 500):
+            windows = tokenizer.windows(0, size, limit)
+            owned = [index for w in windows for index in range(w.label_start, w.label_stop)]
+            assert owned == list(range(size))
+            for window in windows:
+                assert window.start <= window.label_start <= window.label_stop <= window.stop
+                assert window.stop - window.start <= limit - 2
+            for left, right in zip(windows, windows[1:], strict=False):
+                overlap = left.stop - right.start
+                assert 0 <= overlap == int(limit * 0.25)
+                # The owner shows at least as much of the surroundings as the other window.
+                for index in range(right.start, left.stop):
+                    owner_is_left = index < left.label_stop
+                    assert owner_is_left == (left.stop - 1 - index >= index - right.start) or (
+                        left.stop - 1 - index == index - right.start
+                    )

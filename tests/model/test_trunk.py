@@ -31,17 +31,18 @@ def test_an_active_deeper_adapter_does_not_reach_the_trunk(load, batch, architec
     with torch.no_grad():
         expected = model.encode_adapters(["ner", None], **inputs)
         model.set_adapter("deep")
-        found = model.encode_adapters(["ner", None], **inputs)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+        states = model.encode_adapters(["ner", None], **inputs)
+    assert all(torch.equal(states[name], expected[name]) for name in expected)
 
 
 def test_rows_of_a_trunk_output_equal_a_run_on_those_rows(load, batch, architecture):
-    model, inputs = load(architecture, ADAPTERS), batch(architecture)
+    model, inputs = load(architecture, ADAPTERS).double(), batch(architecture)
     with torch.no_grad():
         trunk = run_trunk(model.backbone, 2, **inputs)
         whole = run_tail(model.backbone, trunk, "ner")
         part = run_tail(model.backbone, trunk.rows(1, 3), "ner")
-    torch.testing.assert_close(part, whole[1:3], rtol=0, atol=1e-5)
+    # In float64: large random weights enlarge the rounding of float32 beyond any fixed number.
+    torch.testing.assert_close(part, whole[1:3], rtol=0, atol=1e-9)
 
 
 def gradients_of(model, compute) -> dict[str, torch.Tensor]:
@@ -50,12 +51,12 @@ def gradients_of(model, compute) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_equal_gradients(found, expected):
-    assert found.keys() == expected.keys()
-    assert any("lora" in name for name in found) and any("embeddings" in name for name in found)
+def assert_equal_gradients(gradients, expected):
+    assert gradients.keys() == expected.keys()
+    assert any("lora" in name for name in gradients) and any("embeddings" in name for name in gradients)
     for name, gradient in expected.items():
         # In float64; key biases have a gradient of zero but for rounding.
-        assert (found[name] - gradient).norm() / gradient.norm().clamp(min=1e-6) < 1e-6, name
+        assert (gradients[name] - gradient).norm() / gradient.norm().clamp(min=1e-6) < 1e-6, name
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
-"""k apps on one text: trunk once and k tails, plain or merged, beside k separate passes, interleaved."""
+"""k apps on one text: trunk once and k tails, next to k separate passes, interleaved."""
 
 import time
 
 CONTESTANTS = {"6_layers_32_tokens": 99, "6_layers_128_tokens": 99, "12_layers_32_tokens": 99}
 COUNTS = (2, 4, 8)
 REPEATS = 7
-LIMITS = {2: (0.687, 0.64), 4: (0.520, 0.49), 8: (0.437, 0.40)}
+LIMITS = {2: 0.687, 4: 0.520, 8: 0.437}
 
 
 def measure(contestant: str, options: dict) -> dict[str, float]:
@@ -34,21 +34,15 @@ def measure(contestant: str, options: dict) -> dict[str, float]:
     ways = [("separate", separate), ("shared", shared)]
     times: dict[str, list[float]] = {}
     with torch.inference_mode():
-        for merged in (False, True):
-            for name in names if merged else ():
-                model.merge_tail(name)
-            for _ in range(REPEATS):
-                for count in COUNTS:
-                    for way, run in ways:
-                        started = time.perf_counter()
-                        run(count)
-                        key = f"{'merged ' if merged else ''}{way} {count}"
-                        times.setdefault(key, []).append(1000 * (time.perf_counter() - started))
+        for _ in range(REPEATS):
+            for count in COUNTS:
+                for way, run in ways:
+                    started = time.perf_counter()
+                    run(count)
+                    times.setdefault(f"{way} {count}", []).append(1000 * (time.perf_counter() - started))
     found = {key: sorted(values)[len(values) // 2] for key, values in times.items()}
     for count in COUNTS:
         found[f"ratio {count}"] = found[f"shared {count}"] / found[f"separate {count}"]
-        found[f"merged ratio {count}"] = found[f"merged shared {count}"] / found[f"merged separate {count}"]
-    found["merged tail mb"] = model.adapter_memory()[names[0]]["merged_tail"] / 1e6
     return {key: round(value, 4) for key, value in found.items()}
 
 
@@ -57,8 +51,7 @@ def compare(medians: dict) -> dict[str, tuple[float, str, float]]:
     found = {}
     for tokens in (32, 128):
         numbers = medians[f"6_layers_{tokens}_tokens"]
-        for count, (plain, merged) in LIMITS.items():
-            found[f"{count} apps, {tokens} tokens"] = (numbers[f"ratio {count}"], "<=", plain)
-            found[f"{count} merged apps, {tokens} tokens"] = (numbers[f"merged ratio {count}"], "<=", merged)
+        for count, limit in LIMITS.items():
+            found[f"{count} apps, {tokens} tokens"] = (numbers[f"ratio {count}"], "<=", limit)
     found["8 apps, 12 layers, 32 tokens"] = (medians["12_layers_32_tokens"]["ratio 8"], "<=", 0.30)
     return found
