@@ -8,6 +8,7 @@ import json
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,7 @@ FAMILIES = ("ner", "tc")
 
 @dataclass
 class Examples:
-    """One split.
-
-    Attributes:
-        inputs: Texts, or the words of each sentence.
-        labels: One label a text, or one IOB2 tag a word.
-    """
+    """One split: texts, or the words of each sentence, with one label a text or one IOB2 tag a word."""
 
     inputs: list = field(default_factory=list)
     labels: list = field(default_factory=list)
@@ -50,11 +46,11 @@ class AppData:
     Attributes:
         family: ``ner`` or ``tc``.
         labels: In the order of the head's logits.
-        train: What is fitted.
-        validation: What early stopping and the choice of a seed look at.
-        test: What is reported, if there is any.
+        train: Fitted.
+        validation: Decides early stopping and the choice of a seed.
+        test: Reported, if there is any.
         held_out: Whether the validation rows were taken from the training data.
-        notes: What was skipped, held out or unusual, with counts, and where the data came from.
+        notes: What was skipped, held out or unusual, with counts, and the sources.
     """
 
     family: str
@@ -88,15 +84,17 @@ def load_app_data(
         test: Another source for the test set.
         labels: All labels in order; else those of the rows to fit, in order of first appearance in train.
         scheme: Tag scheme of NER data, see `to_iob2`.
-        train_fraction: Share of the training data that is used, drawn by ``seed``; of TC, the same share of
-            every label.
-        validation_fraction: Share that is held out, drawn by ``seed``.
+        train_fraction: Share of the training data to draw; of TC, the same share of every label.
+        validation_fraction: Share to hold out.
         seed: Of both draws.
 
     Raises:
         DataError: A mistake in the data, with its file and line; too few examples or labels.
     """
-    _check_options(family, train_fraction, validation_fraction)
+    if family not in FAMILIES:
+        raise DataError(f"Unknown family {family!r}; choose one of: {', '.join(FAMILIES)}.")
+    _check_fraction("train_fraction", train_fraction, 1)
+    _check_fraction("validation_fraction", validation_fraction, 0.5)
     splits = read_splits(source, family, labels)
     notes: dict[str, Any] = {"source": source_name(source)}
     for split, other in (("validation", validation), ("test", test)):
@@ -124,15 +122,9 @@ def load_app_data(
     return data
 
 
-def _check_options(family: str, train_fraction: float, validation_fraction: float) -> None:
-    if family not in FAMILIES:
-        raise DataError(f"Unknown family {family!r}; choose one of: {', '.join(FAMILIES)}.")
-    for name, value, most in (
-        ("train_fraction", train_fraction, 1),
-        ("validation_fraction", validation_fraction, 0.5),
-    ):
-        if not 0 < value <= most:
-            raise DataError(f"{name} is {value}; it must be above 0 and at most {most}.")
+def _check_fraction(name: str, value: float, most: float) -> None:
+    if not 0 < value <= most:
+        raise DataError(f"{name} is {value}; it must be above 0 and at most {most}.")
 
 
 def _clean(splits: dict[str, Rows], family: str, scheme: str, notes: dict) -> dict[str, Examples]:
@@ -141,17 +133,15 @@ def _clean(splits: dict[str, Rows], family: str, scheme: str, notes: dict) -> di
         tags = [row for rows in splits.values() for row in rows.labels]
         locations = [location for rows in splits.values() for location in rows.locations]
         converted, notes["scheme"] = to_iob2(tags, scheme, locations)
-        start = 0
+        remaining = iter(converted)
         for rows in splits.values():
-            rows.labels = converted[start : start + len(rows.labels)]
-            start += len(rows.labels)
+            rows.labels = list(islice(remaining, len(rows.labels)))
     examples = {}
     for split, rows in splits.items():
         if rows.comments:
             notes.setdefault("comment_lines_skipped", {})[split] = rows.comments
         filled = [i for i, value in enumerate(rows.inputs) if (value if family == "ner" else value.strip())]
-        empty = len(rows.inputs) - len(filled)
-        if empty:
+        if empty := len(rows.inputs) - len(filled):
             notes.setdefault("empty_rows_skipped", {})[split] = empty
             logger.warning("%d empty rows of the %s split are left out.", empty, split)
         examples[split] = Examples(rows.inputs, rows.labels).take(filled)
@@ -159,14 +149,9 @@ def _clean(splits: dict[str, Rows], family: str, scheme: str, notes: dict) -> di
 
 
 def _labels(whole: Examples, train: Examples, family: str, named: list[str] | None) -> list[str]:
-    """Return the labels that the user named (tags, or entity types alone), or those of the rows to fit.
-
-    Their order is that of first appearance in the whole training data, whatever rows are drawn from it.
-    """
+    """Return the labels that the user named (tags or types), or those to fit, in the order of all rows."""
     present = set(_flat_labels(train, family))
-    labels = list(
-        dict.fromkeys(named or (label for label in _flat_labels(whole, family) if label in present))
-    )
+    labels = list(dict.fromkeys(named or (x for x in _flat_labels(whole, family) if x in present)))
     if family == "tc":
         return labels
     if named and not any(label == "O" or label[:2] in ("B-", "I-") for label in labels):
@@ -199,10 +184,7 @@ def _draw(train: Examples, family: str, fraction: float, seed: int) -> Examples:
 def _hold_out(train: Examples, family: str, fraction: float, seed: int) -> tuple[Examples, Examples]:
     """Hold out a share, at least one row; no label loses its only example."""
     if len(train) < 2:
-        raise DataError(
-            f"The training data has {len(train)} example; at least 2 are needed, one to fit and one to hold "
-            "out, or a validation split."
-        )
+        raise DataError(f"The training data has {len(train)} example; at least 2 are needed to hold one out.")
     wanted = max(round(len(train) * fraction), 1)
     labels_of_row = [{label} if family == "tc" else set(label) - {"O"} for label in train.labels]
     left = Counter(label for labels in labels_of_row for label in labels)
@@ -217,14 +199,11 @@ def _hold_out(train: Examples, family: str, fraction: float, seed: int) -> tuple
 
 
 def check_app_data(data: AppData, labels_named: bool = False) -> None:
-    """Check that an app can be fitted, and note the labels that only one side has.
-
-    Args:
-        data: Its ``notes`` are added to.
-        labels_named: Whether the user named the labels; then no split may have others.
+    """Check that an app can be fitted; add the labels that only one side has to ``data.notes``.
 
     Raises:
-        DataError: Inputs and labels that do not fit together, or too few of them.
+        DataError: Inputs and labels that do not fit together, too few of them, or, with ``labels_named``, a
+            label that the user did not name.
     """
     known = set(data.labels)
     for split in ("train", "validation", "test"):
@@ -238,12 +217,8 @@ def check_app_data(data: AppData, labels_named: bool = False) -> None:
         if unseen:
             count = sum(label in unseen for label in flat)
             data.notes.setdefault("labels_not_in_train", {})[split] = {"labels": unseen, "count": count}
-            logger.warning(
-                "The %s split has %d labels %s that train does not have; they count as missed.",
-                split,
-                count,
-                unseen[:5],
-            )
+            missed = "The %s split has %d labels %s that train does not have; they count as missed."
+            logger.warning(missed, split, count, unseen[:5])
     trained = set(_flat_labels(data.train, data.family))
     if data.family == "tc" and len(trained) < 2:
         raise DataError(f"A text app needs at least two labels; the training data has {sorted(trained)}.")
@@ -258,19 +233,16 @@ def check_app_data(data: AppData, labels_named: bool = False) -> None:
 
 
 def _check_rows(examples: Examples, family: str, split: str) -> None:
-    if len(examples.inputs) != len(examples.labels):
-        raise DataError(
-            f"The {split} split has {len(examples.inputs)} inputs but {len(examples.labels)} labels."
-        )
+    inputs, labels = examples.inputs, examples.labels
+    if len(inputs) != len(labels):
+        raise DataError(f"The {split} split has {len(inputs)} inputs but {len(labels)} labels.")
     check = check_sentence if family == "ner" else check_text
-    for row, (value, label) in enumerate(zip(examples.inputs, examples.labels, strict=True), start=1):
-        check(value, label, f"The {split} split, row {row}")
+    for row, (value, label) in enumerate(zip(inputs, labels, strict=True), start=1):
+        location = f"The {split} split, row {row}"
+        check(value, label, location)
         for tag in label if family == "ner" else ():
             if tag != "O" and tag[:2] not in ("B-", "I-"):
-                raise DataError(
-                    f"The {split} split, row {row}: {tag!r} is not an IOB2 tag (O, B-<type>, I-<type>); "
-                    "convert the tags with `to_iob2`."
-                )
+                raise DataError(f"{location}: {tag!r} is not an IOB2 tag; convert the tags with `to_iob2`.")
 
 
 def _fingerprint(examples: dict[str, Examples]) -> str:

@@ -3,14 +3,14 @@
 Every row keeps its file and line, so that a message can name it.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset
 
 from ..errors import DataError
-from .conll import CONLL_ENDINGS, read_conll
 from .sources import READERS, load_file, load_hub, source_files
 
 COLUMNS = {
@@ -28,6 +28,8 @@ SPLITS = {
     "test": ("test",),
 }
 
+CONLL_ENDINGS = (".conll", ".bio", ".iob", ".iob2", ".bioes", ".tsv", ".txt")
+
 ENDINGS = {
     "ner": (*READERS, *CONLL_ENDINGS),
     "tc": tuple(ending for ending in READERS if ending != ".txt"),
@@ -37,18 +39,14 @@ ENDINGS = {
 
 @dataclass
 class Rows:
-    """Rows of one file or Hub split.
+    """Rows of a file or Hub split: texts, or the words of each sentence, and their labels as written.
 
-    Attributes:
-        inputs: Texts, or the words of each sentence.
-        labels: One a text, or one a word, as they are written.
-        locations: File and line, or row, of each; for messages.
-        comments: Lines of a CoNLL file that were left out.
+    ``locations`` has the file and line, or row, of each; ``comments`` counts lines of CoNLL files left out.
     """
 
-    inputs: list
-    labels: list
-    locations: list[str]
+    inputs: list = field(default_factory=list)
+    labels: list = field(default_factory=list)
+    locations: list[str] = field(default_factory=list)
     comments: int = 0
 
 
@@ -56,28 +54,24 @@ def read_splits(source: str | Path, family: str, label_names: list[str] | None =
     """Read a file, a folder of split files, or a Hub data set ``owner/name[:config][@revision]``.
 
     Args:
-        source: Where from.
+        source: The data; a single file is the split ``train``.
         family: ``ner`` or ``tc``.
         label_names: Names of labels that are written as integers.
-
-    Returns:
-        Split → rows; a single file is ``train``.
 
     Raises:
         DataError: A mistake in the data, with its file and line.
     """
     path = Path(source)
     if path.is_file():
-        return {"train": _read_file(path, family, label_names)}
+        return {"train": _read_files([path], family, label_names)}
     if path.is_dir():
-        return {
-            split: _join(files, family, label_names) for split, files in split_files(path, family).items()
-        }
+        files_of_split = split_files(path, family).items()
+        return {split: _read_files(files, family, label_names) for split, files in files_of_split}
     loaded = load_hub(source)
     splits: dict[str, Rows] = {}
     for split, aliases in SPLITS.items():
         alias = next((alias for alias in aliases if alias in loaded), None)
-        if alias is not None:
+        if alias:
             splits[split] = _rows_of(loaded[alias], f"{source} ({alias})", family, label_names)
     if not splits:
         raise DataError(
@@ -95,40 +89,33 @@ def read_one_split(
         DataError: It has several others, of which none is meant for this; and as `read_splits`.
     """
     splits = read_splits(source, family, label_names)
-    if wanted in splits:
-        return splits[wanted]
-    if len(splits) > 1:
+    if wanted not in splits and len(splits) > 1:
         raise DataError(
             f"{source} is to be the {wanted} split, but has {', '.join(sorted(splits))}; name one file."
         )
-    return next(iter(splits.values()))
+    return splits.get(wanted) or next(iter(splits.values()))
 
 
 def split_files(folder: Path, family: str) -> dict[str, list[Path]]:
     """Sort the files of a folder by split; files that name no split are all training data."""
-    files = source_files(folder, ENDINGS[family])
     splits: dict[str, list[Path]] = {}
-    others = []
-    for file in files:
-        stem = file.stem.lower().replace("_", "-").split("-")[0].split(".")[0]
+    others: list[Path] = []
+    for file in source_files(folder, ENDINGS[family]):
+        stem = re.split("[-_.]", file.stem.lower())[0]
         split = next((split for split, aliases in SPLITS.items() if stem in aliases), None)
-        if split is None:
-            others.append(file.name)
-        else:
-            splits.setdefault(split, []).append(file)
-    if not splits:
-        return {"train": files}
-    if others:
+        (splits.setdefault(split, []) if split else others).append(file)
+    if splits and others:
         raise DataError(
-            f"{folder} has split files and others, e.g. {others[0]}; name every file after its split "
+            f"{folder} has split files and others, e.g. {others[0].name}; name every file after its split "
             "(train, validation, test), or none."
         )
-    return splits
+    return splits or {"train": others}
 
 
-def _join(files: list[Path], family: str, label_names: list[str] | None) -> Rows:
-    joined = Rows([], [], [])
-    for part in (_read_file(file, family, label_names) for file in files):
+def _read_files(files: list[Path], family: str, label_names: list[str] | None) -> Rows:
+    joined = Rows()
+    for file in files:
+        part = _read_file(file, family, label_names)
         joined.inputs += part.inputs
         joined.labels += part.labels
         joined.locations += part.locations
@@ -137,21 +124,61 @@ def _join(files: list[Path], family: str, label_names: list[str] | None) -> Rows
 
 
 def _read_file(file: Path, family: str, label_names: list[str] | None) -> Rows:
-    if file.stat().st_size == 0:
-        raise DataError(f"{file} is empty.")
-    if family == "ner" and file.suffix in CONLL_ENDINGS:
-        tokens, tags, lines, comments = read_conll(file)
-        if not tokens:
-            raise DataError(f"{file} has no sentence; write a word and its tag on each line.")
-        return Rows(tokens, tags, [f"{file}, line {line}" for line in lines], comments)
     source_files(file, ENDINGS[family])  # checks the ending
-    if file.suffix == ".csv" and family == "ner":
-        raise DataError(f"{file}: a CSV file cannot hold lists of words; use CoNLL, JSON lines or Parquet.")
     try:
+        if family == "ner" and file.suffix in CONLL_ENDINGS:
+            return _read_conll(file)
+        if file.suffix == ".csv" and family == "ner":
+            raise DataError(
+                f"{file}: a CSV file cannot hold lists of words; use CoNLL, JSON lines or Parquet."
+            )
         dataset = load_file(file, text_columns=True)
         return _rows_of(dataset, str(file), family, label_names, _line_numbers(file, len(dataset)))
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not text in UTF-8 ({error}); save it as UTF-8.") from error
+
+
+def _read_conll(file: Path) -> Rows:
+    """Read a CoNLL file: a line has a token first and its tag last, an empty line ends a sentence.
+
+    Columns are separated by tabs where a line has one, else by blanks; no other character ends a column or a
+    line, because words may hold it. ``-DOCSTART-`` lines and comments (``#`` alone or before a blank, ahead
+    of the first token of a sentence) are left out.
+    """
+    text = file.read_bytes().decode("utf-8-sig")  # without the mark that some editors put first
+    if not text:
+        raise DataError(f"{file} is empty.")
+    if "\0" in text:
+        raise DataError(f"{file} is not a text file: it has zero bytes.")
+    rows = Rows()
+    inside = False
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.removesuffix("\r")
+        columns = [part.strip(" ") for part in line.split("\t")]
+        if len(columns) == 1:
+            columns = [part for part in line.split(" ") if part]
+        if not any(columns):
+            inside = False
+        elif columns[0] == "-DOCSTART-":
+            continue
+        elif not inside and re.match(r"#(\s|$)", line):
+            rows.comments += 1
+        elif len(columns) < 2 or not columns[0] or not columns[-1]:
+            raise DataError(
+                f"{file}, line {number}: {line.strip()[:60]!r} is not a token with a tag; write both, with a "
+                "blank or a tab between them."
+            )
+        else:
+            if not inside:
+                rows.inputs.append([])
+                rows.labels.append([])
+                rows.locations.append(f"{file}, line {number}")
+                inside = True
+            rows.inputs[-1].append(columns[0])
+            rows.labels[-1].append(columns[-1])
+    if not rows.inputs:
+        raise DataError(f"{file} has no sentence; write a word and its tag on each line.")
+    return rows
 
 
 def _rows_of(
@@ -161,10 +188,8 @@ def _rows_of(
     for aliases in COLUMNS[family]:
         column = next((alias for alias in aliases if alias in dataset.column_names), None)
         if column is None:
-            raise DataError(
-                f"{name} has no column {' or '.join(map(repr, aliases))}; it has: "
-                f"{', '.join(dataset.column_names)}."
-            )
+            accepted, present = " or ".join(map(repr, aliases)), ", ".join(dataset.column_names)
+            raise DataError(f"{name} has no column {accepted}; it has: {present}.")
         columns.append(column)
     if len(dataset) == 0:
         raise DataError(f"{name} has no rows.")
@@ -172,15 +197,14 @@ def _rows_of(
     feature = getattr(feature, "feature", feature)  # of a list that of its elements
     if isinstance(feature, ClassLabel):
         label_names = feature.names
-    locations = [
-        f"{name}, {f'line {lines[row]}' if lines else f'row {row + 1}'}" for row in range(len(dataset))
-    ]
-    inputs, labels = dataset[columns[0]][:], dataset[columns[1]][:]
+    inputs, labels = (list(dataset[column][:]) for column in columns)
+    places = [f"line {line}" for line in lines] if lines else [f"row {i}" for i in range(1, len(inputs) + 1)]
+    rows = Rows(inputs, labels, [f"{name}, {place}" for place in places])
     check = check_sentence if family == "ner" else check_text
-    for row, location in enumerate(locations):
+    for row, location in enumerate(rows.locations):
         labels[row] = _named(labels[row], label_names, location, columns[1])
         check(inputs[row], labels[row], location)
-    return Rows(list(inputs), list(labels), locations)
+    return rows
 
 
 def _line_numbers(file: Path, rows: int) -> list[int] | None:
@@ -198,11 +222,11 @@ def _named(label: Any, names: list[str] | None, location: str, column: str) -> A
         return [_named(part, names, location, column) for part in label]
     if isinstance(label, bool) or not isinstance(label, int):
         return label
-    if names is not None and all(not name.lstrip("-").isdigit() for name in names):
-        if not 0 <= label < len(names):
-            raise DataError(f"{location}: {column} is {label}, but there are {len(names)} label names.")
-        return names[label]
-    return str(label)
+    if names is None or any(name.lstrip("-").isdigit() for name in names):
+        return str(label)
+    if not 0 <= label < len(names):
+        raise DataError(f"{location}: {column} is {label}, but there are {len(names)} label names.")
+    return names[label]
 
 
 def check_sentence(words: Any, tags: Any, location: str) -> None:

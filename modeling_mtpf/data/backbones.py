@@ -18,8 +18,8 @@ def load_backbone(identifier: str, revision: str | None = None, **options: Any) 
 
     Args:
         identifier: ``packaged``, a folder or a Hub id.
-        revision: Commit, tag or branch of its repo; ``main`` by default.
-        **options: Of ``from_pretrained``, e.g. ``dtype``.
+        revision: Commit, tag or branch of its repo.
+        **options: Of ``from_pretrained``.
 
     Raises:
         MtpfError: There is no such folder or repo, or it is not a supported encoder.

@@ -1,7 +1,7 @@
 """Batches of rows of similar length: in a small set of shapes, or with hardly any padding."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +18,8 @@ CPU_PADDING = 48
 """Tokens of padding that take a CPU as long as beginning a batch (docs/log.md, 2026-11-26)."""
 
 
-@dataclass(frozen=True)
-class RowBatch:
-    """Rows that are computed together at one padded length.
-
-    Attributes:
-        rows: Row numbers; the last ``len(rows) - real`` of them repeat a row to fill the shape.
-        length: Padded tokens per row.
-        real: How many of the rows count.
-    """
+class RowBatch(NamedTuple):
+    """Rows to compute together, padded to ``length`` tokens; only the first ``real`` of them count."""
 
     rows: np.ndarray
     length: int
@@ -42,12 +35,13 @@ def row_batches(
 ) -> list[RowBatch]:
     """Cut rows, longest first, into the batches that this device computes fastest.
 
+    For bf16 on CPU the batches have few shapes, else hardly any padding.
+
     Args:
         lengths: Tokens of each row.
         limit: Longest padded length.
-        device: Where they are computed.
-        precision: As in `devices.precision`. For bf16 on CPU the batches have few shapes, else hardly any
-            padding.
+        device: Computes the batches.
+        precision: As in `devices.precision`.
         tokens: Approximate number of tokens in a batch; 0 for `CPU_TOKENS` or `GPU_TOKENS`.
 
     Example:
@@ -71,12 +65,7 @@ def padded_length(length: int, limit: int, multiple: int = LENGTH_MULTIPLE) -> i
 
 
 def rows_of_length(length: int, tokens: int) -> int:
-    """Return how many rows of a length hold about ``tokens`` tokens; a multiple of 4 if possible.
-
-    Example:
-        >>> rows_of_length(48, tokens=4096)
-        84
-    """
+    """Return how many rows of a length hold about ``tokens`` tokens; a multiple of 4 if possible."""
     rows = max(1, tokens // length)
     return rows // 4 * 4 or rows
 
@@ -86,8 +75,8 @@ def length_sorted_batches(
 ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
     """Yield the rows of each batch, longest first, and the batch's shape ``(rows, padded length)``.
 
-    The shape is a function of the longest row alone, so no more shapes occur than there are padded lengths.
-    Only the last batch may have fewer rows than its shape: the caller fills it up.
+    The longest row decides the shape, so there are few. Only the last batch may have fewer rows than its
+    shape: the caller fills it up.
 
     Example:
         >>> [(rows.tolist(), shape) for rows, shape in length_sorted_batches([5, 40, 7], 48, limit=128)]
@@ -105,12 +94,9 @@ def length_sorted_batches(
 def close_batches(
     lengths: Sequence[int] | np.ndarray, tokens: int, padding: int
 ) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
-    """Yield batches as `length_sorted_batches` does, of any shape and with hardly any padding.
+    """Yield batches as `length_sorted_batches` does, of any shape, with at most ``padding`` padded tokens.
 
-    Args:
-        lengths: Tokens of each row.
-        tokens: Most tokens of a batch of more than one row.
-        padding: Most tokens of padding in a batch: as many as take as long as beginning another batch.
+    A batch of more than one row has at most ``tokens`` tokens.
 
     Example:
         >>> [(rows.tolist(), shape) for rows, shape in close_batches([5, 9, 7, 5], 48, padding=2)]

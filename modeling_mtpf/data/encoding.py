@@ -37,11 +37,11 @@ class EncodedRows:
 
     def inputs(self, rows: Sequence[int] | np.ndarray, length: int) -> dict[str, torch.Tensor]:
         """Return some rows as the encoder's inputs, each int64 ``(rows, length)``."""
-        batch = {}
-        for key, values in self.columns.items():
-            fill = self.pad_token_id if key == "input_ids" else 0
-            batch[key] = torch.from_numpy(padded([values[row] for row in rows], length, fill))
-        return batch
+        fill = {"input_ids": self.pad_token_id}
+        return {
+            key: torch.from_numpy(padded([values[row] for row in rows], length, fill.get(key, 0)))
+            for key, values in self.columns.items()
+        }
 
 
 def padded(values: list[np.ndarray], length: int, fill: int) -> np.ndarray:

@@ -3,16 +3,16 @@
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_dataset
-from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import constants
 
 from ..errors import DataError, first_line
@@ -33,31 +33,23 @@ def _is_list(arrow_type: pa.DataType) -> bool:
     return pt.is_list(arrow_type) or pt.is_large_list(arrow_type)
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """What a column may hold: in words, as a feature, and as a check of its Arrow type."""
-
-    needed: str
-    feature: Any
-    accepts: Callable[[pa.DataType], bool]
-
-
 _KINDS = {
-    "text": _Kind("text", Value("string"), _is_text),
-    "words": _Kind(
-        "a list of words", List(Value("string")), lambda t: _is_list(t) and _is_text(t.value_type)
-    ),
-    "integers": _Kind(
-        "a list of integers", List(Value("int32")), lambda t: _is_list(t) and pt.is_integer(t.value_type)
+    "text": ("text", Value("string"), _is_text),
+    "words": ("a list of words", List(Value("string")), lambda t: _is_list(t) and _is_text(t.value_type)),
+    "integers": (
+        "a list of integers",
+        List(Value("int32")),
+        lambda t: _is_list(t) and pt.is_integer(t.value_type),
     ),
 }
+"""What a column may hold: in words, as a feature, and as a check of its Arrow type."""
 
 
 # Names
 
 
 def source_files(source: str | Path, endings: Collection[str] = tuple(READERS)) -> list[Path]:
-    """Return the data files of a local source in name order; a single file is itself.
+    """Return the data files of a folder in name order, or the file itself.
 
     Raises:
         DataError: The folder has no data file, or the file's ending is not known.
@@ -106,8 +98,7 @@ def hub_id(source: str | Path) -> tuple[str, str | None, str | None]:
     return repository, config or None, revision or None
 
 
-def _commit_on_hub(source: str | Path) -> str:
-    repository, _, revision = hub_id(source)
+def _commit_on_hub(repository: str, revision: str | None) -> str:
     options: Any = {"what": "file or folder", "repo_type": "dataset", "error": DataError}
     return find_on_hub(repository, revision, **options).resolved
 
@@ -124,13 +115,11 @@ def expand_pair_sources(sources: Sequence[str | Path]) -> dict[str, str | Path]:
             name = source_name(part)
             if name in expanded:
                 raise DataError(
-                    f"Two pair sources are named {name!r} ({expanded[name]} and {part}); rename one."
+                    f"Two pair sources are named {name!r}, {expanded[name]} and {part}; rename one."
                 )
             expanded[name] = part
     if not expanded:
-        raise DataError(
-            "No pair source is given; set families.tc.pairs to a list of files, folders or Hub ids."
-        )
+        raise DataError("No pair source is given; list files, folders or Hub ids in families.tc.pairs.")
     return expanded
 
 
@@ -138,12 +127,8 @@ def fingerprint(source: str | Path, dataset: Dataset | None) -> str:
     """Identify the data of a source: sha256 over its files' contents; for a Hub data set that of datasets."""
     if dataset is not None and not Path(source).exists():
         return dataset._fingerprint
-    return _sha256_of_files(source_files(source))
-
-
-def _sha256_of_files(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    for file in files:
+    for file in source_files(source):
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
@@ -156,59 +141,43 @@ def _sha256_of_files(files: Sequence[Path]) -> str:
 def open_source(
     source: str | Path, columns: dict[str, str], also: str | None = None, by_order: bool = False
 ) -> Dataset:
-    """Open a source and check the columns that are needed.
+    """Open a source, memory-mapped, with just the columns that are needed, and check them.
 
     Args:
         source: A file or a folder of Parquet, JSON, JSON-lines, CSV or text files, or a Hub id, see `hub_id`
             (its split ``train``).
         columns: Column name → kind: ``text``, ``words`` (list of str) or ``integers`` (list of int).
         also: Prefix of further text columns to keep where the source has them.
-        by_order: If none of the columns is there and the source has as many others, take those in order.
-
-    Returns:
-        A memory-mapped data set with just these columns.
+        by_order: See `name_by_order`.
 
     Raises:
         DataError: With the file, and the line or row where there is one.
     """
-    path = Path(source)
-    if not path.exists():
+    if not Path(source).exists():
         return _checked(load_hub(source, "train"), str(source), columns, also, by_order)
-    files = source_files(path)
-    parts = [_open_file(file, columns, also, by_order) for file in files]
-    for part, file in zip(parts, files, strict=True):
-        if part.column_names != parts[0].column_names:
-            names, first_names = (", ".join(d.column_names) for d in (part, parts[0]))
-            raise DataError(f"{file} has the columns {names}, but other files of {path} have {first_names}.")
+    parts: list[Dataset] = []
+    for file in source_files(source):
+        dataset = load_file(file)
+        with _readable(file):
+            part = _checked(dataset, str(file), columns, also, by_order)
+            for column in part.column_names:  # Arrow's JSON reader does not look at the encoding
+                part.data.column(column).validate(full=True)
+        if parts and part.column_names != parts[0].column_names:
+            names, others = (", ".join(d.column_names) for d in (part, parts[0]))
+            raise DataError(f"{file} has the columns {names}, but other files of {source} have {others}.")
+        parts.append(part)
     return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
 
 
-def _open_file(file: Path, columns: dict[str, str], also: str | None, by_order: bool) -> Dataset:
-    dataset = load_file(file)
-    try:
-        checked = _checked(dataset, str(file), columns, also, by_order)
-        for column in checked.column_names:  # Arrow's JSON reader does not look at the encoding
-            checked.data.column(column).validate(full=True)
-    except DataError:
-        raise
-    except (pa.ArrowException, ValueError) as error:
-        raise DataError(_why_unreadable(file, error)) from error
-    return checked
-
-
 def load_file(file: Path, text_columns: bool = False) -> Dataset:
-    """Open one file with all its columns, memory-mapped.
-
-    Args:
-        file: Its ending decides the reader.
-        text_columns: Read every column of a CSV file as the text in it, ``007`` and ``True`` too.
+    """Open one file with all its columns, memory-mapped; with ``text_columns`` all of a CSV file are text.
 
     Raises:
         DataError: It is empty or cannot be read, with the line where that can be told.
     """
     if file.stat().st_size == 0:
         raise DataError(f"{file} is empty.")
-    try:
+    with _readable(file):
         # The Parquet reader of datasets fails on a file without rows.
         if file.suffix == ".parquet" and pq.ParquetFile(file).metadata.num_rows == 0:
             raise DataError(f"{file} has no rows.")
@@ -217,10 +186,6 @@ def load_file(file: Path, text_columns: bool = False) -> Dataset:
             with file.open(encoding="utf-8-sig", newline="") as lines:
                 options["features"] = Features({name: Value("string") for name in next(csv.reader(lines))})
         return _load([file], **options)
-    except DataError:
-        raise
-    except (DatasetGenerationError, pa.ArrowException, ValueError, csv.Error) as error:
-        raise DataError(_why_unreadable(file, error)) from error
 
 
 def load_hub(source: str | Path, split: str | None = None, streaming: bool = False) -> Any:
@@ -231,7 +196,7 @@ def load_hub(source: str | Path, split: str | None = None, streaming: bool = Fal
     """
     repository, config, revision = hub_id(source)
     if not constants.HF_HUB_OFFLINE:
-        _commit_on_hub(source)  # answers at once, where load_dataset tries again for a minute
+        _commit_on_hub(repository, revision)  # answers at once, where load_dataset tries again for a minute
     try:
         return load_dataset(repository, config, split=split, revision=revision, streaming=streaming)
     except Exception as error:  # the Hub client has a dozen exception types; all mean the same to the user
@@ -242,27 +207,38 @@ def load_hub(source: str | Path, split: str | None = None, streaming: bool = Fal
 
 
 def _load(files: Sequence[Path], **options: Any) -> Any:
-    """Open files of one kind with their reader."""
     reader = READERS[files[0].suffix]
     if reader == "csv":
         options["keep_default_na"] = False  # "NA" is a word
     return load_dataset(reader, data_files=[str(file) for file in files], split="train", **options)
 
 
-def _why_unreadable(file: Path, error: BaseException) -> str:
-    if READERS[file.suffix] == "json":
-        with file.open("rb") as lines:
+@contextmanager
+def _readable(source: Path | str) -> Iterator[None]:
+    """Turn any error of a reader into one sentence: each, and the Hub client, has exceptions of its own."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(_why_unreadable(source, error)) from error
+
+
+def _why_unreadable(source: Path | str, error: BaseException) -> str:
+    if isinstance(source, str):
+        return f"The Hub data set {source!r} cannot be read: {first_line(error)}"
+    if READERS[source.suffix] == "json":
+        with source.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
                     json.loads(line.strip() or b"null")
                 except (json.JSONDecodeError, UnicodeDecodeError) as fault:
-                    return f"{file}, line {number} is not valid JSON: {fault}."
-    root = error
-    while root.__cause__ is not None or root.__context__ is not None:
-        root = root.__cause__ or root.__context__  # type: ignore[assignment]
+                    return f"{source}, line {number} is not valid JSON: {fault}."
+    while cause := error.__cause__ or error.__context__:
+        error = cause
     return (
-        f"{file} cannot be read as {READERS[file.suffix]}: {first_line(root).rstrip('.')}. It is truncated, "
-        "damaged, or its ending is not that of its contents; fetch it again, or take it out of the source."
+        f"{source} cannot be read as {READERS[source.suffix]}: {first_line(error).rstrip('.')}. It is "
+        "truncated, damaged, or has the wrong ending; fetch it again, or take it out of the source."
     )
 
 
@@ -278,23 +254,22 @@ def _checked(
     for column, kind in columns.items():
         if column not in dataset.column_names:
             raise DataError(f"{name} has no column {column!r}; it has: {', '.join(dataset.column_names)}.")
+        needed, _, accepts = _KINDS[kind]
         data = dataset.data.column(column)
-        if not _KINDS[kind].accepts(data.type):
+        if not accepts(data.type):
             line = _line_of_other_type(Path(name), column, kind)
-            raise DataError(
-                f"Column {column!r} of {name}{line} holds {data.type}; {_KINDS[kind].needed} is needed."
-            )
+            raise DataError(f"Column {column!r} of {name}{line} holds {data.type}; {needed} is needed.")
         if data.null_count:
             row = data.is_null().to_pylist().index(True)
             raise DataError(f"{name}, row {row + 1}: column {column!r} is empty.")
     dataset = dataset.select_columns(list(columns))
     # One type per kind, whatever the reader made of it: parts of a folder must fit together.
-    features = Features({column: _KINDS[kind].feature for column, kind in columns.items()})
+    features = Features({column: _KINDS[kind][1] for column, kind in columns.items()})
     return dataset if dataset.features == features else dataset.cast(features)
 
 
 def name_by_order(dataset, columns: list[str]):
-    """Name the columns of a data set, or of a stream, by their order, if none of the names is there."""
+    """Rename the columns of a data set or stream by their order, if it has N others and none of these N."""
     names = dataset.column_names or []
     if len(names) != len(columns) or set(names) & set(columns):
         return dataset
@@ -302,7 +277,7 @@ def name_by_order(dataset, columns: list[str]):
 
 
 def _line_of_other_type(file: Path, column: str, kind: str) -> str:
-    """Say which line of a JSON-lines file has the first value of another type, if that can be told."""
+    """Name the line of a JSON-lines file with the first value of another type, if that can be told."""
     if not file.is_file() or READERS[file.suffix] != "json":
         return ""
     try:
@@ -336,15 +311,8 @@ def stream_source(source: str | Path) -> IterableDataset:
         raise DataError(f"The source {str(source)!r} cannot be streamed: {first_line(error)}") from error
 
 
-@dataclass(frozen=True)
-class StreamedText:
-    """One row of a source.
-
-    Attributes:
-        file: File (or Hub id) that it comes from.
-        row: Its row in that file, from 1.
-        text: The text, or ``None`` where the column is empty.
-    """
+class StreamedText(NamedTuple):
+    """A row: its file (or Hub id), its number there from 1, and its text (``None``: the column is empty)."""
 
     file: str
     row: int
@@ -352,12 +320,9 @@ class StreamedText:
 
 
 class TextStream:
-    """The texts of a source, in the same order with each iteration.
+    """The texts in a column of a source (see `open_source`), in the same order with each iteration.
 
-    Args:
-        source: A file, or a folder of files in name order: Parquet, JSON lines, JSON, CSV or text; or a Hub
-            id, see `hub_id` (its split ``train``), pinned to its commit.
-        column: Column that holds the text.
+    A Hub data set is pinned to its commit.
 
     Raises:
         DataError: The source does not exist. While reading: a file is malformed, or lacks the column.
@@ -366,43 +331,28 @@ class TextStream:
     def __init__(self, source: str | Path, column: str = "text"):
         self.source, self.column = str(source), column
         self.name = source_name(source)
-        self.files = source_files(source) if Path(source).exists() else []
-        if not self.files:
-            repository, config, _ = hub_id(source)
-            self._pinned = f"{repository}{f':{config}' if config else ''}@{_commit_on_hub(source)}"
+        self._files = source_files(source) if Path(source).exists() else []
+        if not self._files:
+            repository, config, revision = hub_id(source)
+            commit = _commit_on_hub(repository, revision)
+            self._pinned = f"{repository}{f':{config}' if config else ''}@{commit}"
 
     def fingerprint(self) -> str:
         """Identify the data: sha256 over the files' contents, or the commit of the Hub data set."""
-        return _sha256_of_files(self.files) if self.files else self._pinned
+        return fingerprint(self.source, None) if self._files else self._pinned
 
     def __iter__(self) -> Iterator[StreamedText]:
-        parts: list[Path | None] = [*self.files] or [None]
-        for file in parts:
-            name = self.source if file is None else str(file)
-            row = 0
-            for values in self._batches(file, name):
-                for text in values:
-                    row += 1
-                    yield StreamedText(name, row, text)
-
-    def _batches(self, file: Path | None, name: str) -> Iterator[list[str | None]]:
-        try:
-            for table in self._open(file).with_format("arrow").iter(batch_size=BATCH_ROWS):
-                yield self._texts(table, name)
-        except DataError:
-            raise
-        # Each reader, and the Hub client, has its own exceptions.
-        except Exception as error:
-            if file is None:
-                reason = f"The Hub data set {name!r} cannot be read: {first_line(error)}"
-            else:
-                reason = _why_unreadable(file, error)
-            raise DataError(reason) from error
+        files: list[Path | None] = [*self._files] or [None]
+        for file in files:
+            name, numbers = str(file or self.source), count(1)
+            with _readable(file or name):
+                for table in self._open(file).with_format("arrow").iter(batch_size=BATCH_ROWS):
+                    for text in self._texts(table, name):
+                        yield StreamedText(name, next(numbers), text)
 
     def _open(self, file: Path | None) -> IterableDataset:
         if file is None:
-            repository, config, commit = hub_id(self._pinned)
-            return load_dataset(repository, config, revision=commit, split="train", streaming=True)
+            return load_hub(self._pinned, "train", streaming=True)
         if file.stat().st_size == 0:
             raise DataError(f"{file} is empty.")
         options = {"batch_size": BATCH_ROWS} if file.suffix == ".parquet" else {}
@@ -410,10 +360,8 @@ class TextStream:
 
     def _texts(self, table: pa.Table, name: str) -> list[str | None]:
         if self.column not in table.column_names:
-            raise DataError(
-                f"{name} has no column {self.column!r}; it has: {', '.join(table.column_names)}. Name the "
-                "one that holds the text with --column."
-            )
+            names = ", ".join(table.column_names)
+            raise DataError(f"{name} has no column {self.column!r}; it has: {names}. Choose with --column.")
         values = table.column(self.column)
         if not _is_text(values.type):
             if values.null_count == len(values):

@@ -5,8 +5,7 @@ settings: a second run, a resumed run and other processes open them at once.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
+from .encoding import encode_rows
 from .words import align_labels
 
 IDS = List(Value("int32"))
@@ -25,44 +25,36 @@ def text_key(text: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Identify what a fast tokenizer does, whatever padding and truncation it was last used with."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_padding()
-    backend.no_truncation()
-    return hashlib.sha256(backend.to_str().encode()).hexdigest()
-
-
 def _tokenized(
     dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
     function: Callable[[dict[str, list]], dict[str, list]],
     features: Features,
-    settings: Sequence[Any],
-    description: str,
+    key: tuple,
+    max_length: int,
+    name: str,
 ) -> Dataset:
     """Map a data set to token columns; the cache is keyed by contents and settings, not by code objects."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()  # the key must not depend on the tokenizer's last call
+    backend.no_truncation()
+    digest = hashlib.sha256(backend.to_str().encode()).hexdigest()
     return dataset.map(
         function,
         batched=True,
         batch_size=2000,
         remove_columns=dataset.column_names,
         features=features,
-        new_fingerprint=Hasher.hash([dataset._fingerprint, *settings]),
-        desc=description,
+        new_fingerprint=Hasher.hash([dataset._fingerprint, *key, digest, max_length]),
+        desc=f"tokenize {name}",
     )
 
 
 def tokenize_columns(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, name: str
 ) -> Dataset:
-    """Tokenize every text column of a data set.
-
-    Returns:
-        For each column its sub-word ids, cut at ``max_length``; and ``keys``, one number per text of the row
-        (see `text_key`).
-    """
+    """Return the sub-word ids of each text column, cut at ``max_length``, and each row's `text_key`s."""
     columns = dataset.column_names
-    fingerprint = _tokenizer_fingerprint(tokenizer)
 
     def encode(rows: dict[str, list]) -> dict[str, list]:
         encoded: dict[str, list] = {
@@ -80,8 +72,7 @@ def tokenize_columns(
         return encoded
 
     features = Features({**dict.fromkeys(columns, IDS), "keys": List(Value("int64"))})
-    settings = ("texts-1", columns, fingerprint, max_length)
-    return _tokenized(dataset, encode, features, settings, f"tokenize {name}")
+    return _tokenized(dataset, tokenizer, encode, features, ("texts-1", columns), max_length, name)
 
 
 def tokenize_labelled_words(
@@ -90,32 +81,22 @@ def tokenize_labelled_words(
     """Tokenize split sentences and put each word's label on its first sub-word.
 
     Returns:
-        ``ids`` and ``labels`` of equal length per row, ``IGNORE`` on positions without a label; ``words``,
-        how many words the row has; ``lost``, how many labelled words have no sub-word, because they were cut
-        off or the tokenizer maps them to nothing.
+        ``ids`` and ``labels`` of equal length per row (see `align_labels`), ``words``, its number of words,
+        and ``lost``, how many of those with a label have no sub-word.
     """
-    fingerprint = _tokenizer_fingerprint(tokenizer)
 
     def encode(rows: dict[str, list]) -> dict[str, list]:
-        encoding = tokenizer(
-            rows[words], is_split_into_words=True, truncation=True, max_length=max_length, padding=False
-        )
-        aligned, lost = [], []
-        for number, row_labels in enumerate(rows[labels]):
-            word_ids = np.array([-1 if word is None else word for word in encoding.word_ids(number)])
-            row, missing = align_labels(word_ids, row_labels)
-            aligned.append(row)
-            lost.append(missing)
+        encoded = encode_rows(tokenizer, rows[words], max_length)
+        aligned = list(map(align_labels, encoded.word_ids, rows[labels]))
         return {
-            "ids": encoding["input_ids"],
-            "labels": aligned,
+            "ids": encoded.columns["input_ids"],
+            "labels": [row for row, _ in aligned],
             "words": [len(row) for row in rows[words]],
-            "lost": lost,
+            "lost": [lost for _, lost in aligned],
         }
 
     features = Features({"ids": IDS, "labels": IDS, "words": Value("int32"), "lost": Value("int32")})
-    settings = ("words-1", words, labels, fingerprint, max_length)
-    return _tokenized(dataset, encode, features, settings, f"tokenize {name}")
+    return _tokenized(dataset, tokenizer, encode, features, ("words-1", words, labels), max_length, name)
 
 
 def list_arrays(column: pa.ChunkedArray) -> list[np.ndarray]:

@@ -21,12 +21,10 @@ def load_word_tokenizer(encoder_id: str, revision: str | None = None) -> PreTrai
 
     Byte-level BPE needs ``add_prefix_space``: a word in the middle of a text is preceded by a space.
     """
-    kwargs: dict[str, Any] = {"revision": revision} if revision else {}
-    tokenizer = AutoTokenizer.from_pretrained(encoder_id, trust_remote_code=False, **kwargs)
+    options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(encoder_id, **options)
     if getattr(tokenizer, "add_prefix_space", None) is False:
-        tokenizer = AutoTokenizer.from_pretrained(
-            encoder_id, trust_remote_code=False, add_prefix_space=True, **kwargs
-        )
+        tokenizer = AutoTokenizer.from_pretrained(encoder_id, add_prefix_space=True, **options)
     if isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
         # The generic class of ModernBERT's tokenizer accepts the option and ignores it.
         splitter = tokenizer.backend_tokenizer.pre_tokenizer
@@ -49,28 +47,16 @@ def split_words(text: str) -> list[str]:
         >>> split_words("Lunch at 1?")
         ['Lunch', 'at', '1', '?']
     """
-    return [word for word, _ in _SPLITTER.pre_tokenize_str(text)]
+    return [word for word, _ in word_starts(text)]
 
 
-def split_word_spans(text: str) -> list[tuple[str, int, int]]:
-    """Split like `split_words`; return each word with its first character and the one after its last.
-
-    Example:
-        >>> split_word_spans("Hi, you")
-        [('Hi', 0, 2), (',', 2, 3), ('you', 4, 7)]
-    """
-    return [(word, *span) for word, span in _SPLITTER.pre_tokenize_str(text)]
+def word_starts(text: str) -> list[tuple[str, int]]:
+    """Split like `split_words`; return each word with the offset of its first character."""
+    return [(word, start) for word, (start, _) in _SPLITTER.pre_tokenize_str(text)]
 
 
 def first_subwords(word_ids: np.ndarray) -> np.ndarray:
-    """Mark the first sub-word of each word.
-
-    Args:
-        word_ids: Word of each token ``(..., tokens)``, -1 for special and padding tokens.
-
-    Returns:
-        Booleans of the same shape.
-    """
+    """Mark the first sub-word of each word; ``word_ids`` ``(..., tokens)`` are -1 for other tokens."""
     first = word_ids >= 0
     first[..., 1:] &= word_ids[..., 1:] != word_ids[..., :-1]
     return first
@@ -84,8 +70,8 @@ def align_labels(word_ids: np.ndarray, labels: Sequence[int]) -> tuple[np.ndarra
         labels: Label of each word.
 
     Returns:
-        Labels ``(tokens,)``, int64, and how many labelled words have no sub-word, because they were cut off
-        or the tokenizer maps them to nothing.
+        Labels ``(tokens,)``, int64, and the number of labelled words without a sub-word: words that are cut
+        off, or that the tokenizer maps to nothing.
     """
     labels_of_words = np.asarray(labels, dtype=np.int64)
     aligned = np.full(len(word_ids), IGNORE, dtype=np.int64)

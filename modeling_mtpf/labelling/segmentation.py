@@ -1,22 +1,16 @@
 """Sentences and words of raw text, with their character offsets."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from syntok import segmenter
 
-from ..data.words import split_word_spans
+from ..data.words import word_starts
 
 
-@dataclass(frozen=True)
-class Sentence:
-    """One sentence, or a part of a long one.
-
-    Attributes:
-        words: Its words, unchanged.
-        starts: Offset of each word in the text, in characters.
-    """
+class Sentence(NamedTuple):
+    """The words of a sentence, or of a part of one, and the offset of each in the text, in characters."""
 
     words: list[str]
     starts: list[int]
@@ -34,14 +28,14 @@ def split_sentences(text: str, max_words: int) -> Iterator[Sentence]:
         >>> [s.starts for s in split_sentences("one two three", max_words=2)]
         [[0], [4, 8]]
     """
-    spans = split_word_spans(text)
-    starts = [start for _, start, _ in spans]
+    spans = word_starts(text)
+    starts = [start for _, start in spans]
     first = 0
     for end in (*np.searchsorted(starts, _sentence_starts(text)[1:]).tolist(), len(spans)):
         parts = -(-(end - first) // max_words)
         borders = [first + (end - first) * part // parts for part in range(parts)] + [end] if parts else []
         for begin, stop in zip(borders, borders[1:], strict=False):
-            yield Sentence([word for word, _, _ in spans[begin:stop]], starts[begin:stop])
+            yield Sentence([word for word, _ in spans[begin:stop]], starts[begin:stop])
         first = max(first, end)
 
 

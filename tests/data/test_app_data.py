@@ -10,7 +10,7 @@ from seqeval.scheme import IOB1, IOB2, IOBES, Entities
 from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.data.app_data import load_app_data
 from modeling_mtpf.data.sources import hub_id
-from modeling_mtpf.data.tag_schemes import detect_scheme, to_iob2
+from modeling_mtpf.data.tag_schemes import to_iob2
 from modeling_mtpf.data.words import load_word_tokenizer
 from modeling_mtpf.errors import DataError
 
@@ -230,8 +230,8 @@ def test_labels_of_csv_files_are_text(tmp_path):
 
 def test_bilou_and_ambiguous_tags():
     assert to_iob2([["B-P", "L-P", "U-P", "U-P", "O"]]) == ([["B-P", "I-P", "B-P", "B-P", "O"]], "BIOES")
-    assert detect_scheme([["O"], ["B-P", "I-P"]]) == "IOB2"
-    assert detect_scheme([["I-P", "I-P"], ["I-Q", "B-Q"]]) == "IOB1"
+    assert to_iob2([["O"], ["B-P", "I-P"]])[1] == "IOB2"
+    assert to_iob2([["I-P", "I-P"], ["I-Q", "B-Q"]])[1] == "IOB1"
     with pytest.raises(DataError, match="neither IOB1 nor IOB2: .* at row 1, .* at row 2. .* --scheme IOB2"):
         to_iob2([["I-P"], ["B-P"]])
     assert to_iob2([["I-P"], ["B-P"]], "IOB2")[0] == [["B-P"], ["B-P"]]
