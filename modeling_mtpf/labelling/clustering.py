@@ -19,22 +19,14 @@ class ClusterFit:
 
     Args:
         cluster_numbers: All K.
-        seed: Seed of the initial centroids and of the order inside a step.
+        seed: Of the initial centroids and of the order inside a step.
         spherical: Scale the centroids to length 1 after each step.
     """
 
     def __init__(self, cluster_numbers: Sequence[int], seed: int, spherical: bool = False):
         self.spherical = spherical
-        self.models = {
-            number: MiniBatchKMeans(
-                n_clusters=number,
-                random_state=seed,
-                batch_size=BATCH_WORDS,
-                n_init=3,
-                reassignment_ratio=0.01,
-            )
-            for number in cluster_numbers
-        }
+        options = {"random_state": seed, "batch_size": BATCH_WORDS, "n_init": 3, "reassignment_ratio": 0.01}
+        self.models = {number: MiniBatchKMeans(number, **options) for number in cluster_numbers}
         # partial_fit initialises from its first batch, which therefore must be several times K.
         self.step_words = max(BATCH_WORDS, 10 * max(cluster_numbers))
         self._rng = np.random.Generator(np.random.PCG64(seed))
@@ -62,9 +54,8 @@ class ClusterFit:
                 f"{largest} clusters need at least as many words; the corpus (or its sample) has {seen}. Ask "
                 "for fewer clusters, or give more text."
             )
-        rest = np.concatenate(waiting) if waiting else np.zeros((0, 0), dtype=np.float32)
-        if len(rest) >= largest or (len(rest) and seen > len(rest)):
-            self._step(rest)
+        if any(map(len, waiting)):
+            self._step(np.concatenate(waiting))
         return {number: model.cluster_centers_.astype(np.float32) for number, model in self.models.items()}
 
     def _step(self, vectors: np.ndarray) -> None:

@@ -19,13 +19,8 @@ MAX_WORD_CHARACTERS = 1000
 class CorpusPlan:
     """Result of the survey of a corpus. The shards depend on the texts and the settings alone.
 
-    Attributes:
-        texts: Texts that are used.
-        characters: Their characters.
-        words: Their words, split at white space.
-        skipped: Rows left out: without words, or unusable ones that the settings say to skip.
-        shard_texts: Texts in each shard.
-        shard_characters: Characters in each shard.
+    Counts the texts that are used, their characters and words (split at white space), the rows left out
+    (``skipped``), and the texts and characters of each shard.
     """
 
     texts: int = 0
@@ -37,19 +32,12 @@ class CorpusPlan:
 
 
 def _usable_texts(stream: TextStream, settings: PseudoLabelSettings) -> Iterator[tuple[int, str | None]]:
-    """Yield row number (from 0, over the whole source) and text; ``None`` for a row that is left out.
-
-    Raises:
-        DataError: A row cannot be used and the settings do not say to skip such rows; with file and row.
-    """
+    """Yield row number (from 0, over the whole source) and text; ``None`` for a row that is left out."""
     used = 0
     for number, row in enumerate(stream):
         fault = _fault(row.text, stream.column)
         if fault and settings.bad_rows == "error":
-            raise DataError(
-                f"{row.file}, row {row.row}: {fault} Fix or remove the row, or leave such rows out with "
-                "--bad_rows skip."
-            )
+            raise DataError(f"{row.file}, row {row.row}: {fault} --bad_rows skip leaves such rows out.")
         usable = not fault and bool(row.text and not row.text.isspace())
         yield number, row.text if usable else None
         used += usable
@@ -61,11 +49,10 @@ def _fault(text: str | None, column: str) -> str | None:
     """Say what is wrong with a row, if anything is."""
     if text is None:
         return f"column {column!r} is empty."
-    # Splitting at white space is fast; only what looks too long is split in words.
-    if len(text) > MAX_WORD_CHARACTERS and max(map(len, text.split()), default=0) > MAX_WORD_CHARACTERS:
-        longest = max((len(word) for part in text.split() for word in split_words(part)), default=0)
-        if longest > MAX_WORD_CHARACTERS:
-            return f"there is a word of more than {MAX_WORD_CHARACTERS:,} characters; is this text?"
+    # Splitting at white space is fast; only its long parts are split into words.
+    long = (part for part in text.split() if len(part) > MAX_WORD_CHARACTERS)
+    if any(len(word) > MAX_WORD_CHARACTERS for part in long for word in split_words(part)):
+        return f"there is a word of more than {MAX_WORD_CHARACTERS:,} characters; is this text?"
     return None
 
 
@@ -106,9 +93,7 @@ def survey(
         while sampled_words - sample[0][1] >= settings.sample_words:
             sampled_words -= heapq.heappop(sample)[1]
     if not plan.words:
-        raise DataError(
-            f"{stream.source} holds no words in column {stream.column!r}; give a source with text."
-        )
+        raise DataError(f"{stream.source} holds no words in column {stream.column!r}; give another source.")
     return plan, [text for _, _, text in sorted(sample, key=lambda entry: -entry[0])]
 
 

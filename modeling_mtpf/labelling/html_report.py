@@ -23,15 +23,7 @@ def write_report(
     gold: Mapping[int, dict[str, GoldScores]],
     verdicts: Mapping[int, str],
 ) -> None:
-    """Write the page about one K, or about several with their curve.
-
-    Args:
-        path: The page.
-        title: Its heading.
-        statistics: K → sizes and contents of its clusters.
-        gold: K → gold set → scores.
-        verdicts: K → what the numbers say about it.
-    """
+    """Write the page about one K, or about several with their curve; ``gold`` is K → gold set → scores."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text("utf-8")).render(
         title=title,
@@ -65,9 +57,8 @@ def _picture(statistics: Mapping[int, ClusterStatistics], gold: Mapping[int, dic
     for number in numbers:
         ordered = sorted(statistics[number].sizes.tolist(), reverse=True)
         sizes.plot([i / number for i in range(number)], ordered, label=f"K = {number}")
-    sizes.set(
-        yscale="symlog", xlabel="cluster, largest first (share of K)", ylabel="words", title="Sizes", ylim=0
-    )
+    sizes.set(xlabel="cluster, largest first (share of K)", ylabel="words", title="Sizes")
+    sizes.set(yscale="symlog", ylim=0)
     sizes.legend()
     panels = {"nmi": "NMI with all types", "purity_held_out": "Purity of entity words (held out)"}
     for axis, (key, title) in zip(axes[0][1:], panels.items(), strict=False):

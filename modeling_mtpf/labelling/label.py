@@ -61,9 +61,8 @@ def label_corpus(
 
     Args:
         source: A file, a folder of files, or a Hub id ``owner/name@revision``.
-        settings: How to label.
-        folder: The result, with one folder ``k<K>`` for each K if there are several; must not hold anything
-            else.
+        settings: See `PseudoLabelSettings`.
+        folder: New or empty folder for the result, with one folder ``k<K>`` for each K if there are several.
         gold: NER sources (``tokens``, ``ner_tags``) that the clusters are measured with.
         state: The processes that share the work; by default this one alone. All pass the same arguments.
         watch: Adds up the time of each stage.
@@ -71,9 +70,8 @@ def label_corpus(
     Raises:
         DataError: The source is empty or malformed, or the folder holds other labels.
     """
-    job = _Job(
-        source, settings, Path(folder), [gold] if isinstance(gold, str) else list(gold or ()), state, watch
-    )
+    gold = [gold] if isinstance(gold, str) else list(gold or ())
+    job = _Job(source, settings, Path(folder), gold, state, watch or Stopwatch())
     if job.is_main:
         job.prepare()
     job.wait()
@@ -96,26 +94,22 @@ class _Job:
         self.is_main = state is None or state.is_main_process
         self.rank: int = 0 if state is None else state.process_index
         self.world: int = 1 if state is None else state.num_processes
-        self.words_done = 0
-        self.watch = watch or Stopwatch()
+        self.words_done, self.watch = 0, watch
         self.stream = TextStream(source, settings.column)
         self.gold = [GoldSet(part) for part in gold] if self.is_main else []
         self.encoder: WordEncoder = load_teacher(settings, None if state is None else state.device)
         self.watch.lap("start")
 
     def wait(self) -> None:
-        """Wait for the other processes."""
         if self.state is not None:
             self.state.wait_for_everyone()
         self.watch.lap("waiting")
 
     def folders(self, root: Path) -> dict[int, Path]:
-        """K → the folder of its labels."""
         numbers = self.settings.cluster_numbers
         return {number: root / f"k{number}" if len(numbers) > 1 else root for number in numbers}
 
     def complete(self) -> bool:
-        """Whether the result exists."""
         return all((part / CLUSTERS_FILE).is_file() for part in self.folders(self.folder).values())
 
     @cached_property
@@ -141,7 +135,8 @@ class _Job:
             raise DataError(f"{self.folder} is not an empty folder; choose another output folder.")
         if self._resumes():
             return
-        plan, sample = self._survey()
+        with tqdm(desc="survey", unit=" texts", smoothing=0.05) as progress:
+            plan, sample = survey(self.stream, self.settings, progress.update)
         self.watch.lap("survey")
         centroids = self._fit(sample, plan)
         try:
@@ -154,14 +149,9 @@ class _Job:
             raise
 
     def _use_again(self) -> None:
-        reports = [
-            json.loads((p / CLUSTERS_FILE).read_text("utf-8")) for p in self.folders(self.folder).values()
-        ]
+        reports = [_read_json(part / CLUSTERS_FILE) for part in self.folders(self.folder).values()]
         if any(report["made_from"] != self.made_from for report in reports):
-            raise DataError(
-                f"{self.folder} holds pseudo-labels of other data or settings; remove it or choose another "
-                "folder."
-            )
+            raise DataError(f"{self.folder} holds labels of other data or settings; choose another folder.")
         logger.info("Using the pseudo-labels in %s", self.folder)
         (self.folder / PLAN_FILE).unlink(missing_ok=True)
         wanted = [gold.name for gold in self.gold]
@@ -175,14 +165,12 @@ class _Job:
         files = (path.name for path in self.partial.rglob("*") if path.is_file())
         others = [name for name in files if not _FILES_OF_A_RUN.fullmatch(name)]
         if others or self.partial.is_file():
-            raise DataError(
-                f"{self.partial} holds other files, e.g. {[*others, self.partial.name][0]}; move them or "
-                "choose another output folder."
-            )
+            other = [*others, self.partial.name][0]
+            raise DataError(f"{self.partial} holds other files, e.g. {other}; choose another output folder.")
         if not (self.partial / PLAN_FILE).is_file():
             shutil.rmtree(self.partial)
             return False
-        if json.loads((self.partial / PLAN_FILE).read_text("utf-8"))["made_from"] != self.made_from:
+        if _read_json(self.partial / PLAN_FILE)["made_from"] != self.made_from:
             raise DataError(
                 f"{self.partial} holds an unfinished run with other data or settings; remove it or choose "
                 "another output folder."
@@ -191,18 +179,15 @@ class _Job:
             unfinished.unlink()
         return True
 
-    def _survey(self) -> tuple[CorpusPlan, list[str]]:
-        with tqdm(desc="survey", unit=" texts", smoothing=0.05) as progress:
-            return survey(self.stream, self.settings, progress.update)
-
     def _fit(self, sample: list[str], plan: CorpusPlan) -> dict[int, np.ndarray]:
-        fit = ClusterFit(self.settings.cluster_numbers, self.settings.seed, self.settings.spherical)
-        total = min(plan.words, self.settings.sample_words)
+        settings = self.settings
+        fit = ClusterFit(settings.cluster_numbers, settings.seed, settings.spherical)
+        total = min(plan.words, settings.sample_words)
 
         def parts() -> Iterator[np.ndarray]:
             self.watch.lap("clustering")
             with tqdm(total=total, desc="k-means", unit=" words", smoothing=0.05) as progress:
-                for words in _portions(sample, self.settings.max_words, fit.step_words):
+                for words in _portions(sample, settings.max_words, fit.step_words):
                     self.watch.lap("segmentation")
                     vectors, _ = self.encoder(words)
                     self.watch.lap("teacher")
@@ -218,26 +203,20 @@ class _Job:
 
     def label_shards(self) -> None:
         """Label this process's shards, except those that exist."""
-        plan = CorpusPlan(**json.loads((self.partial / PLAN_FILE).read_text("utf-8"))["plan"])
+        plan = CorpusPlan(**_read_json(self.partial / PLAN_FILE)["plan"])
         folders = self.folders(self.partial)
         centroids = {k: load_file(part / CENTROIDS_FILE)["centroids"] for k, part in folders.items()}
         mine = range(self.rank, len(plan.shard_texts), self.world)
-        todo = {
-            shard for shard in mine if not all(shard_file(part, shard).is_file() for part in folders.values())
-        }
+        todo = {n for n in mine if not all(shard_file(part, n).is_file() for part in folders.values())}
         total = sum(plan.shard_characters[shard] for shard in mine)
         done = total - sum(plan.shard_characters[shard] for shard in todo)
-        bar = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-        with tqdm(
-            total=total, initial=done, desc="pseudo-labels", bar_format=bar, disable=not self.is_main
-        ) as progress:
+        bar = "pseudo-labels: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+        with tqdm(total=total, initial=done, bar_format=bar, disable=not self.is_main) as progress:
             for shard, rows in shards(self.stream, self.settings, plan, todo):
                 self.watch.lap("reading")
                 self._label_shard(shard, rows, centroids, progress, plan.shard_characters[shard])
 
-    def _label_shard(
-        self, shard: int, rows, centroids: dict[int, np.ndarray], progress, characters: int
-    ) -> None:
+    def _label_shard(self, shard: int, rows, centroids: dict[int, np.ndarray], progress, characters: int):
         sentences = [(row, s) for row, text in rows for s in split_sentences(text, self.settings.max_words)]
         words = [sentence.words for _, sentence in sentences]
         starts = np.cumsum([0, *map(len, words)]).astype(np.int32)
@@ -269,7 +248,7 @@ class _Job:
     def finish(self, root: Path, corpus: dict[str, int] | None = None) -> None:
         """Count, measure and describe the labels in a folder."""
         if corpus is None:
-            plan = json.loads((root / PLAN_FILE).read_text("utf-8"))["plan"]
+            plan = _read_json(root / PLAN_FILE)["plan"]
             corpus = {"texts": plan["texts"], "rows_left_out": plan["skipped"]}
         describe(root, self.folders(root), self.gold, self.encoder, self.made_from, corpus)
         self.watch.lap("report")
@@ -281,6 +260,10 @@ class _Job:
                 self.folder.rmdir()  # it is empty; only POSIX would replace it
             self.partial.replace(self.folder)
             (self.folder / PLAN_FILE).unlink()
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text("utf-8"))
 
 
 def _portions(texts: list[str], max_words: int, words: int) -> Iterator[list[list[str]]]:

@@ -31,11 +31,9 @@ class GoldScores:
     Attributes:
         nmi: Normalised mutual information of clusters and types, ``O`` as one type of its own; 0 is chance.
         nmi_entities: The same over the words of entities alone.
-        purity: Share of words whose type is the most frequent one of their cluster. With many ``O`` it is
-            high for any clusters: compare it with ``purity_of_one_cluster``.
+        purity: See `purity`. High for any clusters if most words are ``O``: compare it with one cluster's.
         purity_entities: The same over the words of entities alone.
-        purity_held_out: Purity over entity words when the cluster's type is found on one half of the
-            sentences and counted on the other: unlike purity it falls when K is too high.
+        purity_held_out: `held_out_purity` over the words of entities; it falls when K is too high.
         purity_of_one_cluster: Purity of K = 1.
         purity_entities_of_one_cluster: Purity over entity words of K = 1.
         clusters_of_type: Type → how many clusters hold four fifths of its words.
@@ -60,10 +58,7 @@ class GoldScores:
 
 
 class GoldSet:
-    """A gold NER set, checked when it is opened.
-
-    Args:
-        source: NER source with ``tokens`` and ``ner_tags``.
+    """A gold NER set (``tokens``, ``ner_tags``).
 
     Raises:
         DataError: It is malformed, or has no entity.
@@ -76,18 +71,16 @@ class GoldSet:
         types: list[str] = []
         self.row_of_word: list[int] = []
         for number, row in enumerate(self.rows):
-            if len(row["tokens"]) != len(row["ner_tags"]):
+            words, tags = len(row["tokens"]), row["ner_tags"]
+            if words != len(tags):
                 raise DataError(
-                    f"The gold set {source}, row {number + 1}, has {len(row['tokens'])} tokens but "
-                    f"{len(row['ner_tags'])} tags."
+                    f"The gold set {source}, row {number + 1}, has {words} tokens but {len(tags)} tags."
                 )
-            types += [tag.partition("-")[2] or OUTSIDE for tag in row["ner_tags"]]
-            self.row_of_word += [number] * len(row["tokens"])
+            types += [tag.partition("-")[2] or OUTSIDE for tag in tags]
+            self.row_of_word += [number] * words
         self.types = np.asarray(types)
         if not (self.types != OUTSIDE).any():
-            raise DataError(
-                f"The gold set {source} has no entity; its tags must look like B-PER, I-PER and O."
-            )
+            raise DataError(f"The gold set {source} has no entity; its tags must look like B-PER and O.")
 
     def scores(self, encoder: WordEncoder, centroids: Mapping[int, np.ndarray]) -> dict[int, GoldScores]:
         """Score every K in one pass of the teacher."""
@@ -103,12 +96,9 @@ class GoldSet:
 
 
 def score(types: np.ndarray, clusters: np.ndarray, second_half: np.ndarray) -> GoldScores:
-    """Score clusters against types.
+    """Score the clusters of words (-1: none) against their types (``O`` outside), each ``(words,)``.
 
-    Args:
-        types: Type of each word, ``O`` outside.
-        clusters: Cluster of each word, -1 for none.
-        second_half: Which words are in the second half of the sentences, for `held_out_purity`.
+    ``second_half`` tells which words are in the second half of the sentences, for `held_out_purity`.
     """
     seen = clusters >= 0
     cut_off = int((~seen).sum())
@@ -190,15 +180,16 @@ def _verdict_of(number, numbers, held_out, gold: dict[str, GoldScores], contents
     smallest = min(k for k in numbers if held_out[k] >= held_out[best] - GAIN)
     if wasted > 0.1:
         return f"K = {number} is too high for this corpus. {facts}"
-    if number > smallest and len(numbers) > 1 and held_out[number] <= held_out[smallest] + GAIN:
+    on_held_out = f"(purity on held-out words {held_out[smallest]:.3f}, here {held_out[number]:.3f})"
+    if number > smallest and held_out[number] <= held_out[smallest] + GAIN:
         return (
-            f"K = {number} is higher than these types need: K = {smallest} tells them apart as well (purity "
-            f"on held-out words {held_out[smallest]:.3f}, here {held_out[number]:.3f}). {facts}"
+            f"K = {number} is higher than these types need: K = {smallest} tells them apart as well "
+            f"{on_held_out}. {facts}"
         )
     if number < smallest:
         return (
-            f"K = {number} is too low for these types: K = {smallest} tells them apart better (purity on "
-            f"held-out words {held_out[smallest]:.3f}, here {held_out[number]:.3f}). {facts}"
+            f"K = {number} is too low for these types: K = {smallest} tells them apart better {on_held_out}. "
+            f"{facts}"
         )
     if mixed > MIXED and number == max(numbers):
         return (
@@ -210,8 +201,7 @@ def _verdict_of(number, numbers, held_out, gold: dict[str, GoldScores], contents
 
 def as_record(gold: Mapping[str, GoldScores]) -> list[dict]:
     """Return the scores as plain values for ``clusters.json``."""
-    return [{"source": name, **_rounded(asdict(scores))} for name, scores in gold.items()]
-
-
-def _rounded(values: dict) -> dict:
-    return {key: round(value, 6) if isinstance(value, float) else value for key, value in values.items()}
+    return [
+        {"source": name, **{k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(scores).items()}}
+        for name, scores in gold.items()
+    ]

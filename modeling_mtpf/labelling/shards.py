@@ -18,7 +18,7 @@ OFFSETS_SCHEMA = pa.schema([*SCHEMA, ("row", pa.int64()), ("starts", pa.list_(pa
 
 
 def shard_file(folder: Path, number: int) -> Path:
-    """Return the path of a shard."""
+    """Return the file of a shard."""
     return folder / f"shard-{number:05d}.parquet"
 
 
@@ -34,9 +34,8 @@ def write_shard(
     Args:
         path: The file.
         words: All words of all sentences, one after the other.
-        sentence_starts: Position of each sentence's first word, and the number of words; int32
-            ``(sentences + 1,)``.
-        labels: Cluster of each word, int32.
+        sentence_starts: Position of each sentence's first word, and the number of words.
+        labels: Cluster of each word.
         offsets: Row in the source of each sentence, and first character of each word.
     """
     borders = pa.array(sentence_starts, pa.int32())

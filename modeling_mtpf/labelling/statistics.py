@@ -29,8 +29,7 @@ class ClusterStatistics:
         ignored: Words without a cluster.
         rows: Sentences.
         top_words: Most frequent words of each cluster.
-        examples: Words in context ``(left, word, right)`` of each cluster, from different shards where there
-            are several.
+        examples: Words in context ``(left, word, right)`` of each cluster, one from a shard.
     """
 
     sizes: np.ndarray
@@ -85,12 +84,9 @@ def _most_frequent(counter: Counter, number: int) -> list[tuple[str, int]]:
 
 
 def _count(words: pa.ChunkedArray, labels: pa.ChunkedArray, counters: list[Counter]) -> None:
-    pairs = (
-        pa.table({"word": words, "cluster": labels})
-        .group_by(["word", "cluster"])
-        .aggregate([([], "count_all")])
-    )
-    for word, cluster, count in zip(*(pairs.column(i).to_pylist() for i in range(3)), strict=True):
+    table = pa.table({"word": words, "cluster": labels})
+    counts = table.group_by(["word", "cluster"]).aggregate([([], "count_all")])
+    for word, cluster, count in zip(*(column.to_pylist() for column in counts.columns), strict=True):
         if cluster != IGNORE:
             counters[cluster][word] += count
     for number, counter in enumerate(counters):

@@ -11,7 +11,7 @@ from ..files import write_bytes
 from .html_report import write_report
 from .quality import GoldScores, GoldSet, as_record, verdict
 from .shards import CENTROIDS_FILE, CLUSTERS_FILE, REPORT_FILE
-from .statistics import ClusterStatistics, cluster_statistics
+from .statistics import cluster_statistics
 from .teacher import WordEncoder
 
 
@@ -34,50 +34,38 @@ def describe(
         corpus: Number of texts, and of rows that were left out.
     """
     centroids = {k: load_file(part / CENTROIDS_FILE)["centroids"] for k, part in folders.items()}
-    statistics = {
-        k: cluster_statistics(sorted(part.glob("shard-*.parquet")), k) for k, part in folders.items()
-    }
+    statistics = {k: cluster_statistics(sorted(part.glob("shard-*")), k) for k, part in folders.items()}
     scores: dict[int, dict[str, GoldScores]] = {k: {} for k in folders}
     for gold_set in gold:
-        for number, gold_scores in gold_set.scores(encoder, centroids).items():
-            scores[number][gold_set.name] = gold_scores
+        for number, of_k in gold_set.scores(encoder, centroids).items():
+            scores[number][gold_set.name] = of_k
     verdicts = verdict(scores, statistics)
     teacher = Path(made_from["teacher"]).name if Path(made_from["teacher"]).exists() else made_from["teacher"]
     title = f"Pseudo-labels of {made_from['source']}: teacher {teacher}, layer {made_from['layer']}"
     for number, part in folders.items():
-        of_k = {number: statistics[number]}, {number: scores[number]}, {number: verdicts[number]}
-        write_report(part / REPORT_FILE, title, *of_k)
+        contents, gold_scores, said = statistics[number], scores[number], verdicts[number]
+        write_report(part / REPORT_FILE, title, {number: contents}, {number: gold_scores}, {number: said})
+        columns = zip(contents.sizes.tolist(), contents.top_words, contents.examples, strict=True)
         report = {
             "made_from": made_from,
             "corpus": corpus,
-            **_sizes(statistics[number]),
-            "gold": as_record(scores[number]),
-            "verdict": verdicts[number],
-            "clusters": _clusters(statistics[number]),
+            "words": contents.words,
+            "words_ignored": contents.ignored,
+            "sentences": contents.rows,
+            "empty_clusters": contents.empty,
+            "tiny_clusters": contents.tiny,
+            "entropy_bits": round(contents.entropy, 6),
+            "gold": as_record(gold_scores),
+            "verdict": said,
+            "clusters": [
+                {"id": k, "size": size, "top_words": top, "examples": [" ".join(e).strip() for e in examples]}
+                for k, (size, top, examples) in enumerate(columns)
+            ],
         }
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         write_bytes(part / CLUSTERS_FILE, text.encode())
     if len(folders) > 1:
         write_report(root / REPORT_FILE, title, statistics, scores, verdicts)
-
-
-def _sizes(statistics: ClusterStatistics) -> dict[str, Any]:
-    return {
-        "words": statistics.words,
-        "words_ignored": statistics.ignored,
-        "sentences": statistics.rows,
-        "empty_clusters": statistics.empty,
-        "tiny_clusters": statistics.tiny,
-        "entropy_bits": round(statistics.entropy, 6),
-    }
-
-
-def _clusters(statistics: ClusterStatistics) -> list[dict[str, Any]]:
-    columns = zip(statistics.sizes, statistics.top_words, statistics.examples, strict=True)
-    return [
-        {"id": k, "size": int(size), "top_words": top, "examples": [" ".join(e).strip() for e in examples]}
-        for k, (size, top, examples) in enumerate(columns)
-    ]
 
 
 def summary(folder: Path) -> str:

@@ -1,6 +1,8 @@
 """A frozen teacher that turns words into vectors."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from ..data.batches import CPU_TOKENS, GPU_TOKENS, row_batches
 from ..data.encoding import encode_rows, padded
 from ..data.packaged_encoder import resolve_encoder
-from ..data.words import load_word_tokenizer
+from ..data.words import first_subwords, load_word_tokenizer
 from ..devices import precision, uses_bf16
 from ..errors import DataError, MissingExtraError, first_line
 from .settings import PseudoLabelSettings
@@ -21,11 +23,9 @@ class _DeepEnough(Exception):
 
 
 class LayerReader:
-    """Computes chosen hidden states of an encoder and no layer above the highest of them.
+    """Computes chosen hidden states of an encoder (0: the embeddings, -1: the last).
 
-    Args:
-        model: An encoder, best with its layers in one ``ModuleList``; any other runs to its end.
-        layers: Hidden states, 0 the embeddings, -1 the last.
+    Layers above the highest of them do not run if the encoder has its layers in one ``ModuleList``.
 
     Raises:
         DataError: The model gives no hidden states, or has no such layer.
@@ -41,8 +41,7 @@ class LayerReader:
         for layer in layers:
             if not -depth - 1 <= layer <= depth:
                 raise DataError(
-                    f"The teacher's layer {layer} does not exist; it has hidden states 0 to {depth} (-1: the "
-                    "last)."
+                    f"The teacher's layer {layer} does not exist; it has hidden states 0 to {depth}."
                 )
         self.model, self.layers = model.eval(), [layer % (depth + 1) for layer in layers]
         stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
@@ -62,36 +61,22 @@ class LayerReader:
                 )
             return torch.cat([states[layer] for layer in self.layers], dim=-1)
         seen: dict[int, torch.Tensor] = {}
-        hooks = [self._hook(layer, seen) for layer in sorted(set(self.layers))]
-        try:
-            self.model(**inputs)
-        except _DeepEnough:
-            pass
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return torch.cat([seen[layer] for layer in self.layers], dim=-1)
 
-    def _hook(self, layer: int, seen: dict[int, torch.Tensor]):
-        def keep(module, args, kwargs):
+        def keep(layer: int, module: nn.Module, args: tuple, kwargs: dict) -> None:
             seen[layer] = args[0] if args else kwargs["hidden_states"]
             if layer == max(self.layers):
                 raise _DeepEnough
 
-        assert self.stack is not None
-        return self.stack[layer].register_forward_pre_hook(keep, with_kwargs=True)
+        with ExitStack() as hooks, suppress(_DeepEnough):
+            for layer in set(self.layers):
+                handle = self.stack[layer].register_forward_pre_hook(partial(keep, layer), with_kwargs=True)
+                hooks.enter_context(handle)  # removes it
+            self.model(**inputs)
+        return torch.cat([seen[layer] for layer in self.layers], dim=-1)
 
 
 class WordEncoder:
-    """A frozen teacher that gives one vector per word.
-
-    Args:
-        reader: The teacher and its hidden states.
-        tokenizer: Its tokenizer, made for split words.
-        settings: Pooling, normalisation and batch size.
-        max_length: Longest row in sub-words.
-        bf16: Compute in bf16 autocast.
-    """
+    """A frozen teacher that gives one vector per word; rows are cut at ``max_length`` sub-words."""
 
     def __init__(
         self,
@@ -99,7 +84,7 @@ class WordEncoder:
         tokenizer: PreTrainedTokenizerBase,
         settings: PseudoLabelSettings,
         max_length: int,
-        bf16: bool = False,
+        bf16: bool,
     ):
         self.reader, self.tokenizer = reader, tokenizer
         self.pooling, self.normalize = settings.pooling, settings.normalize
@@ -121,12 +106,10 @@ class WordEncoder:
         return vectors[np.argsort(slots)], covered
 
     def batches(self, sentences: list[list[str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield, for one forward pass after another, which words have a vector, and their vectors.
+        """Yield for each forward pass which words have a vector, and their vectors.
 
-        Sentences of similar length go together, so a batch's words come from all over the list.
-
-        Returns:
-            Positions among all words of all sentences, int64 ``(words,)``, and float32 ``(words, hidden)``.
+        Sentences of similar length go together, so a batch's words come from all over the list: their
+        positions among all words of all sentences, int64 ``(words,)``, and float32 ``(words, hidden)``.
         """
         if not sentences:
             return
@@ -140,31 +123,23 @@ class WordEncoder:
             inputs = encoded.inputs(batch.rows, batch.length)
             if lengths[batch.rows].min() == batch.length:
                 inputs.pop("attention_mask", None)  # nothing is padded: attention is faster without a mask
-            yield self._word_vectors(self._hidden_states(inputs), slots)
+            with precision(self.device, self.precision):
+                hidden = self.reader(**{key: value.to(self.device) for key, value in inputs.items()})
+            yield self._word_vectors(hidden.flatten(0, 1), slots.reshape(-1))
 
-    def _hidden_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        inputs = {key: value.to(self.device) for key, value in inputs.items()}
-        with precision(self.device, self.precision):
-            return self.reader(**inputs)
-
-    def _word_vectors(self, hidden: torch.Tensor, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        slots = slots.reshape(-1)
-        positions = np.flatnonzero(slots >= 0)
-        # The sub-words of a word lie next to each other.
-        first = np.ones(len(positions), dtype=bool)
-        first[1:] = slots[positions][1:] != slots[positions][:-1]
-        states = hidden.flatten(0, 1)
+    def _word_vectors(self, states: torch.Tensor, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        first = first_subwords(slots)
         if self.pooling == "first":
-            vectors = states[torch.from_numpy(positions[first]).to(states.device)].float()
+            vectors = states[torch.from_numpy(first).to(states.device)].float()
         else:
-            word = torch.from_numpy(np.cumsum(first) - 1).to(states.device)
-            counts = torch.from_numpy(np.bincount(np.cumsum(first) - 1)).to(states.device)
-            chosen = states[torch.from_numpy(positions).to(states.device)].float()
-            vectors = chosen.new_zeros(len(counts), chosen.shape[-1]).index_add_(0, word, chosen)
-            vectors /= counts[:, None]
+            inside = slots >= 0
+            word = torch.from_numpy(np.cumsum(first)[inside] - 1).to(states.device)
+            chosen = states[torch.from_numpy(inside).to(states.device)].float()
+            vectors = chosen.new_zeros(int(first.sum()), chosen.shape[-1]).index_add_(0, word, chosen)
+            vectors /= torch.bincount(word)[:, None]
         if self.normalize:
             vectors = nn.functional.normalize(vectors, dim=-1)
-        return slots[positions[first]], vectors.cpu().numpy()
+        return slots[first], vectors.cpu().numpy()
 
 
 def load_teacher(settings: PseudoLabelSettings, device: torch.device | None = None) -> WordEncoder:
@@ -182,8 +157,7 @@ def load_teacher(settings: PseudoLabelSettings, device: torch.device | None = No
         )
     except MissingExtraError:
         raise
-    # safetensors and the Hub client have their own exceptions.
-    except Exception as error:
+    except Exception as error:  # safetensors and the Hub client have their own exceptions
         reason = first_line(error)
         raise DataError(f"The teacher {settings.teacher!r} cannot be loaded: {reason}") from error
     reader = LayerReader(model.to(device), settings.layers)
@@ -195,11 +169,9 @@ def load_teacher(settings: PseudoLabelSettings, device: torch.device | None = No
     except DataError:
         raise
     except Exception as error:
+        name = f"{settings.teacher!r} of type {model.config.model_type!r}"
         reason = first_line(error)
-        raise DataError(
-            f"The teacher {settings.teacher!r} of type {model.config.model_type!r} does not read text as an "
-            f"encoder does: {reason}"
-        ) from error
+        raise DataError(f"The teacher {name} does not read text as an encoder does: {reason}") from error
     return encoder
 
 
