@@ -57,18 +57,13 @@ def encode_rows(
 ) -> EncodedRows:
     """Tokenize texts, or sentences that are split into words, each cut at ``max_length`` tokens."""
     split = bool(rows) and not isinstance(rows[0], str)
-    columns: dict[str, list[np.ndarray]] = {"input_ids": []}
-    word_ids: list[np.ndarray] = []
-    cut: list[bool] = []
+    encoded = EncodedRows({"input_ids": []}, int(tokenizer.pad_token_id))  # type: ignore[arg-type]
     for start in range(0, len(rows), CHUNK):
         part = list(rows[start : start + CHUNK])
         encoding = tokenizer(part, truncation=True, max_length=max_length, is_split_into_words=split)
-        for key in tokenizer.model_input_names:
-            if key in encoding:
-                arrays = [np.asarray(ids, dtype=np.int32) for ids in encoding[key]]
-                columns.setdefault(key, []).extend(arrays)
-        cut += [bool(row.overflowing) for row in encoding.encodings]
-        if split:
-            for words in map(encoding.word_ids, range(len(part))):
-                word_ids.append(np.array([-1 if word is None else word for word in words], dtype=np.int32))
-    return EncodedRows(columns, int(tokenizer.pad_token_id), word_ids, cut)  # type: ignore[arg-type]
+        for key in filter(encoding.__contains__, tokenizer.model_input_names):
+            encoded.columns.setdefault(key, []).extend(np.asarray(x, dtype=np.int32) for x in encoding[key])
+        encoded.cut += [bool(row.overflowing) for row in encoding.encodings]
+        for words in map(encoding.word_ids, range(len(part))) if split else ():
+            encoded.word_ids.append(np.array([-1 if w is None else w for w in words], dtype=np.int32))
+    return encoded

@@ -3,6 +3,7 @@
 import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -101,18 +102,8 @@ def shards(
     stream: TextStream, settings: PseudoLabelSettings, plan: CorpusPlan, wanted: set[int]
 ) -> Iterator[tuple[int, list[tuple[int, str]]]]:
     """Yield number and texts (with their row numbers) of each shard that is wanted, in order."""
-    if not wanted:
-        return
-    shard, seen, rows = 0, 0, []
-    for number, text in _usable_texts(stream, settings):
-        if text is None:
-            continue
-        seen += 1
+    texts = ((number, text) for number, text in _usable_texts(stream, settings) if text is not None)
+    for shard, size in enumerate(plan.shard_texts[: max(wanted, default=-1) + 1]):
+        rows = list(islice(texts, size))
         if shard in wanted:
-            rows.append((number, text))
-        if seen == plan.shard_texts[shard]:
-            if shard in wanted:
-                yield shard, rows
-            if shard == max(wanted):
-                return
-            shard, seen, rows = shard + 1, 0, []
+            yield shard, rows

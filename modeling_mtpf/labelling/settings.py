@@ -3,14 +3,11 @@
 from dataclasses import dataclass, field
 
 from ..data.packaged_encoder import PACKAGED
+from ..devices import PRECISIONS
 from ..errors import DataError
 from ..settings import COMMAS
 
-CHOICES = {
-    "pooling": ("mean", "first"),
-    "precision": ("auto", "bf16", "float32"),
-    "bad_rows": ("error", "skip"),
-}
+CHOICES = {"pooling": ("mean", "first"), "precision": PRECISIONS, "bad_rows": ("error", "skip")}
 
 
 @dataclass
@@ -73,9 +70,8 @@ class PseudoLabelSettings:
                 raise DataError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         if self.spherical and not self.normalize:
             raise DataError("Spherical clusters need vectors of length 1; leave normalize on.")
-        for number in self.cluster_numbers:
-            if number < 1:
-                raise DataError(f"The number of clusters is {number}; it must be at least 1.")
+        if min(self.cluster_numbers) < 1:
+            raise DataError(f"The number of clusters is {min(self.cluster_numbers)}; it must be at least 1.")
         if len(set(self.cluster_numbers)) < len(self.cluster_numbers):
             raise DataError(f"clusters is {self.clusters!r}: a number occurs twice.")
         _ = self.layers
@@ -95,6 +91,4 @@ def _numbers(name: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise DataError(
-            f"{name} is {text!r}; it must be a number, or several with commas between them."
-        ) from None
+        raise DataError(f"{name} is {text!r}; it must be a number, or several with commas.") from None

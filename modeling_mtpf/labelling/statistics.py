@@ -73,8 +73,7 @@ def cluster_statistics(shards: list[Path], clusters: int) -> ClusterStatistics:
         result.sizes += np.bincount(ids[ids >= 0], minlength=clusters)
         _count(words, labels, counters)
         _add_examples(table, ids, result.examples)
-    for counter in counters:
-        result.top_words.append([word for word, _ in _most_frequent(counter, TOP_WORDS)])
+    result.top_words = [[word for word, _ in _most_frequent(counter, TOP_WORDS)] for counter in counters]
     return result
 
 

@@ -43,14 +43,10 @@ def test_ner_formats_give_the_same_data(tmp_path, kind):
     data = load_app_data(write(tmp_path, kind, ROWS * 5), "ner")
     assert data.labels == ["O", "B-PER", "I-PER", "B-LOC"]  # order of first appearance
     assert len(data.train) == 18 and len(data.validation) == 2 and data.held_out
-    rows = sorted(
-        zip(
-            data.train.inputs + data.validation.inputs,
-            data.train.labels + data.validation.labels,
-            strict=True,
-        )
+    inputs, labels = data.train.inputs + data.validation.inputs, data.train.labels + data.validation.labels
+    assert sorted(zip(inputs, labels, strict=True)) == sorted(
+        (row["tokens"], row["ner_tags"]) for row in ROWS * 5
     )
-    assert rows == sorted((row["tokens"], row["ner_tags"]) for row in ROWS * 5)
     assert data.notes["scheme"] == "IOB2" and data.notes["source"] == "train"
 
 
@@ -74,9 +70,8 @@ def test_aliases_and_class_labels_of_hub_sets(tmp_path):
 
 
 def test_integers_without_names_need_them(tmp_path):
-    source = write(
-        tmp_path, "jsonl", [{"tokens": ["Ada"], "ner_tags": [1]}, {"tokens": ["Hi"], "ner_tags": [0]}]
-    )
+    rows = [{"tokens": ["Ada"], "ner_tags": [1]}, {"tokens": ["Hi"], "ner_tags": [0]}]
+    source = write(tmp_path, "jsonl", rows)
     with pytest.raises(DataError, match=r"line 1: Tag '1' is not of a known scheme"):
         load_app_data(source, "ner")
     assert load_app_data(source, "ner", labels=["O", "B-PER"]).labels == ["O", "B-PER"]
@@ -341,9 +336,8 @@ def test_a_hub_set_that_needs_remote_code_is_refused(hub, tmp_path, monkeypatch)
         repo_id="mtpf/scripted",
         repo_type="dataset",
     )
-    with pytest.raises(
-        DataError, match="'mtpf/scripted' cannot be opened: .*Scripts are never run: choose a revision"
-    ):
+    message = "'mtpf/scripted' cannot be opened: .*Scripts are never run: choose a revision"
+    with pytest.raises(DataError, match=message):
         load_app_data("mtpf/scripted", "tc")
 
 
@@ -366,11 +360,8 @@ def test_a_missing_path_is_not_looked_for_on_the_hub(hub, tmp_path, monkeypatch)
     with pytest.raises(DataError, match="no file or folder apps/entities in the local folder apps"):
         load_app_data("apps/entities", "tc")
     assert not hub.requests
-    assert hub_id("apps/entities:all@refs/convert/parquet") == (
-        "apps/entities",
-        "all",
-        "refs/convert/parquet",
-    )
+    parts = "apps/entities", "all", "refs/convert/parquet"
+    assert hub_id("apps/entities:all@refs/convert/parquet") == parts
 
 
 def test_files_that_cannot_be_app_data(tmp_path):

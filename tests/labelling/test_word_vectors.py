@@ -100,9 +100,8 @@ def test_layers_above_the_highest_wanted_are_not_run(encoders, architecture):
 
 def test_bf16_is_near_float32(encoders):
     sentences = [split_words(text) for text in TEXTS]
-    vectors = [
-        load_teacher(settings_for(encoders["bert"], precision=p))(sentences)[0] for p in ("float32", "bf16")
-    ]
+    settings = [settings_for(encoders["bert"], precision=name) for name in ("float32", "bf16")]
+    vectors = [load_teacher(part)(sentences)[0] for part in settings]
     assert 1e-5 < np.abs(vectors[0] - vectors[1]).max() < 0.1
     assert (vectors[0] * vectors[1]).sum(1).min() > 0.98
 
@@ -133,10 +132,8 @@ def test_close_batches_hardly_pad():
         assert height * width <= 4096 and height * width - sum(lengths[row] for row in rows) <= 48
     assert sum(lengths) / sum(height * width for _, (height, width) in batches) > 0.98
     assert len(batches) < 1.5 * sum(lengths) / 4096 + 60
-    assert [rows.tolist() for rows, _ in close_batches([200, 3], 100, 48)] == [
-        [0],
-        [1],
-    ]  # longer than a batch
+    longer_than_a_batch = [rows.tolist() for rows, _ in close_batches([200, 3], 100, 48)]
+    assert longer_than_a_batch == [[0], [1]]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -193,8 +190,7 @@ def test_sentences_do_not_end_at_abbreviations_or_numbers():
 
 
 def test_a_teacher_without_hidden_states_is_refused(tmp_path):
-    T5Model(T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)).save_pretrained(
-        tmp_path
-    )
+    config = T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    T5Model(config).save_pretrained(tmp_path)
     with pytest.raises(DataError, match="type 't5' gives no hidden states .* choose an encoder such as BERT"):
         load_teacher(settings_for(tmp_path))
