@@ -16,7 +16,7 @@ from hub_cards import adapter_card
 from ..data.app_data import FAMILIES, AppData, check_app_data, load_app_data
 from ..data.backbones import open_backbone
 from ..errors import AdapterError, MtpfError, RecipeError
-from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, backbone_sha256, find_adapter, read_task
+from ..model.adapter_files_mtpf import backbone_sha256, find_adapter, read_task
 from ..model.adapters_mtpf import count_parameters, validate_adapter_name
 from ..model.configuration_mtpf import max_tokens
 from ..model.modeling_mtpf import MtpfModel
@@ -24,9 +24,10 @@ from ..model.sources_mtpf import is_hub_id
 from ..settings import nearest
 from .methods import lora, probe  # noqa: F401  they register themselves
 from .methods.registry import method_named
-from .rounding import stored_dtype
+from .rounding import round_to_stored
 from .scoring import score_app
 from .settings import FitResult, FitSettings
+from .tail_training import app_parameters
 
 _START = "family-start"
 """Name in memory of the adapter that an app starts from."""
@@ -46,7 +47,7 @@ class FittedApp:
 
     Attributes:
         name: Its adapter name in the model.
-        model: The backbone with the app loaded; ``model.predict(texts, adapters=[app.name])`` applies it.
+        model: The backbone with the app loaded.
         metrics: Test metrics if there is a test set, and validation metrics as ``validation_…``.
         record: How it was fitted, as ``task.json`` holds it.
         folder: Where it was saved, if it was.
@@ -73,9 +74,8 @@ class FittedApp:
         if len(seeds) > 1:
             by_seed = ", ".join(f"{seed}: {fit['validation_score']:.4f}" for seed, fit in seeds.items())
             lines.append(f"  validation by seed: {by_seed}; kept: {self.record['seed']}")
-        for note in _NOTES:
-            if note in self.record["data"]:
-                lines.append(f"  {note.replace('_', ' ')}: {self.record['data'][note]}")
+        notes = self.record["data"]
+        lines += [f"  {note.replace('_', ' ')}: {notes[note]}" for note in _NOTES if note in notes]
         if self.folder is not None:
             size = sum(file.stat().st_size for file in self.folder.iterdir())
             lines += ["", f"{self.folder}  ({size / 1e6:.2f} MB, {self.record['seconds']:.0f} s)"]
@@ -111,8 +111,7 @@ def fit_app(
         settings: See `FitSettings`.
         backbone_revision: Commit of the backbone's repo.
         adapter_revision: Commit of the adapter's repo.
-        **data_options: Only with a source: ``validation``, ``test``, ``labels``, ``scheme``,
-            ``train_fraction``, ``validation_fraction``: see `load_app_data`.
+        **data_options: Options of `load_app_data`, with a source only.
 
     Raises:
         MtpfError: A mistake in the data or the settings.
@@ -127,7 +126,10 @@ def fit_app(
     if family not in FAMILIES:
         raise RecipeError(f"Unknown family {family!r}; {nearest(family, list(FAMILIES))}choose ner or tc.")
     method, fit = method_named(family, method)
-    _check_seeds(seeds, settings, method)
+    if seeds < 1 or settings.seed + seeds > 2**31:
+        raise RecipeError(f"seeds is {seeds}; it must be at least 1, and all seeds below 2^31.")
+    if seeds > 1 and method == "probe":
+        raise RecipeError("A probe is the same for every seed; leave seeds at 1, or choose the method lora.")
     folder = _new_folder(output_dir)
     data = _data_of(data, family, settings.seed, data_options)
     model, tokenizer = open_backbone(backbone, backbone_revision) if isinstance(backbone, str) else backbone
@@ -142,7 +144,7 @@ def fit_app(
         start_folder, start_name = _find_start(adapter, adapter_revision, family)
         start = model.load_adapter(start_folder, _START)
     try:
-        results = _fit_seeds(model, tokenizer, name, data, start, settings, seeds, fit)
+        results, dtype = _fit_seeds(model, tokenizer, name, data, start, settings, seeds, fit)
     finally:
         if start is not None:
             model.delete_adapter(_START)
@@ -150,19 +152,13 @@ def fit_app(
         raise RuntimeError("The frozen backbone has changed while an app was fitted: this is a bug.")
     test = score_app(model, tokenizer, name, data.test) if data.test else None
     record = _record(data, method, settings, results, start_name, test)
-    dtype = stored_dtype((value for _, value in _app_parameters(model, name)), settings)
     record["stored_dtype"] = str(dtype).removeprefix("torch.")
     record["seconds"] = round(time.time() - started, 1)
     if folder is not None:
-        _save(folder, model, name, record, _hub_id(backbone), backbone_revision, dtype)
+        named = isinstance(backbone, str) and is_hub_id(backbone) and not Path(backbone).exists()
+        source = {"backbone_id": backbone if named else None, "backbone_revision": backbone_revision}
+        _save(folder, model, name, dtype=dtype, task=record, **source)
     return FittedApp(name, model, record["metrics"], record, folder)
-
-
-def _check_seeds(seeds: int, settings: FitSettings, method: str) -> None:
-    if seeds < 1 or settings.seed + seeds > 2**31:
-        raise RecipeError(f"seeds is {seeds}; it must be at least 1, and all seeds below 2^31.")
-    if seeds > 1 and method == "probe":
-        raise RecipeError("A probe is the same for every seed; leave seeds at 1, or choose the method lora.")
 
 
 def _data_of(data: str | Path | AppData, family: str, seed: int, options: dict[str, Any]) -> AppData:
@@ -178,10 +174,12 @@ def _data_of(data: str | Path | AppData, family: str, seed: int, options: dict[s
     return data
 
 
-def _fit_seeds(model, tokenizer, name, data, start, settings, seeds: int, fit) -> dict[int, FitResult]:
-    """Fit with each seed; the app of the best one by validation stays in the model."""
+def _fit_seeds(
+    model, tokenizer, name, data, start, settings, seeds: int, fit
+) -> tuple[dict[int, FitResult], torch.dtype]:
+    """Fit with each seed; the app of the best one by validation stays in the model, rounded."""
     results: dict[int, FitResult] = {}
-    best: dict[str, torch.Tensor] = {}
+    best: list[torch.Tensor] = []
     highest = -math.inf
     for seed in range(settings.seed, settings.seed + seeds):
         if name in model.adapters:
@@ -194,38 +192,19 @@ def _fit_seeds(model, tokenizer, name, data, start, settings, seeds: int, fit) -
             raise
         if results[seed].score > highest:
             highest = results[seed].score
-            best = {key: value.detach().clone() for key, value in _app_parameters(model, name)}
-    dtype = stored_dtype(best.values(), settings)
-    for key, value in _app_parameters(model, name):
-        value.data.copy_(best[key].to(dtype))  # rounded now: what is scored next is what is saved
-        value.requires_grad_(False)
-    return results
+            best = [value.detach().clone() for value in app_parameters(model, name)]
+    for parameter, value in zip(app_parameters(model, name), best, strict=True):
+        parameter.data.copy_(value)
+        parameter.requires_grad_(False)
+    return results, round_to_stored(app_parameters(model, name), settings)  # before the test scores
 
 
-def _app_parameters(model: MtpfModel, name: str) -> list[tuple[str, torch.nn.Parameter]]:
-    parameters = [(key, p) for key, p in model.backbone.named_parameters() if f".{name}." in key]
-    return parameters + [(f"head.{key}", p) for key, p in model.heads[name].named_parameters()]
-
-
-def _flat(scores: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers among the scores, rounded."""
-    return {key: round(value, 4) for key, value in scores.items() if isinstance(value, (int, float))}
-
-
-def _types(scores: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Return F1 and number of gold entities of each type; empty for TC."""
-    return {
-        kind: {"f1": round(by_type["f1"], 4), "support": by_type["support"]}
-        for kind, by_type in scores.get("types", {}).items()
-    }
-
-
-def _record(
-    data: AppData, method: str, settings: FitSettings, results: dict[int, FitResult], start: str, test: Any
-) -> dict[str, Any]:
+def _record(data: AppData, method: str, settings: FitSettings, results, start: str, test) -> dict[str, Any]:
     source = data.notes.get("source", "data in memory")
     best = max(results, key=lambda seed: results[seed].score)
     validation = results[best].validation
+    named = {**(test or {}), **{f"validation_{key}": value for key, value in validation.items()}}
+    types = (test or validation).get("types", {})
     return {
         "family": data.family,
         "method": method,
@@ -239,20 +218,16 @@ def _record(
             for seed, result in results.items()
         },
         "seed": best,
-        "metrics": {
-            **_flat(test or {}),
-            **{f"validation_{key}": value for key, value in _flat(validation).items()},
+        "metrics": {key: round(v, 4) for key, v in named.items() if isinstance(v, (int, float))},
+        "types": {
+            kind: {"f1": round(of_kind["f1"], 4), "support": of_kind["support"]}
+            for kind, of_kind in types.items()
         },
-        "types": _types(test or validation),
     }
 
 
 def _find_start(adapter: str | Path, revision: str | None, family: str) -> tuple[Path, str]:
-    """Return folder and name, without a local path, of the adapter that the app starts from.
-
-    Raises:
-        RecipeError: It belongs to another family.
-    """
+    """Return folder and name, without a local path, of the adapter that the app starts from."""
     folder = find_adapter(adapter, revision)
     try:
         task = read_task(folder)
@@ -264,11 +239,6 @@ def _find_start(adapter: str | Path, revision: str | None, family: str) -> tuple
             f"start from the LoRA of {family!r}, or without --adapter from a fresh one."
         )
     return folder, task.get("name", folder.name) if Path(adapter).is_dir() else str(adapter)
-
-
-def _hub_id(backbone: Any) -> str | None:
-    named = isinstance(backbone, str) and is_hub_id(backbone) and not Path(backbone).exists()
-    return backbone if named else None
 
 
 def _new_folder(output_dir: str | Path | None) -> Path | None:
@@ -285,31 +255,19 @@ def _new_folder(output_dir: str | Path | None) -> Path | None:
     return folder
 
 
-def _save(
-    folder: Path, model: MtpfModel, name: str, record: dict, backbone_id, revision, dtype: torch.dtype
-) -> None:
-    """Write the folder under a temporary name next to it, then rename it."""
+def _save(folder: Path, model: MtpfModel, name: str, **options: Any) -> None:
+    """Write adapter and card under a temporary name next to the folder, then rename; see `save_adapter`."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
-        model.save_adapter(
-            temporary,
-            name,
-            backbone_id=backbone_id,
-            backbone_revision=revision,
-            dtype=dtype,
-            task=record,
-        )
-        task = read_task(temporary)
+        model.save_adapter(temporary, name, **options)
         config = model.backbone.peft_config[name].to_dict()
         config["target_modules"] = sorted(config["target_modules"])
         size = count_parameters(model.backbone, name)
-        adapter_card(task, config, num_parameters=size).save(temporary / "README.md")
+        adapter_card(read_task(temporary), config, num_parameters=size).save(temporary / "README.md")
         if folder.is_dir():
             folder.rmdir()  # it is empty
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    if not (folder / ADAPTER_CONFIG_FILE).is_file():
-        raise RuntimeError(f"{folder} was not written: this is a bug.")

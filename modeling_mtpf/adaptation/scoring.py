@@ -39,19 +39,14 @@ def score_probabilities(examples: Examples, probabilities: np.ndarray, labels: l
 def tag_words(
     model: MtpfModel, tokenizer: PreTrainedTokenizerBase, name: str, sentences: list[list[str]]
 ) -> list[list[str]]:
-    """Tag split sentences with a NER app, in float32.
-
-    Returns:
-        One tag per word; fewer where the sentence was cut off at the app's maximal length.
-    """
+    """Tag split sentences in float32: one tag per word, fewer where the app's maximal length cut one off."""
     head: Any = model.heads[name]
     model.eval()
     encoded = encode_rows(tokenizer, sentences, head.max_length)
 
     def outputs() -> Iterable[tuple[np.ndarray, torch.Tensor]]:
         for batch in row_batches(encoded.lengths, head.max_length, model.device):
-            inputs = encoded.inputs(batch.rows, batch.length)
-            inputs = {key: value.to(model.device) for key, value in inputs.items()}
+            inputs = {key: v.to(model.device) for key, v in encoded.inputs(batch.rows, batch.length).items()}
             logits = head(model.encode_adapters([name], **inputs)[name])
             yield batch.rows[: batch.real], logits[: batch.real]
 
@@ -68,22 +63,16 @@ def read_tags(
     tags: list[list[str]] = [[] for _ in sentences]
     for rows, logits in outputs:
         for row, best in zip(rows, logits.argmax(-1).cpu().numpy(), strict=True):
-            words, cut = len(sentences[row]), encoded.cut[row]
-            tags[row] = word_tags(best, encoded.word_ids[row], words, cut, labels)
+            words = len(sentences[row])
+            tags[row] = word_tags(best, encoded.word_ids[row], words, encoded.cut[row], labels)
     return tags
 
 
 def word_tags(best: np.ndarray, word_ids: np.ndarray, words: int, cut: bool, labels: list[str]) -> list[str]:
-    """Return the tag of each word from its first sub-word, ending where the sentence was cut off.
+    """Return the tag of each of the words from its first sub-word, ending where the sentence was cut off.
 
-    A word that the tokenizer maps to nothing gets ``O``.
-
-    Args:
-        best: Index of the best label of each token ``(tokens,)``, perhaps padded.
-        word_ids: Word of each token ``(tokens,)``, -1 for special tokens.
-        words: Number of words of the sentence.
-        cut: Whether the sentence was cut off.
-        labels: In the order of the indices.
+    ``best`` holds the index of each token's best label, ``word_ids`` its word (-1 for special tokens), both
+    ``(tokens,)``. A word that the tokenizer maps to nothing gets ``O``.
     """
     tags = {int(word_ids[i]): labels[best[i]] for i in np.nonzero(first_subwords(word_ids[None])[0])[0]}
     seen = max(tags, default=-1) + 1 if cut else words

@@ -1,4 +1,4 @@
-"""How an app is fitted: settings shared by all ways of fitting, and the result they give."""
+"""Settings that all adaptation methods share, and the result they give."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,8 +7,14 @@ from typing import Any
 from ..devices import PRECISIONS
 from ..errors import RecipeError
 
-CLASS_WEIGHTS = ("none", "balanced")
-STORED_DTYPES = ("float16", "float32")
+_LEAST = dict(
+    seed=0, max_length=4, learning_rate=0, batch_size=1, steps=0, evaluations=1, patience=1, cache_gb=0
+)
+_CHOICES = {
+    "class_weights": ("none", "balanced"),
+    "mixed_precision": PRECISIONS,
+    "stored_dtype": ("float16", "float32"),
+}
 
 
 @dataclass
@@ -46,37 +52,24 @@ class FitSettings:
     progress: bool = False
 
     def __post_init__(self):
-        for name, least in (
-            ("seed", 0),
-            ("max_length", 4),
-            ("learning_rate", 0),
-            ("batch_size", 1),
-            ("steps", 0),
-            ("evaluations", 1),
-            ("patience", 1),
-            ("cache_gb", 0),
-        ):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
             if not (value >= least and math.isfinite(value)):
                 raise RecipeError(f"{name} is {value}; it must be a number of at least {least}.")
         if self.seed >= 2**31:
             raise RecipeError(f"seed is {self.seed}; it must be below 2^31.")
-        for name, known in (
-            ("class_weights", CLASS_WEIGHTS),
-            ("mixed_precision", PRECISIONS),
-            ("stored_dtype", STORED_DTYPES),
-        ):
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise RecipeError(f"{name} is {getattr(self, name)!r}; choose one of: {', '.join(known)}.")
 
     def steps_for(self, rows: int) -> int:
-        """Number of optimiser steps for a training set of that many rows."""
+        """Return the number of optimiser steps for a training set of ``rows``."""
         return self.steps or min(max(20 * -(-rows // self.batch_size), 400), 2500)
 
 
 @dataclass
 class FitResult:
-    """What a way of fitting reports about the app that it leaves in the model.
+    """What an adaptation method reports about the app that it leaves in the model.
 
     Attributes:
         score: Validation score by which seeds are compared.

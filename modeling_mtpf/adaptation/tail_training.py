@@ -23,6 +23,12 @@ POOL = 50
 """How many batches are sorted by length together: little padding, and still random batches."""
 
 
+def app_parameters(model: MtpfModel, name: str) -> list[nn.Parameter]:
+    """Return the parameters of an app: LoRA and head."""
+    lora = [p for key, p in model.backbone.named_parameters() if f".{name}." in key]
+    return [*lora, *model.heads[name].parameters()]
+
+
 def add_app(
     model: MtpfModel, name: str, head: AdapterHead, start_from: str | None, lora: LoraSettings | None = None
 ) -> None:
@@ -86,11 +92,16 @@ def train_tail(
     Raises:
         DataError: The loss is not finite.
     """
-    parameters = _trained(model, name)
+    parameters = app_parameters(model, name)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
     steps = settings.steps_for(len(train.encoded))
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.01, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
-    batches = _batches(model, train, settings)
+    multiple = LENGTH_MULTIPLE if wants_few_shapes(model.device, settings.mixed_precision) else 1
+    generator = np.random.default_rng([settings.seed, 2])
+    lengths = train.encoded.lengths
+    batches = shuffled_batches(lengths, settings.batch_size, settings.max_length, generator, multiple)
     every = math.ceil(steps / settings.evaluations)
     scores: list[float] = []
     best: dict[str, Any] = {"score": -math.inf}
@@ -123,26 +134,6 @@ def train_tail(
     return {"steps": step, "best_step": best["step"], "validation_scores": [round(s, 4) for s in scores]}
 
 
-def _batches(model: MtpfModel, train: TrunkCache, settings: FitSettings) -> Iterator[tuple[np.ndarray, int]]:
-    few_shapes = wants_few_shapes(model.device, settings.mixed_precision)
-    return shuffled_batches(
-        train.encoded.lengths,
-        settings.batch_size,
-        settings.max_length,
-        np.random.default_rng([settings.seed, 2]),
-        LENGTH_MULTIPLE if few_shapes else 1,
-    )
-
-
-def _trained(model: MtpfModel, name: str) -> list[nn.Parameter]:
-    """Return the parameters of an app, LoRA and head, ready for training."""
-    parameters = [p for key, p in model.backbone.named_parameters() if f".{name}." in key]
-    parameters += model.heads[name].parameters()
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    return parameters
-
-
 def _set_gradients(parameters: list[nn.Parameter], loss: torch.Tensor) -> None:
     """Set the gradients, scaled to a norm of at most 1."""
     # Not backward(): it would fill the gradients of the frozen layers of the tail, too.
@@ -166,11 +157,9 @@ def tail_outputs(
 
 
 def label_weights(counts: np.ndarray, kind: str) -> torch.Tensor | None:
-    """Return the weight of each label in the loss, float32 ``(labels,)``, or ``None`` for equal ones.
+    """Return the weight of each label in the loss, float32 ``(labels,)``, from its number of examples.
 
-    Args:
-        counts: Training examples of each label.
-        kind: ``none`` or ``balanced`` (scikit-learn's: total / (labels × count)).
+    ``None`` for the kind ``none``; ``balanced`` is scikit-learn's: total / (labels × count).
     """
     if kind == "none":
         return None

@@ -26,14 +26,8 @@ def embed_texts(
 ) -> np.ndarray:
     """Return mean-pooled text vectors, float32 ``(texts, hidden)``.
 
-    Args:
-        model: The backbone, with the adapter loaded; it is put into eval mode.
-        tokenizer: Its tokenizer.
-        texts: Each is cut at ``max_length`` tokens.
-        adapter: Name of a loaded adapter, or ``None`` for the bare backbone.
-        max_length: Longest text in tokens.
-        mixed_precision: ``float32``, ``bf16``, or ``auto`` for bf16 where the device is fast at it.
-        progress: Show a progress bar.
+    Puts the model into eval mode, and cuts texts at ``max_length`` tokens. ``adapter`` names a loaded one, or
+    is ``None`` for the bare backbone; for ``mixed_precision`` see `devices.precision`.
     """
     model.eval()
     vectors = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)

@@ -1,7 +1,4 @@
-"""Outputs of the frozen trunk, computed once per row and kept while an app is fitted.
-
-The trunk below the LoRA layers does not change, so neither do its outputs; training then costs only the tail.
-"""
+"""Outputs of the frozen trunk, computed once per row while an app is fitted: training costs only the tail."""
 
 import numpy as np
 import torch
@@ -12,6 +9,7 @@ from ..data.encoding import EncodedRows
 from ..devices import precision, uses_bf16
 from ..model.modeling_mtpf import MtpfModel
 from ..model.trunk_mtpf import TrunkOutput, encoder_layers, run_trunk
+from .settings import FitSettings
 
 
 class TrunkCache:
@@ -21,30 +19,19 @@ class TrunkCache:
         model: The backbone, in eval mode; its trunk must not change afterwards.
         encoded: The rows.
         depth: Layers above the trunk.
-        max_length: Longest padded row in tokens.
-        mixed_precision: ``auto``, ``bf16`` or ``float32``; in bf16 the outputs are kept in bf16.
-        limit: Bytes to keep; the trunk of further rows is computed at each use.
-        progress: Show a progress bar.
+        settings: In bf16 the cache is bf16, too; rows beyond ``cache_gb`` are computed at each use.
     """
 
-    def __init__(
-        self,
-        model: MtpfModel,
-        encoded: EncodedRows,
-        depth: int,
-        max_length: int,
-        mixed_precision: str = "auto",
-        limit: float = 2e9,
-        progress: bool = False,
-    ):
-        self.model, self.encoded, self.depth, self.mixed_precision = model, encoded, depth, mixed_precision
-        dtype = torch.bfloat16 if uses_bf16(model.device, mixed_precision) else torch.float32
+    def __init__(self, model: MtpfModel, encoded: EncodedRows, depth: int, settings: FitSettings):
+        self.model, self.encoded, self.depth = model, encoded, depth
+        self.mixed_precision = settings.mixed_precision
+        dtype = torch.bfloat16 if uses_bf16(model.device, self.mixed_precision) else torch.float32
         self._outputs: list[torch.Tensor | None] = [None] * len(encoded)
         lengths = encoded.lengths
         size = model.config.hidden_size * dtype.itemsize
-        rows = np.nonzero(np.cumsum(lengths) * size <= limit)[0]
-        batches = row_batches(lengths[rows], max_length, model.device, mixed_precision)
-        for batch in tqdm(batches, desc="trunk", disable=not progress, leave=False):
+        rows = np.nonzero(np.cumsum(lengths) * size <= settings.cache_gb * 1e9)[0]
+        batches = row_batches(lengths[rows], settings.max_length, model.device, self.mixed_precision)
+        for batch in tqdm(batches, desc="trunk", disable=not settings.progress, leave=False):
             cached = rows[batch.rows]
             hidden = self._compute(cached, batch.length).hidden_states.to(dtype)
             for position, row in enumerate(cached[: batch.real]):
@@ -52,8 +39,7 @@ class TrunkCache:
 
     @torch.no_grad()
     def _compute(self, rows: np.ndarray, length: int, depth: int | None = None) -> TrunkOutput:
-        inputs = self.encoded.inputs(rows, length)
-        inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
+        inputs = {key: v.to(self.model.device) for key, v in self.encoded.inputs(rows, length).items()}
         with precision(self.model.device, self.mixed_precision):
             return run_trunk(self.model.backbone, depth or self.depth, **inputs)
 

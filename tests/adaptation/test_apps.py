@@ -197,7 +197,7 @@ def test_early_stopping_restores_the_best_state(setting):
     settings = FitSettings(steps=40, evaluations=20, patience=3, batch_size=4, **FLOAT)
     encoded = encode_rows(tokenizer, TOKENS, 64)
     add_app(model, "app", AdapterHead("token-classification", ["O", "B-PER"], 32), None)
-    rows = TrunkCache(model, encoded, 2, 64, "float32")
+    rows = TrunkCache(model, encoded, 2, settings)
     told, states = [0.1, 0.2, 0.9, 0.3, 0.9, 0.4, 1.0], []
 
     def score() -> float:
@@ -214,12 +214,12 @@ def test_early_stopping_restores_the_best_state(setting):
 
 
 @pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "modernbert", "electra"])
-@pytest.mark.parametrize("limit", [1e9, 0.0])
-def test_cached_trunk_outputs_give_the_states_of_a_plain_pass(load, encoders, architecture, limit):
+@pytest.mark.parametrize("cache_gb", [1.0, 0.0])
+def test_cached_trunk_outputs_give_the_states_of_a_plain_pass(load, encoders, architecture, cache_gb):
     model = load(architecture, {"ner": None})
     tokenizer = load_word_tokenizer(str(encoders[architecture]))
     encoded = encode_rows(tokenizer, [*TOKENS, ["Hi"], ["a"] * 40], 64)
-    cache = TrunkCache(model, encoded, 2, 64, "float32", limit)
+    cache = TrunkCache(model, encoded, 2, FitSettings(max_length=64, cache_gb=cache_gb, **FLOAT))
     rows = np.array([3, 12, 13, 0])
     inputs = encoded.inputs(rows, 64)
     with torch.no_grad():

@@ -1,6 +1,5 @@
 """Fit an app by LoRA: the family's or a fresh one, and a linear head on every word or on the mean vector."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,37 +24,12 @@ Outputs = Iterable[tuple[np.ndarray, torch.Tensor]]
 """Row numbers and logits, batch by batch."""
 
 
-class _Labels(ABC):
-    """What differs between the families: where the head reads, and what is compared with its logits.
-
-    Attributes:
-        kind: Of the head.
-        metric: Validation score by which states and seeds are compared.
-        cut: Number of training words or texts that were cut off, under its name in ``task.json``.
-        counts: Training examples of each label.
-    """
-
-    kind: str
-    metric: str
-    cut: dict[str, int]
-    counts: np.ndarray
-
-    @abstractmethod
-    def logits(
-        self, head: nn.Module, hidden: torch.Tensor, encoded: EncodedRows, rows: np.ndarray
-    ) -> torch.Tensor:
-        """Apply the head to last hidden states ``(rows, tokens, hidden)`` of some rows."""
-
-    @abstractmethod
-    def targets(self, rows: np.ndarray, length: int) -> torch.Tensor:
-        """Return the label indices of some training rows, padded to ``length`` where words are labelled."""
-
-    @abstractmethod
-    def scores(self, outputs: Outputs, encoded: EncodedRows) -> dict[str, Any]:
-        """Return all validation scores."""
+# Two classes of what differs between the families: ``metric`` is the validation score by which states and
+# seeds are compared, ``cut`` the number of training words or texts that were cut off, ``counts`` the examples
+# of each label; ``logits`` applies the head to last hidden states ``(rows, tokens, hidden)``.
 
 
-class _WordLabels(_Labels):
+class _WordLabels:
     """NER: a label on the first sub-word of each word."""
 
     kind, metric = "token-classification", "entity_f1"
@@ -75,18 +49,18 @@ class _WordLabels(_Labels):
         labelled = np.concatenate([target[target != IGNORE] for target in self.rows])
         self.counts = np.bincount(labelled, minlength=len(index))
 
-    def logits(self, head, hidden, encoded, rows):
+    def logits(self, head: nn.Module, hidden: torch.Tensor, encoded: EncodedRows, rows: np.ndarray):
         return head(hidden)
 
-    def targets(self, rows, length):
+    def targets(self, rows: np.ndarray, length: int) -> torch.Tensor:
         return torch.from_numpy(padded([self.rows[row] for row in rows], length, IGNORE))
 
-    def scores(self, outputs, encoded):
+    def scores(self, outputs: Outputs, encoded: EncodedRows) -> dict[str, Any]:
         tags = read_tags(outputs, encoded, self.validation.inputs, self.labels)
         return entity_scores(self.validation.labels, tags)
 
 
-class _TextLabels(_Labels):
+class _TextLabels:
     """TC: a label on the mean of a text's token vectors."""
 
     kind, metric = "text-classification", "accuracy"
@@ -98,21 +72,21 @@ class _TextLabels(_Labels):
         self.cut = {"texts_cut_off_in_train": sum(train.cut)}
         self.counts = np.bincount(self.rows, minlength=len(index))
 
-    def logits(self, head, hidden, encoded, rows):
+    def logits(self, head: nn.Module, hidden: torch.Tensor, encoded: EncodedRows, rows: np.ndarray):
         mask = encoded.inputs(rows, hidden.shape[1])["attention_mask"]
         return head(mean_pool(hidden, mask.to(hidden.device)))
 
-    def targets(self, rows, length):
+    def targets(self, rows: np.ndarray, length: int) -> torch.Tensor:
         return torch.from_numpy(self.rows[rows])
 
-    def scores(self, outputs, encoded):
+    def scores(self, outputs: Outputs, encoded: EncodedRows) -> dict[str, Any]:
         probabilities = np.zeros((len(self.validation), len(self.labels)), dtype=np.float32)
         for rows, logits in outputs:
             probabilities[rows] = logits.softmax(-1).cpu().numpy()
         return score_probabilities(self.validation, probabilities, self.labels)
 
 
-_LABELS = {"ner": _WordLabels, "tc": _TextLabels}
+_LABELS: dict[str, type[_WordLabels] | type[_TextLabels]] = {"ner": _WordLabels, "tc": _TextLabels}
 
 
 @register_method("ner", "lora")
@@ -136,10 +110,7 @@ def fit_lora(
             model,
             encode_rows(tokenizer, split.inputs, settings.max_length),
             model.adapter_depth(name),
-            settings.max_length,
-            settings.mixed_precision,
-            settings.cache_gb * 1e9,
-            settings.progress,
+            settings,
         )
         for split in (data.train, data.validation)
     )

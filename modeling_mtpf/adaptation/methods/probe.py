@@ -40,26 +40,17 @@ def fit_probe(
 ) -> FitResult:
     """Fit a TC app by linear probe and leave it in the model under ``name``; see `registry.FitMethod`.
 
-    The LoRA is that of ``start_from``, rounded as it is stored; by default one of rank 1 that changes
-    nothing, since an app's folder always holds a LoRA. The strength of regularisation is chosen on
-    validation; when validation was held out from the training data, the final probe is fitted on both, and
-    when it has fewer than `FEW` rows, the strength is chosen by folds of both.
+    The LoRA is that of ``start_from``, rounded as it is stored, or one of rank 1 that changes nothing. The
+    strength of regularisation is chosen on validation; when validation was held out from the training data,
+    the final probe is fitted on both, and with fewer than `FEW` rows the strength is chosen by folds of both.
     """
     head = AdapterHead("text-classification", data.labels, model.config.hidden_size, settings.max_length)
     torch.manual_seed(settings.seed)
     add_app(model, name, head, start_from, LoraSettings(r=1, alpha=1, layers=1))
     round_to_stored(lora_parameters(model.backbone, name), settings)  # the probe sees what will be stored
+    shared = {key: getattr(settings, key) for key in ("max_length", "mixed_precision", "progress")}
     train, validation = (
-        embed_texts(
-            model,
-            tokenizer,
-            split.inputs,
-            name,
-            max_length=settings.max_length,
-            mixed_precision=settings.mixed_precision,
-            progress=settings.progress,
-        )
-        for split in (data.train, data.validation)
+        embed_texts(model, tokenizer, split.inputs, name, **shared) for split in (data.train, data.validation)
     )
     options = settings.class_weights, settings.seed
     both = np.concatenate([train, validation]), [*data.train.labels, *data.validation.labels]
@@ -91,15 +82,8 @@ def choose_probe(
 ) -> tuple[LogisticRegression, FitResult]:
     """Fit logistic regression with the strength of regularisation that is best on validation.
 
-    The highest accuracy decides, then the lower log-loss.
-
-    Args:
-        train: Vectors ``(texts, width)``.
-        train_labels: Their labels.
-        validation: Vectors that decide.
-        validation_labels: Their labels.
-        class_weights: ``none`` or ``balanced``.
-        seed: Of the solver.
+    The highest accuracy decides, then the lower log-loss. Vectors are ``(texts, width)``, class weights
+    ``none`` or ``balanced``; the seed is the solver's.
 
     Returns:
         The probe, and its validation scores with the accuracy of every strength tried.
@@ -115,15 +99,9 @@ def choose_probe(
 def choose_by_folds(
     vectors: np.ndarray, labels: Sequence[str], class_weights: str = "none", seed: int = 0
 ) -> tuple[float, FitResult]:
-    """Choose the strength of regularisation by stratified folds.
+    """Choose the strength of regularisation, as `choose_probe`, by stratified folds.
 
-    A label's only example is never held out.
-
-    Args:
-        vectors: Vectors ``(texts, width)``.
-        labels: Their labels; at least one label has two texts.
-        class_weights: ``none`` or ``balanced``.
-        seed: Of the folds and of the solver.
+    At least one label must have two texts; a label's only example is never held out.
 
     Returns:
         The strength, and the scores of the predictions for the folds with the accuracy of every strength.
@@ -163,9 +141,8 @@ def _result(labels: Sequence[str], probabilities: np.ndarray, names: list[str]) 
     predicted = [names[column] for column in probabilities.argmax(1)]
     scores = text_scores(labels, predicted, probabilities, names)
     columns = {name: column for column, name in enumerate(names)}
-    right = [
-        probabilities[row, columns[label]] if label in columns else 0.0 for row, label in enumerate(labels)
-    ]
+    pairs = zip(probabilities, labels, strict=True)
+    right = [row[columns[label]] if label in columns else 0.0 for row, label in pairs]
     return FitResult(scores["accuracy"], scores), -float(np.log(np.maximum(right, 1e-12)).mean())
 
 
@@ -173,10 +150,8 @@ def _best(results: list[tuple[FitResult, float]]) -> tuple[int, FitResult]:
     """Return index and result of the highest accuracy, then of the lower log-loss."""
     chosen = max(range(len(results)), key=lambda i: (results[i][0].score, -results[i][1]))
     result = results[chosen][0]
-    result.details = {
-        str(strength): round(scored.score, 4)
-        for strength, (scored, _) in zip(STRENGTHS, results, strict=True)
-    }
+    accuracies = [round(scored.score, 4) for scored, _ in results]
+    result.details = dict(zip(map(str, STRENGTHS), accuracies, strict=True))
     return chosen, result
 
 
@@ -188,7 +163,6 @@ def _fill_head(head: Any, probe: LogisticRegression) -> None:
         weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
     head.weight.zero_()
     head.bias.fill_(-1e4)
-    for row, label in enumerate(probe.classes_):
-        head.weight[head.labels.index(label)] = weight[row]
-        head.bias[head.labels.index(label)] = bias[row]
+    rows = [head.labels.index(label) for label in probe.classes_]
+    head.weight[rows], head.bias[rows] = weight.to(head.weight), bias.to(head.bias)
     head.eval()
