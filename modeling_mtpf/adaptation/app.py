@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def fit_app(
     settings: FitSettings | None = None,
     backbone_revision: str | None = None,
     adapter_revision: str | None = None,
+    any_family: bool = False,
     **data_options: Any,
 ) -> FittedApp:
     """Fit one app on the frozen backbone, and save it as an adapter folder.
@@ -111,6 +113,7 @@ def fit_app(
         settings: See `FitSettings`.
         backbone_revision: Commit of the backbone's repo.
         adapter_revision: Commit of the adapter's repo.
+        any_family: Start from an adapter of another family, too, as studies do.
         **data_options: Options of `load_app_data`, with a source only.
 
     Raises:
@@ -141,7 +144,7 @@ def fit_app(
     digest = backbone_sha256(model.backbone)
     start, start_name = None, "fresh"
     if adapter is not None:
-        start_folder, start_name = _find_start(adapter, adapter_revision, family)
+        start_folder, start_name = _find_start(adapter, adapter_revision, None if any_family else family)
         start = model.load_adapter(start_folder, _START)
     try:
         results, dtype = _fit_seeds(model, tokenizer, name, data, start, settings, seeds, fit)
@@ -165,8 +168,7 @@ def _data_of(data: str | Path | AppData, family: str, seed: int, options: dict[s
     """Read a source with its options, or check data in memory."""
     if not isinstance(data, AppData):
         return load_app_data(data, family, seed=seed, **options)
-    used = [key for key, value in options.items() if value is not None]
-    if used:
+    if used := [key for key, value in options.items() if value is not None]:
         raise RecipeError(f"{used[0]} is an option of reading data, but the data is read already.")
     if data.family != family:
         raise RecipeError(f"The data is of the family {data.family!r}, not {family!r}.")
@@ -226,14 +228,12 @@ def _record(data: AppData, method: str, settings: FitSettings, results, start: s
     }
 
 
-def _find_start(adapter: str | Path, revision: str | None, family: str) -> tuple[Path, str]:
-    """Return folder and name, without a local path, of the adapter that the app starts from."""
-    folder = find_adapter(adapter, revision)
-    try:
+def _find_start(adapter: str | Path, revision: str | None, family: str | None) -> tuple[Path, str]:
+    """Return folder and name, without a local path, of the adapter of a family that the app starts from."""
+    folder, task = find_adapter(adapter, revision), {}
+    with suppress(AdapterError):  # a stock PEFT adapter has no task
         task = read_task(folder)
-    except AdapterError:  # a stock PEFT adapter
-        task = {}
-    if task.get("family", family) != family:
+    if family is not None and task.get("family", family) != family:
         raise RecipeError(
             f"The adapter {adapter} is of the family {task['family']!r}, the app of {family!r}; "
             f"start from the LoRA of {family!r}, or without --adapter from a fresh one."

@@ -4,6 +4,8 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,14 @@ import torch
 from ..adaptation import FitSettings, fit_app
 from ..adaptation.methods.probe import choose_probe
 from ..adaptation.text_vectors import embed_texts
-from ..data.app_data import AppData, Examples
+from ..data.app_data import AppData
 from ..data.backbones import open_backbone
 from ..devices import PRECISIONS, available_cores, uses_bf16
 from ..errors import DataError, RecipeError
-from ..metrics import text_scores
 from ..model.adapter_files_mtpf import backbone_sha256
 from ..settings import COMMAS, nearest
 from ..version import versions
-from .few_shot import SEED, few_shot
+from .few_shot import SEED, few_shot, probe_scores
 from .records import (
     PACKAGES,
     adapter_sha256,
@@ -107,9 +108,8 @@ class BenchmarkSettings:
 
     def __post_init__(self):
         if self.mixed_precision not in PRECISIONS:
-            raise RecipeError(
-                f"mixed_precision is {self.mixed_precision!r}; choose one of: {', '.join(PRECISIONS)}."
-            )
+            known = ", ".join(PRECISIONS)
+            raise RecipeError(f"mixed_precision is {self.mixed_precision!r}; choose one of: {known}.")
         if self.workers < 0 or self.max_length < 4:
             raise RecipeError("workers must be at least 0, and max_length at least 4.")
         for name in ("ner_rows", "ner_steps", "test_rows"):
@@ -120,12 +120,9 @@ class BenchmarkSettings:
     def protocol_names(self) -> list[str]:
         """The chosen protocols."""
         names = [part.strip() for part in self.protocols.split(",")]
-        for name in names:
-            if name not in FAMILY_OF:
-                known = list(FAMILY_OF)
-                raise RecipeError(
-                    f"Unknown protocol {name!r}; {nearest(name, known)}known: {', '.join(known)}."
-                )
+        for name in (name for name in names if name not in FAMILY_OF):
+            known = ", ".join(FAMILY_OF)
+            raise RecipeError(f"Unknown protocol {name!r}; {nearest(name, list(FAMILY_OF))}known: {known}.")
         return names
 
     def seed_numbers(self) -> list[int]:
@@ -141,17 +138,13 @@ class BenchmarkSettings:
 
 @dataclass(frozen=True)
 class Unit:
-    """What one process computes at a time: one NER fit, or all text protocols and seeds of a task.
-
-    Attributes:
-        task: Of the task list.
-        jobs: Protocols and seeds.
-        fingerprint: Of the data behind the existing records of this task, if there are any.
-    """
+    """What one process computes at a time: one NER fit, or all text protocols and seeds of a task."""
 
     task: Task
     jobs: tuple[tuple[str, int], ...]
+    """Protocols and seeds."""
     fingerprint: str | None = None
+    """Of the data behind the existing records of this task, if there are any."""
 
 
 def plan(settings: BenchmarkSettings, records: list[dict[str, Any]]) -> list[Unit]:
@@ -159,9 +152,7 @@ def plan(settings: BenchmarkSettings, records: list[dict[str, Any]]) -> list[Uni
     protocols, seeds = settings.protocol_names(), settings.seed_numbers()
     done = {record_key(record) for record in records}
     # All regimes are compared on the same data.
-    fingerprints = {
-        f"{record['family']}/{record['task']}": record["config"].get("data") for record in records
-    }
+    fingerprints = {record_key(record)[2]: record["config"].get("data") for record in records}
     units = []
     for task in select_tasks(settings.tasks, {FAMILY_OF[name] for name in protocols}):
         jobs = [
@@ -183,14 +174,12 @@ class Bench:
         self.settings = settings
         self.model, self.tokenizer = open_backbone(settings.backbone, settings.backbone_revision)
         self.sha256 = backbone_sha256(self.model.backbone)
-        bf16 = uses_bf16(self.model.device, settings.mixed_precision)
-        self.precision = "bf16" if bf16 else "float32"
+        self.precision = "bf16" if uses_bf16(self.model.device, settings.mixed_precision) else "float32"
         self.tokenizer_sha256 = tokenizer_sha256(self.tokenizer)
         self.adapters = {"ner": settings.adapter_ner, "tc": settings.adapter_tc}
         self.revisions = {"ner": settings.adapter_ner_revision, "tc": settings.adapter_tc_revision}
         self.hashes = {
-            family: adapter_sha256(adapter, self.revisions[family])
-            for family, adapter in self.adapters.items()
+            family: adapter_sha256(name, self.revisions[family]) for family, name in self.adapters.items()
         }
         if settings.adapter_tc is not None:
             self.model.load_adapter(settings.adapter_tc, "bench-tc", settings.adapter_tc_revision)
@@ -229,19 +218,14 @@ class Bench:
             yield record
 
     def check_same(self, records: list[dict[str, Any]]) -> None:
-        """Refuse to add to records of this regime that were made with something else.
-
-        Raises:
-            DataError: With the first difference.
-        """
+        """Raise `DataError` with the first fact in which existing records of this regime differ."""
         settings = self.settings
         samples = {task.name: task.samples_per_label for task in all_tasks() if task.family == "tc"}
         for record in (record for record in records if record["regime"] == settings.regime):
-            wanted = self.facts.get(record["protocol"])
-            if wanted is None:  # of no protocol of this run, but of the same backbone
-                wanted = {"backbone.sha256": self.sha256}
-            elif record["protocol"] == "mteb":
-                wanted = {**wanted, "samples_per_label": samples[record["task"]]}
+            # A protocol that this run does not have was at least measured on the same backbone.
+            wanted = dict(self.facts.get(record["protocol"], {"backbone.sha256": self.sha256}))
+            if record["protocol"] == "mteb" and "mteb" in self.facts:
+                wanted["samples_per_label"] = samples[record["task"]]
             if settings.backbone_per_seed and record["seed"] not in settings.seed_numbers():
                 wanted = {key: value for key, value in wanted.items() if key not in SEED_FACTS}
             for path, value in wanted.items():
@@ -259,12 +243,12 @@ class Bench:
                 yield self._ner(unit, protocol, seed)
             return
         data = self._load(unit, unit.jobs[0][0], 0)
-        test: Any = data.test
-        texts = {"pool": data.train.inputs + data.validation.inputs, "test": test.inputs}
-        vectors = {name: self._vectors(part) for name, part in texts.items()}
+        assert data.test is not None
+        pool = self._vectors(data.train.inputs + data.validation.inputs)
+        test = self._vectors(data.test.inputs)
         for protocol, seed in unit.jobs:
             run = self._mteb if protocol == "mteb" else self._full
-            yield run(unit.task, data, vectors, seed)
+            yield run(unit.task, data, pool, test, seed)
 
     def _load(self, unit: Unit, protocol: str, seed: int) -> AppData:
         fraction = 0.1 if protocol == "ner10" else 1.0
@@ -277,7 +261,7 @@ class Bench:
                 f"{unit.fingerprint}, not {data.notes['fingerprint']}); choose another --output."
             )
         for name, (most, draw) in self._limits(protocol, seed).items():
-            split: Examples = getattr(data, name)
+            split = getattr(data, name)
             if most is not None and most < len(split):
                 # A random draw, because some sets are sorted by label.
                 rows = np.random.default_rng(draw).permutation(len(split))[:most]
@@ -295,7 +279,6 @@ class Bench:
         return limits
 
     def _vectors(self, texts: list[str]) -> StoredVectors:
-        adapter = "bench-tc" if self.adapters["tc"] else None
         identity = {
             "backbone": self.sha256,
             "tokenizer": self.tokenizer_sha256,
@@ -303,34 +286,23 @@ class Bench:
             "max_length": self.settings.max_length,
             "precision": self.precision,
         }
-        folder = Path(self.settings.cache_dir) if self.settings.cache_dir else None
-        return StoredVectors(
-            folder,
-            identity,
-            texts,
-            self.model.config.hidden_size,
-            lambda part: embed_texts(
-                self.model,
-                self.tokenizer,
-                part,
-                adapter,
-                max_length=self.settings.max_length,
-                mixed_precision=self.precision,
-            ),
+        embed = partial(
+            embed_texts,
+            self.model,
+            self.tokenizer,
+            adapter="bench-tc" if self.adapters["tc"] else None,
+            max_length=self.settings.max_length,
+            mixed_precision=self.precision,
         )
+        folder = Path(self.settings.cache_dir) if self.settings.cache_dir else None
+        return StoredVectors(folder, identity, texts, self.model.config.hidden_size, embed)
 
-    def _mteb(self, task: Task, data: AppData, vectors: dict, seed: int) -> dict[str, Any]:
-        pool, test = vectors["pool"], vectors["test"]
-        scale = unit_length if self.settings.normalize else np.asarray
+    def _mteb(self, task: Task, data, pool: StoredVectors, test: StoredVectors, seed: int) -> dict[str, Any]:
+        scale = _unit_length if self.settings.normalize else np.asarray
         labels = data.train.labels + data.validation.labels
-        gold: Any = data.test
+        samples = task.samples_per_label, SEED + seed
         draws = few_shot(
-            lambda rows: scale(pool.rows(rows)),
-            labels,
-            scale(test.rows()),
-            gold.labels,
-            task.samples_per_label,
-            SEED + seed,
+            lambda rows: scale(pool.rows(rows)), labels, scale(test.rows()), data.test.labels, *samples
         )
         mean = {key: round(float(np.mean([draw[key] for draw in draws])), 6) for key in draws[0]}
         config = {
@@ -340,14 +312,10 @@ class Bench:
         }
         return self._record(task, "mteb", seed, "accuracy", mean, len(labels), data, config)
 
-    def _full(self, task: Task, data: AppData, vectors: dict, seed: int) -> dict[str, Any]:
-        pool = vectors["pool"].rows()
-        train, validation = pool[: len(data.train)], pool[len(data.train) :]
+    def _full(self, task: Task, data, pool: StoredVectors, test: StoredVectors, seed: int) -> dict[str, Any]:
+        train, validation = np.split(pool.rows(), [len(data.train)])
         probe, chosen = choose_probe(train, data.train.labels, validation, data.validation.labels)
-        test, gold = vectors["test"].rows(), data.test or Examples()
-        scores = text_scores(
-            gold.labels, list(probe.predict(test)), probe.predict_proba(test), list(probe.classes_)
-        )
+        scores = probe_scores(probe, test.rows(), data.test.labels)
         config = {"C": probe.C, "validation_accuracy_by_C": chosen.details}
         return self._record(task, "full", seed, "accuracy", scores, len(data.train), data, config)
 
@@ -359,6 +327,7 @@ class Bench:
             backbone=(self.model, self.tokenizer),
             adapter=self.adapters["ner"],
             adapter_revision=self.revisions["ner"],
+            any_family=True,  # the study swaps the families' adapters
             name="bench-ner",
             settings=self._fit_settings(seed),
         )
@@ -368,7 +337,10 @@ class Bench:
         n_train = len(data.train)
         return self._record(unit.task, protocol, seed, "entity_f1", app.metrics, n_train, data, config)
 
-    def _record(self, task, protocol, seed, metric, scores, n_train, data, config) -> dict[str, Any]:
+    def _record(
+        self, task: Task, protocol: str, seed: int, metric: str, scores, n_train: int, data, config
+    ) -> dict[str, Any]:
+        adapter = {"name": public_name(self.adapters[task.family]), "sha256": self.hashes[task.family]}
         return {
             "regime": self.settings.regime,
             "seed": seed,
@@ -384,10 +356,7 @@ class Bench:
                 **config,
                 "backbone": {"name": public_name(self.settings.backbone), "sha256": self.sha256},
                 "tokenizer": {"sha256": self.tokenizer_sha256},
-                "adapter": {
-                    "name": public_name(self.adapters[task.family]),
-                    "sha256": self.hashes[task.family],
-                },
+                "adapter": adapter,
                 "max_length": self.settings.max_length if task.family == "tc" else None,
                 "precision": self.precision,
                 "data": data.notes.get("fingerprint"),
@@ -400,12 +369,11 @@ class Bench:
         }
 
 
-def unit_length(vectors: np.ndarray) -> np.ndarray:
-    """Scale vectors to length 1, ``(rows, width)``."""
+def _unit_length(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-_BENCH: Bench | None = None
+_BENCH: Bench
 """That of a worker process."""
 
 
@@ -416,7 +384,6 @@ def _start_worker(settings: BenchmarkSettings, threads: int) -> None:
 
 
 def _run_unit(unit: Unit) -> list[dict[str, Any]]:
-    assert _BENCH is not None
     return list(_BENCH.run(unit))
 
 
@@ -433,8 +400,7 @@ def run_benchmark(settings: BenchmarkSettings, report=lambda record: None) -> li
         All records of the file.
 
     Raises:
-        MtpfError: A mistake in settings or data, before anything is computed where that can be told.
-        DataError: The file's records of this regime were made with something else.
+        MtpfError: A mistake in settings or data, if possible before anything is computed.
     """
     records = read_records(settings.output)
     units = plan(settings, records)
@@ -446,9 +412,8 @@ def run_benchmark(settings: BenchmarkSettings, report=lambda record: None) -> li
     workers = min(settings.workers or cores, len(units))
     if workers <= 1:
         torch.set_num_threads(cores)
-        for unit in units:
-            for record in bench.run(unit):
-                report(record)
+        for record in chain.from_iterable(map(bench.run, units)):
+            report(record)
         return read_records(settings.output)
     del bench
     context = multiprocessing.get_context("spawn")

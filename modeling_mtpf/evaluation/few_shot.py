@@ -1,5 +1,6 @@
 """MTEB's few-shot classification on frozen text vectors."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,31 +14,25 @@ SEED = 42
 """MTEB's number of draws and seed."""
 
 
-def few_shot_rows(
-    labels: Sequence[str], samples_per_label: int, draws: int = DRAWS, seed: int = SEED
-) -> list[np.ndarray]:
-    """Draw training rows as MTEB's classification tasks do.
+def few_shot_rows(labels: Sequence[str], samples_per_label: int, seed: int = SEED) -> list[np.ndarray]:
+    """Draw training rows as MTEB's classification tasks do, and return the row numbers of each draw.
 
     One list of all row numbers is shuffled again and again, and each draw takes the first
     ``samples_per_label`` rows of every label (mteb, ``AbsTaskClassification._undersample_data``). The
     generator is seeded before every draw, as mteb's evaluators do.
-
-    Returns:
-        Row numbers of each draw, in the order of the shuffled list.
     """
     order = np.arange(len(labels))
-    draws_of_rows = []
-    for _ in range(draws):
+    draws = []
+    for _ in range(DRAWS):
         np.random.RandomState(seed).shuffle(order)
-        taken: dict[str, int] = {}
+        taken: Counter[str] = Counter()
         rows = []
         for row in order.tolist():
-            label = labels[row]
-            if taken.get(label, 0) < samples_per_label:
-                taken[label] = taken.get(label, 0) + 1
+            taken[labels[row]] += 1
+            if taken[labels[row]] <= samples_per_label:
                 rows.append(row)
-        draws_of_rows.append(np.array(rows))
-    return draws_of_rows
+        draws.append(np.array(rows))
+    return draws
 
 
 def few_shot(
@@ -55,7 +50,7 @@ def few_shot(
         pool_labels: Labels of the pool.
         test: Vectors of the test set, float32 ``(rows, width)``.
         test_labels: Its labels.
-        samples_per_label: 8 by default, 16 or 32 on some tasks.
+        samples_per_label: 8 on most of MTEB's tasks, 16 or 32 on some.
         seed: MTEB's is 42.
     """
     scores = []
@@ -64,9 +59,11 @@ def few_shot(
         vectors = pool(rows)
         with threadpool_limits(1, user_api="blas"):  # as in adaptation.methods.probe
             probe.fit(vectors, [pool_labels[row] for row in rows])
-        scores.append(
-            text_scores(
-                test_labels, list(probe.predict(test)), probe.predict_proba(test), list(probe.classes_)
-            )
-        )
+        scores.append(probe_scores(probe, test, test_labels))
     return scores
+
+
+def probe_scores(probe: LogisticRegression, vectors: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
+    """Score a probe on the vectors ``(texts, width)`` of labelled texts."""
+    predicted = list(probe.predict(vectors))
+    return text_scores(labels, predicted, probe.predict_proba(vectors), list(probe.classes_))

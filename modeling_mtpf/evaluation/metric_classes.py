@@ -10,6 +10,11 @@ import numpy as np
 from ..metrics import entity_scores, text_scores
 
 
+def _metric_info(description: str, inputs: str, predictions: Any, references: Any) -> evaluate.MetricInfo:
+    features = datasets.Features({"predictions": predictions, "references": references})
+    return evaluate.MetricInfo(description, "", features, inputs_description=inputs)
+
+
 class EntityF1(evaluate.Metric):
     """Strict IOB2 entity F1 as an ``evaluate.Metric``, see `entity_scores`.
 
@@ -23,11 +28,8 @@ class EntityF1(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         tags = datasets.List(datasets.Value("string"))
-        return evaluate.MetricInfo(
-            description="Strict IOB2 entity F1 at word level (seqeval).",
-            citation="",
-            inputs_description="IOB2 tags of each sentence.",
-            features=datasets.Features({"predictions": tags, "references": tags}),
+        return _metric_info(
+            "Strict entity F1 at word level (seqeval).", "IOB2 tags of sentences.", tags, tags
         )
 
     def _compute(self, predictions, references) -> dict[str, Any]:
@@ -50,13 +52,11 @@ class TextScores(evaluate.Metric):
         super().__init__(**{"keep_in_memory": True, **kwargs})
 
     def _info(self) -> evaluate.MetricInfo:
-        probabilities = datasets.List(datasets.Value("float32"))
-        label = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description="Accuracy, macro F1 and average precision of text classification.",
-            citation="",
-            inputs_description="Probabilities of every label, and the right label.",
-            features=datasets.Features({"predictions": probabilities, "references": label}),
+        return _metric_info(
+            "Accuracy, macro F1 and average precision of text classification.",
+            "Probabilities of every label, and the right label.",
+            datasets.List(datasets.Value("float32")),
+            datasets.Value("string"),
         )
 
     def _compute(self, predictions, references) -> dict[str, float]:

@@ -18,11 +18,11 @@ def interval_panel(
     title: str,
     colours: dict[str, str] | None = None,
 ) -> None:
-    """Draw a row for each name, usually of a task, and in it a mark with its interval for each series.
+    """Draw a row for each name, from the top, and in it a mark with its interval for each series.
 
     Args:
         axis: Of matplotlib.
-        rows: Names of the rows, from top to bottom.
+        rows: Names of the rows, usually of tasks.
         series: Name → row → value; rows may be missing.
         spacing: Distance between neighbouring series in rows.
         title: Of the panel.
@@ -30,20 +30,14 @@ def interval_panel(
     """
     for number, (name, values) in enumerate(series.items()):
         shift = spacing * (number - (len(series) - 1) / 2)
-        positions = [position + shift for position, row in enumerate(rows) if row in values]
-        intervals = [values[row] for row in rows if row in values]
-        if intervals:
-            axis.errorbar(
-                [i.mean for i in intervals],
-                positions,
-                xerr=np.nan_to_num(
-                    [[i.mean - i.low for i in intervals], [i.high - i.mean for i in intervals]]
-                ),
-                fmt="o",
-                markersize=4,
-                color=(colours or {}).get(name),
-                label=name,
-            )
+        marks = [(values[row], position + shift) for position, row in enumerate(rows) if row in values]
+        if marks:
+            errors = np.nan_to_num(
+                [(value.mean - value.low, value.high - value.mean) for value, _ in marks]
+            ).T
+            means, positions = zip(*((value.mean, position) for value, position in marks), strict=True)
+            style = {"fmt": "o", "markersize": 4, "color": (colours or {}).get(name)}
+            axis.errorbar(means, positions, xerr=errors, label=name, **style)
     axis.set_yticks(range(len(rows)), rows, fontsize=8)
     axis.invert_yaxis()
     decorate(axis, title, grid="x")

@@ -26,11 +26,7 @@ def record_key(record: dict[str, Any]) -> Key:
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """Read the records of a file; return an empty list if there is no file.
-
-    Raises:
-        DataError: The file holds something else.
-    """
+    """Read the records of a file, none if there is no file; raise `DataError` if it holds something else."""
     path = Path(path)
     if not path.exists():
         return []
@@ -56,14 +52,9 @@ def write_records(
 def add_record(
     path: str | Path, record: dict[str, Any], check: Callable[[list[dict[str, Any]]], None] = lambda old: None
 ) -> None:
-    """Add a record to a file that other processes may write to at the same time.
+    """Add a record to a file that other processes may write to; an existing one of the same key stays.
 
-    An existing record of the same key is left as it is.
-
-    Args:
-        path: JSON file of records; created if it does not exist.
-        record: The new one.
-        check: Called with the existing records; raises if the new one may not be added to them.
+    ``check`` is called with the existing records, and raises if the new one may not be added to them.
     """
     with locked(Path(path)):
         records = read_records(path)

@@ -11,15 +11,7 @@ from ..errors import DataError, RecipeError
 from ..settings import nearest
 from .plots import interval_panel, save
 from .records import Key, record_key
-from .statistics import (
-    FEW,
-    Cells,
-    mean_interval,
-    paired_bootstrap,
-    paired_differences,
-    task_means,
-    tasks_of,
-)
+from .statistics import FEW, Cells, mean_interval, paired_bootstrap, paired_differences, task_means, tasks_of
 from .tasks import all_tasks
 
 BASELINES = ("base", "naive")
@@ -69,9 +61,7 @@ def _check_records(records: Sequence[dict[str, Any]]) -> None:
 def _regimes_of(cells: Cells) -> list[str]:
     """Regimes in order: the baselines first, then as they come."""
     regimes = list(dict.fromkeys(regime for _, _, regime in cells))
-    return [name for name in BASELINES if name in regimes] + [
-        name for name in regimes if name not in BASELINES
-    ]
+    return sorted(regimes, key=lambda name: BASELINES.index(name) if name in BASELINES else len(BASELINES))
 
 
 def _difference(differences: Sequence[float] | np.ndarray) -> str:
@@ -103,13 +93,10 @@ def _protocol_table(cells: Cells, protocol: str) -> str:
 
 
 def _family_table(cells: Cells, families: dict[str, str]) -> str:
-    """Averages of each family: over its tasks, each the mean over the protocols and seeds of it.
+    """Averages of each family over its tasks, each the mean over the task's protocols and seeds.
 
-    Only tasks and seeds measured for every regime that has the family at all are averaged.
-
-    Args:
-        cells: All values.
-        families: Protocol → family.
+    Only tasks and seeds measured for every regime that has the family at all are averaged. ``families`` maps
+    protocols to families.
     """
     regimes = _regimes_of(cells)
     rows = []
@@ -121,11 +108,11 @@ def _family_table(cells: Cells, families: dict[str, str]) -> str:
         averages = [f"**{np.mean(means[r]):.2f}**" if r in having and count else "–" for r in regimes]
         rows.append([f"{family} ({', '.join(protocols)}; {count} tasks)", *averages])
         for baseline in (name for name in BASELINES if name in having and count):
-            differences: list[Any] = [
-                np.subtract(means[r], means[baseline]) if r in having and r != baseline else []
-                for r in regimes
-            ]
-            rows.append([f"{family} against `{baseline}`", *map(_difference, differences)])
+            others: dict[str, Any] = {
+                r: np.subtract(means[r], means[baseline]) for r in having if r != baseline
+            }
+            differences = [_difference(others.get(r, [])) for r in regimes]
+            rows.append([f"{family} against `{baseline}`", *differences])
     return markdown_table(["family", *(f"`{name}`" for name in regimes)], rows)
 
 
@@ -149,11 +136,10 @@ def published_table(records: Sequence[dict[str, Any]], encoder: str) -> str:
         DataError: As `gather`; records of several regimes, or none of the protocol ``mteb``, seed 0.
         RecipeError: Nothing is published for this encoder.
     """
-    known = sorted({name for task in all_tasks() for name in task.published})
-    if encoder not in known:
-        raise RecipeError(
-            f"Nothing is published for {encoder!r}; {nearest(encoder, known)}known: {', '.join(known)}."
-        )
+    names = sorted({name for task in all_tasks() for name in task.published})
+    if encoder not in names:
+        known = f"{nearest(encoder, names)}known: {', '.join(names)}"
+        raise RecipeError(f"Nothing is published for {encoder!r}; {known}.")
     _check_records(records)
     chosen = [record for record in records if record["protocol"] == "mteb" and record["seed"] == 0]
     regimes = sorted({record["regime"] for record in chosen})
@@ -169,23 +155,18 @@ def published_table(records: Sequence[dict[str, Any]], encoder: str) -> str:
             rows.append([task.name, "–", f"{published:.2f}", "–", "–"])
             continue
         here, spread = 100 * record["value"], 100 * float(np.std(record["config"]["draws"]))
-        differences.append(abs(here - published))
+        differences.append(here - published)
         rows.append(
             [task.name, f"{here:.2f}", f"{published:.2f}", f"{here - published:+.2f}", f"{spread:.2f}"]
         )
     if differences:
-        mean = f"{np.mean(differences):.2f}"
+        mean = f"{np.mean(np.abs(differences)):.2f}"
         rows.append([f"mean absolute difference of {len(differences)}", "", "", mean, ""])
     return markdown_table(["task", "here", "published", "difference", "sd over draws"], rows)
 
 
 def report(records: Sequence[dict[str, Any]], picture: str | None = None) -> str:
-    """Return the whole report in Markdown.
-
-    Args:
-        records: Of one or more files.
-        picture: Name of a picture to show at the end.
-    """
+    """Return the whole report in Markdown, with a picture of that file name at the end."""
     cells = gather(records)
     protocols = dict.fromkeys(protocol for protocol, _, _ in cells)
     seeds = sorted({seed for by_seed in cells.values() for seed in by_seed})
@@ -198,8 +179,7 @@ def report(records: Sequence[dict[str, Any]], picture: str | None = None) -> str
         _family_table(cells, {record["protocol"]: record["family"] for record in records}),
         *(_protocol_table(cells, protocol) for protocol in protocols),
     ]
-    if picture:
-        parts.append(f"![Values by task]({picture})")
+    parts += [f"![Values by task]({picture})"] if picture else []
     return "\n\n".join(parts) + "\n"
 
 

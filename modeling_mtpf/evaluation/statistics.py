@@ -25,13 +25,11 @@ class Interval:
     high: float = math.nan
 
     def __str__(self) -> str:
-        if math.isnan(self.low):
-            return f"{self.mean:.2f}"
-        return f"{self.mean:.2f} ± {(self.high - self.low) / 2:.2f}"
+        return f"{self.mean:.2f}" + ("" if math.isnan(self.low) else f" ± {(self.high - self.low) / 2:.2f}")
 
     def as_difference(self) -> str:
         """With a sign and both bounds: ``+1.00 [+0.50, +1.60]``, or ``+1.00 [–]`` without an interval."""
-        return f"{self.mean:+.2f} {self.bounds() if not math.isnan(self.low) else '[–]'}"
+        return f"{self.mean:+.2f} {'[–]' if math.isnan(self.low) else self.bounds()}"
 
     def bounds(self) -> str:
         """Both bounds: ``[+0.50, +1.60]``, or ``–`` without an interval."""
@@ -52,19 +50,17 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def paired_bootstrap(differences: Sequence[float] | np.ndarray, seed: int = 0) -> Interval:
+def paired_bootstrap(differences: Sequence[float] | np.ndarray) -> Interval:
     """Mean difference with its 95 % bootstrap interval over tasks (BCa, 10,000 resamples).
 
-    Args:
-        differences: One value a task: a regime minus the baseline, each the mean over the same seeds. Fewer
-            than `FEW`, or all equal ones, give no interval.
-        seed: Of the resampling.
+    The differences are one a task: a regime minus the baseline, each the mean over the same seeds. Fewer than
+    `FEW`, or all equal ones, give no interval.
     """
     values = np.asarray(differences, dtype=float)
     mean = float(values.mean())
     if len(values) < FEW or np.ptp(values) < 1e-9:
         return Interval(mean)
-    result = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, rng=np.random.default_rng(seed))
+    result = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, rng=np.random.default_rng(0))
     return Interval(mean, *map(float, result.confidence_interval))
 
 

@@ -1,7 +1,4 @@
-"""The task list: downstream sets of both families, the source of their data, and their settings.
-
-The list itself is ``tasks.json``: names, sources, revisions, licences and settings, but no data.
-"""
+"""The task list ``tasks.json``: downstream sets of both families, the source of their data, and settings."""
 
 import json
 import os
@@ -55,7 +52,7 @@ def all_tasks() -> tuple[Task, ...]:
 
 
 def select_tasks(names: str, families: set[str]) -> list[Task]:
-    """Return the tasks that a comma-separated list names; ``all``: every task of the families.
+    """Return the tasks of the families that a comma-separated list names, or ``all``.
 
     A name alone means the task of that name in each of the families; ``tc/snips`` means one.
 
@@ -80,9 +77,7 @@ def select_tasks(names: str, families: set[str]) -> list[Task]:
 def check_task(task: Task, data: str | None = None) -> Path | None:
     """Return the folder with a task's data, or ``None`` if it comes from the Hub; no data is read.
 
-    Args:
-        task: Of the task list.
-        data: Folder with ``<family>/<task>/<split>.parquet``; by default that of ``MTPF_DATA``.
+    ``data`` is the folder with ``<family>/<task>/<split>.parquet``, by default that of ``MTPF_DATA``.
 
     Raises:
         DataError: The data is neither in the folder nor on the Hub, or the folder lacks a split.
@@ -103,15 +98,9 @@ def check_task(task: Task, data: str | None = None) -> Path | None:
 
 
 def load_task(task: Task, data: str | None = None, **options: Any) -> AppData:
-    """Read a task's data from the data folder, else from the Hub at the pinned revision.
+    """Read a task's data from the folder, see `check_task`, else from the Hub at the pinned revision.
 
-    Args:
-        task: Of the task list.
-        data: See `check_task`.
-        **options: See `load_app_data`.
-
-    Raises:
-        DataError: The data is neither in the folder nor on the Hub.
+    The options are those of `load_app_data`.
     """
     folder = check_task(task, data)
     if folder is not None:

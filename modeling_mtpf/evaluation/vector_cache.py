@@ -19,9 +19,9 @@ class StoredVectors:
 
     Args:
         folder: Cache folder; ``None`` keeps the vectors in memory.
-        identity: Everything that decides the vectors except the texts: hashes of backbone and adapter,
-            maximal length, precision. It is written next to the vectors.
-        texts: The texts of the split; their hash belongs to the identity.
+        identity: Everything that decides the vectors except the texts (hashes of backbone and adapter,
+            maximal length, precision), written next to the vectors with the hash of the texts.
+        texts: The texts of the split.
         width: Size of a vector.
         embed: Computes the vectors of some texts, float32 ``(texts, width)``.
     """
@@ -51,12 +51,8 @@ class StoredVectors:
         self.vectors = np.load(path, mmap_mode="r+")
 
     def rows(self, wanted: np.ndarray | None = None) -> np.ndarray:
-        """Return the vectors of some rows (all by default), computing those that are missing.
-
-        Returns:
-            float32 ``(rows, width)``.
-        """
-        wanted = np.arange(len(self.texts)) if wanted is None else np.asarray(wanted)
+        """Return the vectors of some (default: all) rows, float32 ``(rows, width)``; compute missing ones."""
+        wanted = np.arange(len(self.texts)) if wanted is None else wanted
         missing = np.unique(wanted[np.isnan(self.vectors[wanted]).any(axis=1)])
         # Long texts first and in one go, so that a part holds texts of about one length.
         missing = missing[np.argsort([-len(self.texts[i]) for i in missing], kind="stable")]
