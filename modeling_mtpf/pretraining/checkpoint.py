@@ -1,14 +1,8 @@
 """Checkpoints of a run: complete or absent, without pickles, enough to resume bit for bit.
 
-A checkpoint is a folder ``checkpoints/step-N`` with
-
-* ``model.safetensors``: backbone, task-primary LoRA, objectives;
-* ``optimizer.safetensors``: AdamW's moments and step counts by parameter name;
-* ``random-R.safetensors``: the state of process R's random number generators;
-* ``state.json``: step, schedule, sums since the last logged line, counts, and the recipe.
-
-It is written under a temporary name and renamed when everything is on disk. The sampler needs no state:
-batches are a function of their number.
+The folder ``checkpoints/step-N`` has ``model.safetensors`` (backbone, task-primary LoRA, objectives),
+``optimizer.safetensors`` (AdamW's moments by parameter name), ``random-R.safetensors`` (state of process R's
+generators) and ``state.json`` (step, schedule, sums, counts, recipe). The sampler needs no state.
 """
 
 import json
@@ -16,6 +10,7 @@ import os
 import random
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,7 +61,9 @@ def save_checkpoint(
     rank: int = 0,
     barrier: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write a checkpoint; all processes call it together.
+    """Write a checkpoint under a temporary name, and rename it when everything is on disk.
+
+    All processes call it together; the first writes what all share.
 
     Args:
         run: Output folder of the run.
@@ -75,7 +72,7 @@ def save_checkpoint(
         optimizer: Its optimiser.
         state: Plain values that `read_state` returns.
         keep: Number of newest checkpoints to keep.
-        rank: Number of this process; the first writes what all share.
+        rank: Number of this process.
         barrier: Waits for all processes.
     """
     folder = run / FOLDER / f"step-{step}"
@@ -90,8 +87,7 @@ def save_checkpoint(
     if rank == 0:
         _save(weights, partial / MODEL_FILE)
         _save(_flat(moments), partial / OPTIMIZER_FILE)
-        text = json.dumps({"step": step, **state}, ensure_ascii=False)
-        (partial / STATE_FILE).write_text(text, "utf-8")
+        (partial / STATE_FILE).write_text(json.dumps({"step": step, **state}, ensure_ascii=False), "utf-8")
         _to_disk(partial / STATE_FILE)
     barrier()
     if rank == 0:
@@ -114,11 +110,7 @@ def _remove(folder: Path) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return the plain values of a checkpoint.
-
-    Raises:
-        MtpfError: It cannot be read.
-    """
+    """Return the plain values of a checkpoint; raise `MtpfError` if it cannot be read."""
     try:
         return json.loads((folder / STATE_FILE).read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -136,18 +128,16 @@ def load_checkpoint(
     written, processes = len(list(folder.glob("random-*.safetensors"))), num_processes()
     if written != processes:
         raise MtpfError(f"{folder} was written by {written} processes, not {processes}; resume with as many.")
-    random_file = folder / f"random-{rank}.safetensors"
     try:
         weights: dict[str, Any] = dict(load_file(folder / MODEL_FILE))
         set_model_state_dict(model, weights, options=_READ)
         template: dict[str, Any] = dict(get_optimizer_state_dict(model, optimizer, options=_READ))
         template["state"] = _nested(load_file(folder / OPTIMIZER_FILE))
         set_optimizer_state_dict(model, optimizer, template, options=_READ)
-        set_random_state(load_file(random_file))
+        set_random_state(load_file(folder / f"random-{rank}.safetensors"))
     except (OSError, SafetensorError) as error:
-        raise MtpfError(
-            f"The checkpoint {folder} is damaged: {error}. Remove it to resume from the one before."
-        ) from error
+        message = f"The checkpoint {folder} is damaged: {error}. Remove it to resume from the one before."
+        raise MtpfError(message) from error
     except (RuntimeError, KeyError) as error:
         raise MtpfError(f"The checkpoint {folder} does not fit this model: {first_line(error)}") from error
 
@@ -182,16 +172,16 @@ def set_random_state(state: dict[str, torch.Tensor]) -> None:
 
 
 def _flat(optimizer: Any) -> dict[str, torch.Tensor]:
-    moments = optimizer["state"].items()
-    return {f"{name}|{key}": value for name, values in moments for key, value in values.items()}
+    parts = optimizer["state"].items()
+    return {f"{name}|{key}": value for name, moments in parts for key, value in moments.items()}
 
 
 def _nested(flat: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
-    state: dict[str, dict[str, torch.Tensor]] = {}
+    state: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for both, value in flat.items():
         name, _, key = both.rpartition("|")
-        state.setdefault(name, {})[key] = value
-    return state
+        state[name][key] = value
+    return dict(state)
 
 
 def _save(tensors: dict[str, Any], file: Path) -> None:

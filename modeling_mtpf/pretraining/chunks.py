@@ -1,12 +1,11 @@
 """Lay out a step's rows of any length as tensors of few shapes.
 
-Each family's rows are sorted by length and cut into segments of similar length; segments of the same length
-are joined to chunks, so that the trunk runs once over rows of several families. Sorting removes nearly all
-padding. On CPUs in bf16 oneDNN compiles kernels for every new shape and keeps them, so lengths and numbers
-of rows come from a small set there; in float32 a chunk has the lengths that its rows happen to have.
+Each family's rows are sorted and cut into segments of similar length, with little padding; segments of the
+same length are joined to chunks, so that the trunk runs once over several families. On CPUs in bf16 oneDNN
+compiles kernels for every new shape, so shapes come from a small set there.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ class ChunkShape:
     padding: int = 0
 
     def padded(self, lengths: np.ndarray) -> np.ndarray:
-        """Return the padded lengths of rows, int64 ``(rows,)``, which are all that a step computes."""
+        """Return the padded lengths of all rows of a step, int64 ``(rows,)``."""
         if self.padding:
             padded = np.empty_like(lengths)
             for rows, (_, length) in close_batches(lengths, self.tokens, self.padding):
@@ -58,19 +57,15 @@ class ChunkShape:
 def chunk_shape(
     device: torch.device, max_length: int, tokens: int = 0, few_shapes: bool = True
 ) -> ChunkShape:
-    """Return the shapes that suit a device.
+    """Return the shapes that suit a device; ``tokens`` 0 is its default chunk.
 
-    Args:
-        device: Where they are computed.
-        max_length: Longest row that the encoder reads.
-        tokens: Size of a chunk; 0 for the device's default.
-        few_shapes: On CPUs, whether a new shape costs more than padding, see `devices.wants_few_shapes`.
+    On CPUs, ``few_shapes`` says whether a new shape costs more than padding, see `devices.wants_few_shapes`.
     """
-    if device.type == "cpu":
-        if not few_shapes:
-            return ChunkShape(tokens or 4096, 1, 0, max_length, CPU_PADDING)
+    if device.type != "cpu":
+        return ChunkShape(tokens or 65536, 32, 0, max_length)
+    if few_shapes:
         return ChunkShape(tokens or 4096, 16, min(512, tokens or 512), max_length)
-    return ChunkShape(tokens or 65536, 32, 0, max_length)
+    return ChunkShape(tokens or 4096, 1, 0, max_length, CPU_PADDING)
 
 
 @dataclass
@@ -134,10 +129,8 @@ def _apply(value: Any, function) -> Any:
     if isinstance(value, list):
         return [_apply(item, function) for item in value]
     if isinstance(value, (Chunk, JointBatch)):
-        moved = {
-            f.name: _apply(getattr(value, f.name), function) for f in fields(value) if f.name != "batches"
-        }
-        return replace(value, **moved)
+        parts = {name: part for name, part in vars(value).items() if name != "batches"}
+        return replace(value, **_apply(parts, function))
     return value
 
 
@@ -163,21 +156,11 @@ def _segments(family: str, lengths: np.ndarray, padded: np.ndarray, shape: Chunk
 
 
 def plan_chunks(batches: dict[str, FamilyBatch], shape: ChunkShape, pad_token_id: int) -> JointBatch:
-    """Lay out a step's rows.
-
-    Args:
-        batches: One batch per family, in the order of the families.
-        shape: Allowed shapes.
-        pad_token_id: Fills ids.
-    """
-    lengths = {name: np.array([len(row) for row in batch.rows]) for name, batch in batches.items()}
-    padded_lengths = shape.padded(np.concatenate(list(lengths.values())))
-    per_family = np.split(padded_lengths, np.cumsum([len(rows) for rows in lengths.values()])[:-1])
-    segments = [
-        segment
-        for (name, rows), part in zip(lengths.items(), per_family, strict=True)
-        for segment in _segments(name, rows, part, shape)
-    ]
+    """Lay out a step's rows: one batch per family, in the order of the families."""
+    lengths = [np.array([len(row) for row in batch.rows]) for batch in batches.values()]
+    padded_lengths = np.split(shape.padded(np.concatenate(lengths)), np.cumsum([*map(len, lengths)])[:-1])
+    parts = zip(batches, lengths, padded_lengths, strict=True)
+    segments = [segment for part in parts for segment in _segments(*part, shape)]
     groups: list[list[_Segment]] = []
     for segment in sorted(segments, key=lambda s: -s.length):  # stable: families keep their order
         last = groups[-1] if groups else []
@@ -186,16 +169,13 @@ def plan_chunks(batches: dict[str, FamilyBatch], shape: ChunkShape, pad_token_id
             last.append(segment)
         else:
             groups.append([segment])
-    orders: dict[str, list[np.ndarray]] = {name: [] for name in batches}
-    chunks = []
     for group in groups:
-        chunk = _make_chunk(sorted(group, key=lambda s: list(batches).index(s.family)), batches, pad_token_id)
-        chunks.append(chunk)
-        for name in chunk.spans:
-            orders[name] += [segment.rows for segment in group if segment.family == name]
+        group.sort(key=lambda s: list(batches).index(s.family))
     positions = {}
-    for name, parts in orders.items():
-        positions[name] = torch.from_numpy(np.argsort(np.concatenate(parts)))
+    for name in batches:
+        order = [segment.rows for group in groups for segment in group if segment.family == name]
+        positions[name] = torch.from_numpy(np.argsort(np.concatenate(order)))
+    chunks = [_make_chunk(group, batches, pad_token_id) for group in groups]
     return JointBatch(chunks, positions, {name: batch.targets for name, batch in batches.items()}, batches)
 
 

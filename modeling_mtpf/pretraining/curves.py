@@ -34,8 +34,8 @@ def draw(runs: dict[str, list[dict]], output: Path, smooth: int) -> None:
                 values, name = values.rolling(smooth, min_periods=1).mean(), f"{name}, mean of {smooth} lines"
             axis.plot(values, color=color, label=name, linewidth=1.6)
         axis.set_title(title, fontsize=10)
-        axis.grid(alpha=0.3)
         axis.set_xlabel("step", fontsize=9)
+        axis.grid(alpha=0.3)
         if axis.lines:
             axis.legend(fontsize=8)
     axes.flat[-1].axhline(0, color="black", linewidth=0.6)

@@ -8,14 +8,13 @@ import torch
 from torch import nn
 
 from ..model.configuration_mtpf import encoder_layout
-from ..model.trunk_mtpf import Encoder, TrunkOutput, adapter_view, encoder_layers, run_trunk
+from ..model.trunk_mtpf import adapter_view, encoder_layers, run_trunk
 from .chunks import ChunkShape, JointBatch, plan_chunks
 from .joint import JointModel
 
 
 @contextmanager
 def _without_dropout(module: nn.Module) -> Iterator[None]:
-    """Put a module and all below it in eval mode for a while."""
     training = [child for child in module.modules() if child.training]
     module.eval()
     try:
@@ -26,10 +25,9 @@ def _without_dropout(module: nn.Module) -> Iterator[None]:
 
 
 def gradient_cosine(joint: JointModel, batch: JointBatch, shape: ChunkShape) -> dict[str, float]:
-    """Return the cosine between the two families' gradients on each backbone layer and on all of it.
+    """Return the cosine between the two families' gradients; negative values are conflict.
 
-    Negative values are conflict. Costs about one step. It runs without dropout and leaves gradients, random
-    numbers and modes as they were: a run is the same with and without it.
+    Costs about one step. It runs without dropout and leaves gradients, random numbers and modes as they were.
 
     Returns:
         ``{"embeddings": …, "layer_0": …, …, "all": …}``; empty unless exactly two families are trained.
@@ -50,11 +48,9 @@ def gradient_cosine(joint: JointModel, batch: JointBatch, shape: ChunkShape) -> 
         if a is None or b is None:
             continue
         products = torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()]).double().cpu()
-        group = (
-            f"layer_{name.removeprefix(prefix).split('.')[0]}" if name.startswith(prefix) else "embeddings"
-        )
-        dots[group] += products
-        dots["all"] += products
+        layer = name.removeprefix(prefix).split(".")[0]
+        for group in (f"layer_{layer}" if name.startswith(prefix) else "embeddings", "all"):
+            dots[group] += products
     return {group: float(ab / (aa * bb).sqrt().clamp(min=1e-30)) for group, (ab, aa, bb) in dots.items()}
 
 
@@ -62,9 +58,8 @@ def gradient_cosine(joint: JointModel, batch: JointBatch, shape: ChunkShape) -> 
 def tail_similarity(joint: JointModel, batch: JointBatch) -> dict[str, float]:
     """Return the linear CKA (arXiv 1905.00414) of two families' states of the same tokens, per tail layer.
 
-    1 means that the families' LoRA leave the tails alike. Below the tails the states are the same by
-    construction. Costs about a forward of the batch: with fewer tokens than features CKA would be high by
-    itself.
+    1 means that the families' LoRA leave the tails alike. Costs about a forward of the batch: with fewer
+    tokens than features CKA would be high by itself.
 
     Returns:
         ``{"layer_4": …, "layer_5": …}``; empty unless two families have a LoRA.
@@ -74,26 +69,21 @@ def tail_similarity(joint: JointModel, batch: JointBatch) -> dict[str, float]:
         return {}
     encoder = joint.model.backbone
     first = len(encoder_layers(encoder)) - joint.depth
-    states: list[list[list[torch.Tensor]]] = [[[] for _ in range(joint.depth)] for _ in adapters]
+    states: dict[tuple[int, str], list[torch.Tensor]] = defaultdict(list)
     with _without_dropout(joint):
         for chunk in batch.chunks:
             real = chunk.inputs["attention_mask"].bool()
             trunk = run_trunk(encoder, joint.depth, **chunk.inputs)
-            for of_adapter, adapter in zip(states, adapters, strict=True):
-                for of_layer, hidden in zip(of_adapter, _tail_states(encoder, trunk, adapter), strict=True):
-                    of_layer.append(hidden[real].float())
+            for adapter in adapters:
+                hidden = trunk.hidden_states
+                for layer, (args, kwargs) in enumerate(trunk.calls, start=first):
+                    view = adapter_view(encoder_layers(encoder)[layer], adapter)
+                    hidden = view(hidden, *args, **kwargs)
+                    states[layer, adapter].append(hidden[real].float())
     return {
-        f"layer_{first + depth}": linear_cka(torch.cat(a), torch.cat(b))
-        for depth, (a, b) in enumerate(zip(*states, strict=True))
+        f"layer_{layer}": linear_cka(*(torch.cat(states[layer, adapter]) for adapter in adapters))
+        for layer in range(first, first + joint.depth)
     }
-
-
-def _tail_states(encoder: Encoder, trunk: TrunkOutput, adapter: str) -> list[torch.Tensor]:
-    states, hidden = [], trunk.hidden_states
-    for layer, (args, kwargs) in zip(encoder_layers(encoder)[-len(trunk.calls) :], trunk.calls, strict=True):
-        hidden = adapter_view(layer, adapter)(hidden, *args, **kwargs)
-        states.append(hidden)
-    return states
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:

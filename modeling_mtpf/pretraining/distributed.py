@@ -1,8 +1,4 @@
-"""Exchange between processes, with gradients that fit DDP.
-
-DDP averages the processes' gradients. A loss is right if the mean over processes is the loss of the joined
-batch; the functions here make that so.
-"""
+"""Exchange between processes: with DDP, the mean of their losses must be the loss of the joined batch."""
 
 import torch
 from torch import distributed
@@ -19,14 +15,12 @@ def process_index() -> int:
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Join all processes' rows ``(rows, ...)`` in the order of the processes, with gradient.
+    """Join all processes' rows ``(rows, ...)`` in the order of the processes.
 
-    The gradient of a row is the sum over all processes' losses (a plain ``all_gather`` would drop that of the
-    others), which with DDP's mean is exactly that of the joined batch.
+    The gradient of a row is the sum over all processes' losses, which with DDP's mean is that of the joined
+    batch; a plain ``all_gather`` would drop that of the others.
     """
-    if num_processes() == 1:
-        return rows
-    return _GatherRows.apply(rows)  # type: ignore[no-any-return]
+    return rows if num_processes() == 1 else _GatherRows.apply(rows)
 
 
 class _GatherRows(torch.autograd.Function):

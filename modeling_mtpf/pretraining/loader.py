@@ -1,8 +1,4 @@
-"""Prepare the batches of a run ahead of time, in the order of its steps.
-
-A batch is a pure function of its number: a thread may prepare it ahead, and a resumed run starts in the
-middle.
-"""
+"""Prepare the batches of a run ahead of time: each is a pure function of its number."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -16,16 +12,7 @@ from .families.base import Family
 
 
 class Batches:
-    """Batch number → the joint batch of this process.
-
-    Args:
-        families: The families, prepared.
-        shape: Allowed shapes of chunks.
-        pad_token_id: Fills ids.
-        rank: Number of this process.
-        world_size: Number of processes.
-        parts: Batches per optimiser step, to name the step in messages.
-    """
+    """Batch number → the joint batch of this process; ``parts`` are the batches per optimiser step."""
 
     def __init__(
         self,
@@ -40,11 +27,7 @@ class Batches:
         self.rank, self.world_size, self.parts = rank, world_size, parts
 
     def __getitem__(self, number: int) -> JointBatch:
-        """Return a batch.
-
-        Raises:
-            MtpfError: Its data is broken; the message names step, family, source and, if known, the row.
-        """
+        """Return a batch; an error in its data names step, family, source and, if known, the row."""
         batches = {}
         for family in self.families:
             try:
@@ -58,21 +41,9 @@ class Batches:
 def load_batches(
     batches: Batches, first: int, last: int, prefetch: int, device: torch.device
 ) -> Iterator[JointBatch]:
-    """Yield the batches ``first`` to ``last - 1``, on the device.
-
-    Args:
-        batches: Where they come from.
-        first: Number of the first batch.
-        last: One more than the number of the last.
-        prefetch: How many batches a thread prepares ahead; 0 for none.
-        device: Where the tensors go.
-
-    Raises:
-        MtpfError: The data of a batch is broken.
-    """
+    """Yield the batches ``first`` to ``last - 1`` on the device; a thread prepares ``prefetch`` ahead."""
     if prefetch == 0:
-        for number in range(first, last):
-            yield batches[number].to(device)
+        yield from (batches[number].to(device) for number in range(first, last))
         return
     # A thread, not processes: rows are tokenized already, and a fork of a process that runs Arrow's threads
     # may hang.

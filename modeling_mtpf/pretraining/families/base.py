@@ -1,7 +1,6 @@
 """What a family is, a group of tasks with one pre-finetuning objective, and the registry of families.
 
-A family is one module: a settings dataclass, the data of a step, and an objective. Register it with
-[`register_family`] and name it in a recipe; nothing else changes.
+A family is one module: a settings dataclass, the data of a step, and an objective under `register_family`.
 """
 
 from abc import ABC, abstractmethod
@@ -87,7 +86,7 @@ class Objective(nn.Module, ABC):
 
     Attributes:
         needs_start: Whether ``loss`` needs the target ``start``: what ``forward`` returns for the same rows
-            from the encoder as it was before training. Costs one forward pass more.
+            from the encoder before training. Costs one forward pass more.
     """
 
     needs_start: bool = False
@@ -109,13 +108,12 @@ class Objective(nn.Module, ABC):
 
 
 class Family(ABC):
-    """One group of tasks. Subclasses say how data becomes batches and how hidden states become a loss."""
+    """One group of tasks: how data becomes batches, and hidden states a loss."""
 
     settings_class: ClassVar[type[FamilySettings]] = FamilySettings
 
-    def __init__(self, name: str, settings: FamilySettings):
-        self.name = name
-        self.settings: Any = settings
+    def __init__(self, name: str, settings: Any):
+        self.name, self.settings = name, settings
 
     @abstractmethod
     def prepare(self, context: RunContext) -> None:
@@ -136,10 +134,8 @@ class Family(ABC):
     def share(self, rows: list[int], rank: int, world_size: int) -> list[int]:
         """Return this process's rows of a batch."""
         if len(rows) % world_size:
-            raise RecipeError(
-                f"families.{self.name}.batch_size is {len(rows)}; it must be a multiple of the "
-                f"{world_size} processes."
-            )
+            size = f"families.{self.name}.batch_size is {len(rows)}"
+            raise RecipeError(f"{size}; it must be a multiple of the {world_size} processes.")
         return rows[rank::world_size]
 
 

@@ -53,11 +53,8 @@ class ClusterObjective(Objective):
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, attention_mask: Any, labels: Any) -> torch.Tensor:
         """Return per row the summed cross-entropy of its labelled words and how many are predicted right."""
-        assert labels is not None
         # Over all positions, not only the labelled ones: their number changes with every batch, and in bf16
         # on CPU each new shape costs more than it saves.
         logits = self.head(hidden_states)
@@ -73,8 +70,7 @@ class ClusterObjective(Objective):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the mean cross-entropy over labelled words, and the share of words predicted right.
 
-        With several processes each divides by the mean number of words of all of them, so that the mean of
-        the processes' losses is the mean over all words.
+        Each process divides by the mean number of words of all of them.
         """
         words = mean_over_processes(targets["labelled_words"].to(rows.dtype))
         # A batch without words costs nothing; its mean would be NaN.
@@ -97,18 +93,15 @@ class NerFamily(Family):
                 raise RecipeError("The family 'ner' needs data: set families.ner.data or families.ner.text.")
             folder = str(context.work_dir / "pseudo_labels")
             if context.is_main:
-                label_corpus(
-                    settings.text,
-                    PseudoLabelSettings(
-                        teacher=settings.teacher,
-                        revision=settings.teacher_revision,
-                        layer=str(settings.teacher_layer),
-                        clusters=str(settings.clusters),
-                        max_texts=settings.max_texts,
-                        seed=context.seed,
-                    ),
-                    Path(folder),
+                labelling = PseudoLabelSettings(
+                    teacher=settings.teacher,
+                    revision=settings.teacher_revision,
+                    layer=str(settings.teacher_layer),
+                    clusters=str(settings.clusters),
+                    max_texts=settings.max_texts,
+                    seed=context.seed,
                 )
+                label_corpus(settings.text, labelling, Path(folder))
             context.barrier()
         with context.main_first():  # it fills the cache of tokenized tables, the others read it
             rows = open_source(folder, LABEL_COLUMNS)

@@ -1,7 +1,4 @@
-"""Sources of text pairs: memory-mapped as a whole, or streamed block by block.
-
-Both say which rows make the n-th batch of the source, as a pure function of the seed.
-"""
+"""Sources of text pairs, memory-mapped or streamed in blocks: which rows make a source's n-th batch."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -13,12 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from ...data.sources import fingerprint, name_by_order, open_source, stream_source
 from ...data.tokens import list_arrays, tokenize_columns
 from ...errors import DataError, first_line
-from .sampling import EpochSampler, Seed, Shuffle
+from .sampling import EpochSampler, Seed, Shuffle, extended
 
 logger = logging.getLogger(__name__)
 
@@ -32,38 +28,37 @@ class PairTable:
 
     Args:
         dataset: What `tokenize_columns` returns.
-        row_numbers: Number of each row in the source, from 1; by default they are counted.
+        rows: Rows of the dataset that are pairs of the table, int64.
+        numbers: Number of each row of the dataset in the source, from 1; by default they are counted.
     """
 
-    def __init__(self, dataset: Dataset, row_numbers: Sequence[int] | None = None):
-        self.num_rows, self._row_numbers = len(dataset), row_numbers
+    def __init__(self, dataset: Dataset, rows: np.ndarray, numbers: Sequence[int] | None = None):
+        self.num_rows, self._rows, self._numbers = len(rows), rows, numbers
         self.columns = [name for name in dataset.column_names if name != "keys"]
         self._data = dataset.with_format("arrow")
 
-    def keys(self, rows: list[int]) -> list[list[int]]:
-        """Return for each row one number per text."""
-        return self._data.select_columns("keys")[rows].column("keys").to_pylist()
+    def keys(self, pairs: list[int]) -> list[list[int]]:
+        """Return for each pair one number per text."""
+        return self._data.select_columns("keys")[self._rows[pairs].tolist()].column("keys").to_pylist()
 
-    def numbers(self, rows: list[int]) -> list[int]:
-        """Return for each row its number in the source, from 1."""
-        return [row + 1 if self._row_numbers is None else self._row_numbers[row] for row in rows]
+    def numbers(self, pairs: list[int]) -> list[int]:
+        """Return for each pair its number in the source, from 1."""
+        return [
+            row + 1 if self._numbers is None else self._numbers[row] for row in self._rows[pairs].tolist()
+        ]
 
-    def texts(self, rows: list[int]) -> list[list[np.ndarray]]:
-        """Return for each column (anchor, positive, hard negatives) the sub-word ids of the rows."""
-        table = self._data[rows]
+    def texts(self, pairs: list[int]) -> list[list[np.ndarray]]:
+        """Return for each column (anchor, positive, hard negatives) the sub-word ids of the pairs."""
+        table = self._data[self._rows[pairs].tolist()]
         return [list_arrays(table.column(name)) for name in self.columns]
 
 
 class PairSource(ABC):
-    """One source of pairs.
-
-    Attributes:
-        name: Without its path.
-        num_rows: Its size, as far as it is known; decides how often it is drawn.
-    """
+    """One source of pairs."""
 
     name: str
     num_rows: int
+    """Size, as far as it is known; decides how often the source is drawn."""
 
     @abstractmethod
     def draw(self, turn: int, batch_size: int, seed: Seed) -> tuple[PairTable, list[int]]:
@@ -81,15 +76,8 @@ class PairSource(ABC):
 class MappedPairs(PairSource):
     """A source that is opened, checked and tokenized as a whole before training."""
 
-    def __init__(
-        self,
-        name: str,
-        source: str | Path,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        batch_size: int,
-    ):
-        self.name, self._source = name, source
+    def __init__(self, name: str, source: str | Path, tokenizer: Any, max_length: int, batch_size: int):
+        self.name = name
         dataset = open_source(source, PAIR_COLUMNS, also=NEGATIVE, by_order=True)
         self._fingerprint = fingerprint(source, dataset)
         empty = np.zeros(len(dataset), dtype=bool)
@@ -104,21 +92,21 @@ class MappedPairs(PairSource):
         self._num_empty = int(empty.sum())
         if self._num_empty:
             logger.warning("%s: %d pairs with an empty text are left out", name, self._num_empty)
-        self._complete = np.flatnonzero(~empty)
-        self._table = PairTable(tokenize_columns(dataset, tokenizer, max_length, name))
-        self.num_rows = len(self._complete)
+        self._table = PairTable(
+            tokenize_columns(dataset, tokenizer, max_length, name), np.flatnonzero(~empty)
+        )
+        self.num_rows = self._table.num_rows
 
     def draw(self, turn: int, batch_size: int, seed: Seed) -> tuple[PairTable, list[int]]:
         """Return rows of shuffled epochs over the whole source."""
-        rows = EpochSampler(self.num_rows, batch_size, seed).rows(turn)
-        return _Selected(self._table, self._complete), rows
+        return self._table, EpochSampler(self.num_rows, batch_size, seed).rows(turn)
 
     def describe(self) -> dict[str, Any]:
         """Return size, pairs left out, hard negatives per pair, and fingerprint."""
         return {
             "pairs": self.num_rows,
             "empty_left_out": self._num_empty,
-            "hard_negatives": len(self._table.columns) - 2,
+            "hard_negatives": len(self._table.columns) - len(PAIR_COLUMNS),
             "fingerprint": self._fingerprint,
         }
 
@@ -133,42 +121,18 @@ def _has_distinct(texts: pa.ChunkedArray, wanted: int) -> bool:
     return pc.count_distinct(texts).as_py() >= wanted
 
 
-class _Selected(PairTable):
-    """Some rows of a table, renumbered."""
-
-    def __init__(self, table: PairTable, rows: np.ndarray):
-        self.num_rows, self.columns = len(rows), table.columns
-        self._table, self._rows = table, rows
-
-    def keys(self, rows: list[int]) -> list[list[int]]:
-        return self._table.keys(self._rows[rows].tolist())
-
-    def numbers(self, rows: list[int]) -> list[int]:
-        return self._table.numbers(self._rows[rows].tolist())
-
-    def texts(self, rows: list[int]) -> list[list[np.ndarray]]:
-        return self._table.texts(self._rows[rows].tolist())
-
-
 class StreamedPairs(PairSource):
     """A source that is read from front to back, again and again, while training.
 
-    Its rows are cut into blocks of fixed size; a block is tokenized when its first batch is due, and its rows
-    are shuffled among themselves. A resumed run skips to its block.
-
-    Args:
-        name: Of the source.
-        source: Folder, file or Hub id.
-        tokenizer: Of the backbone.
-        max_length: Texts are cut there.
-        batch_size: Pairs per batch.
-        block_rows: Pairs per block; rounded down to whole batches.
-        cap: Stands for the size where the source does not announce one.
+    Its rows are cut into blocks of ``block_rows``, rounded down to whole batches; a block is tokenized when
+    its first batch is due, and shuffled. A resumed run skips to its block. ``cap`` stands for the size where
+    the source does not announce one.
     """
 
-    def __init__(self, name, source, tokenizer, max_length: int, batch_size: int, block_rows: int, cap: int):
-        self.name, self._source = name, source
-        self._tokenizer, self._max_length = tokenizer, max_length
+    def __init__(
+        self, name: str, source, tokenizer, max_length: int, batch_size: int, block_rows: int, cap: int
+    ):
+        self.name, self._tokenizer, self._max_length = name, tokenizer, max_length
         if block_rows < batch_size:
             raise DataError(f"families.tc.block_rows is {block_rows}; it must hold a batch of {batch_size}.")
         self._block_rows = block_rows // batch_size * batch_size
@@ -182,16 +146,15 @@ class StreamedPairs(PairSource):
                 f"The streamed source {name!r} does not announce its size; set families.tc.source_cap, which "
                 "then stands for it."
             )
-        self._rows: Iterator[tuple[int, dict[str, Any] | None]] | None = None
-        self._next_block = 0
+        self._rows, self._next_block = self._endless(), 0
         self._block: tuple[int, PairTable, int] | None = None
 
     def draw(self, turn: int, batch_size: int, seed: Seed) -> tuple[PairTable, list[int]]:
         """Return rows of the block that the turn falls into."""
         block, first = divmod(turn * batch_size, self._block_rows)
         table, _ = self._open(block)
-        seed = (*(seed if isinstance(seed, tuple) else (seed,)), block)
-        return table, Shuffle(table.num_rows, seed)(np.arange(first, first + batch_size)).tolist()
+        shuffle = Shuffle(table.num_rows, extended(seed, block))
+        return table, shuffle(np.arange(first, first + batch_size)).tolist()
 
     def counts(self, turn: int, batch_size: int) -> dict[str, int]:
         """Return with the first batch of a block how many of its pairs were left out for an empty text."""
@@ -206,34 +169,33 @@ class StreamedPairs(PairSource):
 
     def _read(self, block: int) -> tuple[PairTable, int]:
         """Read one block; an earlier one than the last means reading from the start again."""
-        if self._rows is None or block < self._next_block:
+        if block < self._next_block:
             self._rows, self._next_block = self._endless(), 0
         for _ in range(block - self._next_block):
             self._read_rows()
         numbers, rows, empty = self._read_rows()
-        if empty:
-            logger.warning(
-                "%s, block %d: %d pairs with an empty text are left out", self.name, block + 1, empty
-            )
         self._next_block = block + 1
-        columns = _text_columns(rows[0])
-        dataset = Dataset.from_dict({name: [row[name] for row in rows] for name in columns})
         name = f"{self.name}, block {block + 1}"
-        return PairTable(tokenize_columns(dataset, self._tokenizer, self._max_length, name), numbers), empty
+        if empty:
+            logger.warning("%s: %d pairs with an empty text are left out", name, empty)
+        dataset = Dataset.from_dict(
+            {column: [row[column] for row in rows] for column in _text_columns(rows[0])}
+        )
+        tokenized = tokenize_columns(dataset, self._tokenizer, self._max_length, name)
+        return PairTable(tokenized, np.arange(len(rows)), numbers), empty
 
     def _read_rows(self) -> tuple[list[int], list[dict[str, Any]], int]:
-        assert self._rows is not None
+        """Return numbers and pairs of the next block, and how many rows had an empty text."""
         numbers: list[int] = []
         rows: list[dict[str, Any]] = []
-        empty = 0
+        read = 0
         while len(rows) < self._block_rows:
             number, row = next(self._rows)
-            if row is None:
-                empty += 1
-            else:
+            read += 1
+            if row is not None:
                 numbers.append(number)
                 rows.append(row)
-        return numbers, rows, empty
+        return numbers, rows, read - len(rows)
 
     def _endless(self) -> Iterator[tuple[int, dict[str, Any] | None]]:
         """Yield row numbers and pairs (None for one with an empty text), again and again."""
@@ -264,11 +226,7 @@ class StreamedPairs(PairSource):
 
     def describe(self) -> dict[str, Any]:
         """Return the announced size and what identifies the data."""
-        return {
-            "pairs": self.num_rows,
-            "streamed": True,
-            "fingerprint": self._fingerprint,
-        }
+        return {"pairs": self.num_rows, "streamed": True, "fingerprint": self._fingerprint}
 
 
 def _text_columns(row: dict[str, Any]) -> list[str]:

@@ -9,8 +9,13 @@ from ...errors import DataError
 Seed = int | tuple[int, ...]
 
 
+def extended(seed: Seed, *more: int) -> tuple[int, ...]:
+    """Return a seed with further numbers."""
+    return (*(seed if isinstance(seed, tuple) else (seed,)), *more)
+
+
 def _generator(seed: Seed, *more: int) -> np.random.Generator:
-    key = (*(seed if isinstance(seed, tuple) else (seed,)), *more)
+    key = extended(seed, *more)
     # The length keeps apart keys that differ by zeros at their end, which numpy ignores.
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence((*key, len(key)))))
 
@@ -19,8 +24,7 @@ class Shuffle:
     """A pseudo-random permutation of ``range(size)`` that needs no memory and gives any element at once.
 
     A Feistel network over the next even number of bits, with cycle walking for numbers beyond ``size``
-    (Black and Rogaway, 2002). A permutation of hundreds of millions of rows as an array would need gigabytes
-    in each process and be drawn again at every resume.
+    (Black and Rogaway, 2002); an array of hundreds of millions of rows would need gigabytes in each process.
 
     Example:
         >>> sorted(Shuffle(5, seed=0)(np.arange(5)).tolist())
@@ -79,21 +83,12 @@ class EpochSampler:
         rows = np.empty_like(offsets)
         for epoch in np.unique(epochs):
             of_epoch = epochs == epoch
-            seed = (*(self.seed if isinstance(self.seed, tuple) else (self.seed,)), int(epoch))
-            rows[of_epoch] = Shuffle(self.num_rows, seed)(offsets[of_epoch])
+            rows[of_epoch] = Shuffle(self.num_rows, extended(self.seed, int(epoch)))(offsets[of_epoch])
         return rows.tolist()
 
 
 class SourceSampler:
-    """Chooses one source per step, by size with a temperature and a cap.
-
-    Args:
-        sizes: Rows of each source.
-        temperature: A source is drawn with probability proportional to ``min(size, cap) ** (1 /
-            temperature)``; 1 is by size, larger is flatter.
-        cap: Size beyond which a source counts no more.
-        seed: Seed of the choice.
-    """
+    """Chooses one source per step, drawn in proportion to ``min(size, cap) ** (1 / temperature)``."""
 
     def __init__(self, sizes: Sequence[int], temperature: float = 1.0, cap: int | None = None, seed: int = 0):
         weights = np.minimum(np.asarray(sizes, dtype=np.float64), cap or np.inf) ** (1.0 / temperature)
@@ -130,10 +125,10 @@ def distinct_rows(
     Args:
         rows: Row numbers of the batch.
         num_rows: Rows of the source.
-        keys: Row numbers → for each of them its texts; no text may occur in two rows.
-        seed: Seed of the replacements.
-        step: Training step, part of the seed.
-        name: Name of the source, for the error.
+        keys: Row numbers → the texts of each; no text may occur in two rows.
+        seed: Of the replacements.
+        step: Part of the seed.
+        name: Of the source.
 
     Raises:
         DataError: The source has too few distinct rows for the batch.
