@@ -80,7 +80,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(arguments, tmp_path, monkeypatch, cap
     assert "Stopped after step 3 by SIGTERM" in capsys.readouterr().err
     assert [path.name for path in list_checkpoints(tmp_path / "stopped")] == ["step-3"]
     assert pretrain.main(arguments("stopped", **settings)) == 2
-    assert "go on with it by --resume auto" in capsys.readouterr().err
+    assert "continue it by --resume auto" in capsys.readouterr().err
     # Prefetching, checkpoints and log intervals do not touch the numbers; a line after the checkpoint is dropped.
     with (tmp_path / "stopped" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "loss": 99.0}\n{"step": 5, "lo')
@@ -116,7 +116,7 @@ def test_another_run_is_not_resumed(arguments, tmp_path, monkeypatch, capsys, da
     assert (
         pretrain.main(arguments(**{**base, "resume": str(tmp_path / "run" / "checkpoints" / "step-9")})) == 2
     )
-    assert "step-9 is no checkpoint of" in capsys.readouterr().err
+    assert "step-9 is not a checkpoint of" in capsys.readouterr().err
     older = tmp_path / "run" / "checkpoints" / "step-1"
     shutil.copytree(older, older.with_name("step-2"))
     assert pretrain.main(arguments(**{**base, "resume": str(older)})) == 2
