@@ -19,7 +19,7 @@ from modeling_mtpf.model.sources_mtpf import is_hub_id
 
 from .records import CardError, Family, Result, Task, Training, checked
 
-__all__ = ["CardError", "CardFacts", "adapter_card", "backbone_card", "training_summary"]
+__all__ = ["CardError", "adapter_card", "backbone_card", "training_summary"]
 
 TEMPLATES = Path(__file__).parent
 PAPER = "https://arxiv.org/abs/2510.07566"
@@ -57,13 +57,11 @@ METRIC_IDS = {"accuracy": "accuracy", "entity_f1": "f1", "f1": "f1", "macro_f1":
 def training_summary(record: dict[str, Any], adapters: list[str]) -> dict[str, Any]:
     """Return what the card of a backbone tells of its run (``run.json``), without any local path."""
     recipe = record["recipe"]
-    families = _family_rows(record)
-    start = "packaged" if recipe["backbone"] == "packaged" else _not_local(recipe["backbone"])
     return {
         "regime": record["regime"],
-        "start": start,
+        "start": "packaged" if recipe["backbone"] == "packaged" else _not_local(recipe["backbone"]),
         "start_revision": recipe.get("revision"),
-        "families": families,
+        "families": _family_rows(record),
         "datasets": _hub_datasets(recipe),
         "adapters": adapters,
         "assumptions": _assumptions(record),
@@ -92,14 +90,10 @@ class CardFacts:
     def fill(
         self, template: str, name: str, scores: Iterable[tuple], metadata: dict[str, Any], /, **values: Any
     ) -> ModelCard:
-        """Fill a template.
+        """Fill a template with ``values``, and the block that the Hub reads with ``metadata``.
 
-        Args:
-            template: Its file.
-            name: Name of the model where there is no repo.
-            scores: Task, id and name of the data, metric, and value of each evaluation.
-            metadata: For the block that the Hub reads.
-            **values: For the text.
+        ``name`` is the model's where there is no repo; ``scores`` hold task, id and name of the data, metric
+        and value.
         """
         evaluations = [
             EvalResult(
@@ -146,7 +140,7 @@ def backbone_card(
     Args:
         training: As `training_summary` returns it; ``None`` for an encoder that this project did not train.
         config: The backbone's ``config.json``.
-        num_parameters: Size of the encoder.
+        num_parameters: Number of values in the encoder.
         hashes: sha256 of the weights and of the remote code, by file name.
         results: Evaluation records with ``task``, ``metric``, ``value`` and more.
         **facts: The attributes of `CardFacts`.
@@ -165,26 +159,18 @@ def backbone_card(
     recorded = (config.get("mtpf") or {}).get("regime")
     regime = training.get("regime") or recorded or "base"
     if recorded and regime != recorded:
-        raise CardError(
-            f"training.json tells of the regime {regime!r}, config.json of {recorded!r}; they belong to "
-            "different runs."
-        )
+        runs = f"training.json tells of the regime {regime!r}, config.json of {recorded!r}"
+        raise CardError(f"{runs}; they belong to different runs.")
     start = training.get("start")
     base_model = PACKAGED_ENCODER if start == "packaged" else start
+    tags = ["mtpf", "multi-task", "lora", "sentence-similarity", "feature-extraction", f"regime:{regime}"]
     rows = [checked(Result, row, f"result {number}") for number, row in enumerate(results or [], 1)]
     metadata = {
         "library_name": "transformers",
         "pipeline_tag": "feature-extraction",
         "base_model": base_model,
         "datasets": card.datasets or training.get("datasets") or None,
-        "tags": [
-            "mtpf",
-            "multi-task",
-            "lora",
-            "sentence-similarity",
-            "feature-extraction",
-            f"regime:{regime}",
-        ],
+        "tags": tags,
         **({"base_model_relation": "finetune"} if base_model else {}),
     }
     return card.fill(
@@ -240,18 +226,16 @@ def adapter_card(
     examples = task.get("examples") or [EXAMPLE]
     pipeline = task["kind"] if is_app else "feature-extraction"
     name = task.get("name", "app")
-    data_id, data_name = (datasets[0], datasets[0]) if datasets else (_slug(name), training_data)
+    slug = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-") or "app"
+    data_id, data_name = (datasets[0], datasets[0]) if datasets else (slug, training_data)
+    family = [task["family"]] if task.get("family") else []
+    tags = ["mtpf", "lora", *family, "app" if is_app else "task-primary-lora"]
     metadata = {
         "library_name": "peft",
         "pipeline_tag": pipeline,
         "base_model": backbone.get("id"),
         "datasets": datasets or None,
-        "tags": [
-            "mtpf",
-            "lora",
-            *filter(None, [task.get("family")]),
-            "app" if is_app else "task-primary-lora",
-        ],
+        "tags": tags,
         **({"base_model_relation": "adapter"} if backbone.get("id") else {}),
         **({"widget": [{"text": text} for text in examples]} if is_app else {}),
     }
@@ -348,7 +332,3 @@ def _describe(data: Any) -> str:
         named = ", ".join(_sources(data))
         return f"{named} ({about})" if about else named
     return str(data) if data else "not recorded"
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-") or "app"

@@ -1,10 +1,10 @@
-"""Whether a backbone or an adapter is complete and fits: the same questions before a push and in `inspect`.
+"""Whether a backbone or an adapter is complete and fits, for a push and for `inspect`.
 
-Both are tried on a model without memory (on the meta device), made from the backbone's config: what cannot be
-loaded there cannot be loaded anywhere.
+Both are tried on a model without memory (on the meta device) that is made from the backbone's config.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from ..model.adapter_files_mtpf import (
 )
 from ..model.adapters_mtpf import KINDS, NAME_PATTERN
 from ..model.configuration_mtpf import AUTO_MAP, MtpfConfig, encoder_layout
+from ..model.modeling_mtpf import HUB_FILES
 from ..model.trunk_mtpf import Encoder
 from .client import HubError, attempt, explained
 from .download import download
@@ -34,6 +35,7 @@ from .files import (
     CONFIG_FILE,
     TOKENIZER_CONFIG_FILE,
     WEIGHTS_FILE,
+    Shapes,
     check_code_references,
     code_files,
     has_vocabulary,
@@ -42,8 +44,6 @@ from .files import (
     tensor_shapes,
 )
 from .manifest import Manifest
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,6 @@ class Backbone:
     def num_parameters(self) -> int:
         """Number of values in its weights."""
         return sum(tensor.numel() for tensor in self.encoder.state_dict().values())
-
-
-# --------------------------------------------------------------------------------------- backbones
 
 
 def check_backbone(folder: Path, shapes: Shapes | None = None) -> Backbone:
@@ -82,16 +79,15 @@ def check_backbone(folder: Path, shapes: Shapes | None = None) -> Backbone:
     shapes = tensor_shapes(folder / WEIGHTS_FILE) if shapes is None else shapes
     encoder = _encoder_without_memory(folder, config, len(shapes))
     expected = {key: tuple(tensor.shape) for key, tensor in encoder.state_dict().items()}
-    # Some stock checkpoints have no pooler, and nothing here uses it.
-    missing = [key for key in expected if key not in shapes and not key.startswith("pooler.")]
-    differing = missing or [key for key in shapes if shapes[key] != expected.get(key)]
-    if differing:
-        key = min(differing)
-        raise HubError(
-            f"{WEIGHTS_FILE} of {folder} does not fit its {CONFIG_FILE}: {key!r} is "
-            f"{shapes.get(key, 'absent')} there and {expected.get(key, 'absent')} in the stock encoder. "
-            "Write both with model.save_pretrained."
-        )
+    for key in sorted(expected.keys() | shapes.keys()):
+        if key.startswith("pooler.") and key not in shapes:
+            continue  # some stock checkpoints have no pooler, and nothing here uses it
+        if shapes.get(key) != expected.get(key):
+            raise HubError(
+                f"{WEIGHTS_FILE} of {folder} does not fit its {CONFIG_FILE}: {key!r} is "
+                f"{shapes.get(key, 'absent')} there and {expected.get(key, 'absent')} in the stock encoder. "
+                "Write both with model.save_pretrained."
+            )
     return Backbone(config, encoder)
 
 
@@ -111,11 +107,7 @@ def _encoder_without_memory(folder: Path, config: dict[str, Any], num_tensors: i
 
 
 def check_tokenizer(folder: Path, backbone: Backbone) -> None:
-    """Check that the tokenizer of a folder loads without remote code, and fits the encoder.
-
-    Raises:
-        HubError: It does not.
-    """
+    """Raise `HubError` unless the tokenizer of a folder loads without remote code and fits the encoder."""
     names = [path.name for path in folder.iterdir()]
     if not has_vocabulary(names) or TOKENIZER_CONFIG_FILE not in names:
         raise HubError(
@@ -127,24 +119,25 @@ def check_tokenizer(folder: Path, backbone: Backbone) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
         highest = max(tokenizer.get_vocab().values())
     except Exception as error:  # as above
-        reason = first_line(error)
-        raise HubError(f"The tokenizer of {folder} cannot be loaded: {reason}.") from error
+        raise HubError(f"The tokenizer of {folder} cannot be loaded: {first_line(error)}.") from error
     rows = backbone.encoder.get_input_embeddings().weight.shape[0]
-    if highest >= rows or not tokenizer.is_fast:
-        reason = (
-            "is slow" if highest < rows else f"has the token id {highest}, but the encoder only {rows} rows"
-        )
+    reason = "" if tokenizer.is_fast else "is slow"
+    if highest >= rows:
+        reason = f"has the token id {highest}, but the encoder only {rows} rows"
+    if reason:
         raise HubError(f"The tokenizer of {folder} {reason}; save the encoder's own fast tokenizer there.")
 
 
-def listing_findings(manifest: Manifest) -> list[str]:
-    """Say what a published backbone lacks or should not have, judging by the names of its files."""
-    findings = [f"{path}: {reason}" for path in sorted(manifest.files) if (reason := objection(path))]
-    wanted = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_CONFIG_FILE, *code_files())
-    findings += [f"it has no {name}" for name in wanted if name not in manifest.files]
-    if not has_vocabulary(manifest.files):
-        findings.append("it has no vocabulary of a tokenizer")
-    return findings
+def objections(manifest: Manifest) -> list[str]:
+    """Say which files do not belong in a repo of this project, judging by their names."""
+    return [f"{path}: {reason}" for path in manifest.files if (reason := objection(path))]
+
+
+def missing_files(manifest: Manifest) -> list[str]:
+    """Say what a published backbone lacks, judging by the names of its files."""
+    wanted = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_CONFIG_FILE, *HUB_FILES)
+    missing = [f"it has no {name}" for name in wanted if name not in manifest.files]
+    return missing + ([] if has_vocabulary(manifest.files) else ["it has no vocabulary of a tokenizer"])
 
 
 def changed_code(manifest: Manifest) -> list[str]:
@@ -154,16 +147,10 @@ def changed_code(manifest: Manifest) -> list[str]:
 
 
 def check_published_backbone(api: HfApi, repo_id: str, manifest: Manifest) -> Backbone:
-    """Check a published backbone by its listing, its small files, and the header of its weights.
-
-    Raises:
-        HubError: It is incomplete, holds what does not belong there, or cannot be read.
-    """
-    findings = listing_findings(manifest)
-    if findings:
-        raise HubError(
-            f"The backbone {repo_id} at {manifest.sha[:8]} is not as mtpf publishes it: {findings[0]}."
-        )
+    """Check that a published backbone is complete, holds nothing else, and can be read."""
+    if findings := [*objections(manifest), *missing_files(manifest)]:
+        source = f"The backbone {repo_id} at {manifest.sha[:8]}"
+        raise HubError(f"{source} is not as mtpf publishes it: {findings[0]}.")
     return read_published_backbone(api, repo_id, manifest)
 
 
@@ -175,17 +162,13 @@ def read_published_backbone(api: HfApi, repo_id: str, manifest: Manifest) -> Bac
     """
     folder = download(api, repo_id, manifest, (CONFIG_FILE, TOKENIZER_CONFIG_FILE))
     check_code_references(TOKENIZER_CONFIG_FILE, read_json(folder / TOKENIZER_CONFIG_FILE))
-    with explained(repo_id):
-        try:
-            header = attempt(
-                lambda: api.parse_safetensors_file_metadata(repo_id, WEIGHTS_FILE, revision=manifest.sha)
-            )
-        except (NotASafetensorsRepoError, SafetensorsParsingError, UnicodeDecodeError) as error:
-            raise HubError(f"{WEIGHTS_FILE} of {repo_id} is damaged or not a safetensors file.") from error
+    read_header = partial(api.parse_safetensors_file_metadata, repo_id, WEIGHTS_FILE, revision=manifest.sha)
+    try:
+        with explained(repo_id):
+            header = attempt(read_header)
+    except (NotASafetensorsRepoError, SafetensorsParsingError, UnicodeDecodeError) as error:
+        raise HubError(f"{WEIGHTS_FILE} of {repo_id} is damaged or not a safetensors file.") from error
     return check_backbone(folder, {key: tuple(info.shape) for key, info in header.tensors.items()})
-
-
-# ---------------------------------------------------------------------------------------- adapters
 
 
 def check_adapter(folder: Path, backbone: Backbone | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -202,14 +185,13 @@ def check_adapter(folder: Path, backbone: Backbone | None = None) -> tuple[dict[
     check_code_references(ADAPTER_CONFIG_FILE, config)
     if config.get("peft_type") != "LORA" or config.get("task_type") != "FEATURE_EXTRACTION":
         raise HubError(f"{folder} is not a LoRA of mtpf; write it with model.save_adapter(folder, name).")
-    if task.get("kind") not in KINDS:
-        raise HubError(f"{folder / TASK_FILE} has the kind {task.get('kind')!r}; known: {', '.join(KINDS)}.")
-    if not NAME_PATTERN.fullmatch(str(task.get("name", ""))):
-        raise HubError(
-            f"{TASK_FILE} of {folder} has the name {task.get('name')!r}, which no adapter can have."
-        )
+    if (kind := task.get("kind")) not in KINDS:
+        raise HubError(f"{folder / TASK_FILE} has the kind {kind!r}; known: {', '.join(KINDS)}.")
+    name = task.get("name")
+    if not NAME_PATTERN.fullmatch(str(name or "")):
+        raise HubError(f"{TASK_FILE} of {folder} has the name {name!r}, which no adapter can have.")
     has_head = (folder / HEAD_FILE).is_file()
-    if task["kind"] == KINDS[0] and has_head:
+    if kind == KINDS[0] and has_head:
         raise HubError(f"{folder} is the LoRA of a family, but it holds a {HEAD_FILE}; remove that file.")
     _check_lora_shapes(folder, config)
     if backbone is not None:
@@ -227,18 +209,15 @@ def _check_lora_shapes(folder: Path, config: dict[str, Any]) -> None:
     targets, rank = config.get("target_modules"), config.get("r")
     if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
         raise HubError(f"{ADAPTER_CONFIG_FILE} of {folder} has no list of target_modules; save it again.")
-    ranks = {
-        f"{PEFT_PREFIX}{target}.lora_{part}.weight": side
+    rank_axes = {
+        f"{PEFT_PREFIX}{target}.lora_{part}.weight": axis
         for target in targets
-        for side, part in enumerate("AB")
+        for axis, part in enumerate("AB")
     }
-    differing = set(shapes) ^ set(ranks)
-    differing |= {
-        key for key in ranks.keys() - differing if len(shapes[key]) != 2 or shapes[key][ranks[key]] != rank
-    }
-    if differing:
-        key = min(differing)
-        raise HubError(
-            f"{ADAPTER_WEIGHTS_FILE} and {ADAPTER_CONFIG_FILE} of {folder} disagree about {key!r} "
-            f"(shape {shapes.get(key, 'absent')}, rank {rank!r})."
-        )
+    for key in sorted(shapes.keys() | rank_axes.keys()):
+        shape = shapes.get(key, ())
+        if key not in rank_axes or len(shape) != 2 or shape[rank_axes[key]] != rank:
+            raise HubError(
+                f"{ADAPTER_WEIGHTS_FILE} and {ADAPTER_CONFIG_FILE} of {folder} disagree about {key!r} "
+                f"(shape {shape or 'absent'}, rank {rank!r})."
+            )

@@ -1,4 +1,4 @@
-"""Requests to the Hub: what is worth another attempt, and errors as one sentence with a remedy."""
+"""Requests to the Hub: which are tried again, and errors as one sentence with a remedy."""
 
 import importlib
 import json
@@ -46,21 +46,13 @@ class PushConflictError(HubError):
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Accept ``owner/name`` only.
-
-    Raises:
-        HubError: It is not a Hub id.
-    """
+    """Raise `HubError` unless a name has the form ``owner/name``."""
     if not is_hub_id(repo_id):
         raise HubError(f"{str(repo_id)!r} is not a Hub id; use the form 'owner/name'.")
 
 
 def validate_card(repo_id: str, card: ModelCard) -> None:
-    """Ask the Hub whether it accepts the metadata of a card.
-
-    Raises:
-        HubError: It does not.
-    """
+    """Raise `HubError` unless the Hub accepts the metadata of a card."""
 
     # Not `card.validate()`: in huggingface_hub 1.x it asks huggingface.co, whatever HF_ENDPOINT says.
     def ask() -> None:
@@ -98,9 +90,8 @@ def attempt(action: Callable[[], T], landed: Callable[[], T | None] = lambda: No
             if wait is not None:
                 log.info("The Hub did not answer as it should (%s); trying again.", type(error).__name__)
                 time.sleep(max(wait, _retry_after(error)))
-            done = landed()
-            if done is not None:
-                return done
+            if (result := landed()) is not None:
+                return result
             if wait is None:
                 raise
     raise AssertionError
@@ -116,8 +107,6 @@ def explained(repo_id: str) -> Iterator[None]:
     """Turn what the client raises into one sentence with a remedy, without token or headers."""
     try:
         yield
-    except MtpfError:
-        raise
     except RevisionNotFoundError as error:
         raise HubError(f"{repo_id} has no such revision; name an existing commit, tag or branch.") from error
     except RepositoryNotFoundError as error:
@@ -131,12 +120,11 @@ def explained(repo_id: str) -> Iterator[None]:
             f"HF_HUB_OFFLINE, or fetch it beforehand with: mtpf pull {repo_id}"
         ) from error
     except HfHubHTTPError as error:
-        status = error.response.status_code
-        remedy = {
-            401: "your token may not do this; log in with a token that can write: hf auth login",
-            412: "another commit was made meanwhile; push again",
-        }.get(401 if status == 403 else status, "try again later")
-        reason = error.server_message or "no reason given"
+        status, reason = error.response.status_code, error.server_message or "no reason given"
+        if status in (401, 403):
+            remedy = "your token may not do this; log in with a token that can write: hf auth login"
+        else:
+            remedy = "another commit was made meanwhile; push again" if status == 412 else "try again later"
         raise HubError(f"The Hub answers {status} for {repo_id} ({reason}): {remedy}.") from error
     except (httpx.TransportError, ConnectionError, TimeoutError) as error:
         raise HubError(
@@ -144,12 +132,9 @@ def explained(repo_id: str) -> Iterator[None]:
             "try again."
         ) from error
     except UnicodeEncodeError:  # of an HTTP header; the error itself holds the token
-        raise HubError(
-            "The Hub token has characters that no token has; log in again with hf auth login, or correct "
-            "HF_TOKEN."
-        ) from None
+        remedy = "log in again with hf auth login, or correct HF_TOKEN"
+        raise HubError(f"The Hub token has characters that no token has; {remedy}.") from None
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        raise HubError(
-            f"A file of {repo_id} cannot be read or written{where}: {error.strerror or error}."
-        ) from error
+        reason = error.strerror or str(error)
+        raise HubError(f"A file of {repo_id} cannot be read or written{where}: {reason}.") from error

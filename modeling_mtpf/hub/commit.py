@@ -1,27 +1,24 @@
 """One push: what it would change, one atomic commit on the head it was planned against, and a second look.
 
-Everything is checked before anything changes. On a concurrent push the Hub refuses the commit and nothing is
-lost; afterwards the head is read again and compared with what was sent.
+Everything is checked before anything changes. The Hub refuses the commit if another push was faster; after it
+the head is read again and compared with what was sent.
 """
 
 import logging
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 
 from .client import HubError, PushConflictError, attempt, check_repo_id, explained, validate_card
-from .files import CARD_FILE, MARKERS, check_text
-from .manifest import Manifest, find_manifest, read_manifest
+from .files import CARD_FILE, MARKERS, Content, check_text
+from .manifest import HubFile, Manifest, find_manifest, read_manifest
 
 log = logging.getLogger(__name__)
 
-KEPT_FILES = (".gitattributes",)
+KEPT_FILES = {".gitattributes"}
 """Files of a repo that are not ours to delete: the Hub writes them."""
-Content = dict[str, CommitOperationAdd]
-"""What is to be published, by path. An operation knows size and sha256 of what it uploads."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +63,14 @@ class Release:
         return HfApi(token=self.token)
 
     @property
-    def url(self) -> str:
-        """The address of the repo's page, on its branch."""
-        return f"{self.api.endpoint}/{self.repo_id}" + f"/tree/{self.branch}" * (self.branch != "main")
-
-    @property
     def card(self) -> dict[str, Any]:
         """What goes into the card."""
         names = ("repo_id", "branch", "license", "language", "datasets")
         return {name: getattr(self, name) for name in names}
+
+    def read_head(self) -> Manifest:
+        """Ask the Hub for the files at the head of the branch."""
+        return read_manifest(self.api, self.repo_id, self.branch)
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ class PushPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain values."""
-        return {**asdict(self), "files": [asdict(file) for file in self.files], "size": self.size}
+        return {**asdict(self), "size": self.size}
 
     def __str__(self) -> str:
         width = max((len(file.path) for file in self.files), default=0)
@@ -127,14 +123,7 @@ class PushPlan:
 
 
 def publish(release: Release, kind: str, content: Content, card: ModelCard, dry_run: bool) -> str | PushPlan:
-    """Make content and card the whole content of a repo.
-
-    Args:
-        release: Where to.
-        kind: ``backbone`` or ``adapter``.
-        content: The checked files.
-        card: The card.
-        dry_run: Check everything, change nothing, and return the plan.
+    """Make the checked files and the card of a ``backbone`` or ``adapter`` the whole content of a repo.
 
     Returns:
         The sha of the commit, or of the head where nothing had changed; with ``dry_run`` a `PushPlan`.
@@ -142,27 +131,27 @@ def publish(release: Release, kind: str, content: Content, card: ModelCard, dry_
     Raises:
         HubError: The repo is another kind of thing, the Hub refuses, or holds something else afterwards.
     """
-    api = release.api
+    api, repo_id = release.api, release.repo_id
     content = {**content, CARD_FILE: CommitOperationAdd(CARD_FILE, str(card).encode())}
     for operation in content.values():
         check_text(operation)
-    remote = find_manifest(api, release.repo_id, release.branch)
+    remote = find_manifest(api, repo_id, release.branch)
     if remote is None and release.branch != "main":
         raise HubError(
-            f"There is no repo {release.repo_id} yet, and a new one has no branch {release.branch!r}; push "
-            "to main first."
+            f"There is no repo {repo_id} yet, and a new one has no branch {release.branch!r}; push to main "
+            "first."
         )
     plan = _plan(release, kind, remote, content)
-    validate_card(release.repo_id, card)  # the client would check it only after the repo is made
+    validate_card(repo_id, card)  # the client would check it only after the repo is made
     if dry_run:
         return plan
     if remote is None:
-        with explained(release.repo_id):
-            attempt(lambda: api.create_repo(release.repo_id, private=release.private, exist_ok=True))
+        with explained(repo_id):
+            attempt(lambda: api.create_repo(repo_id, private=release.private, exist_ok=True))
         # Read it even though it is new: it may have been created by another push meanwhile.
-        plan = _plan(release, kind, read_manifest(api, release.repo_id), content)
+        plan = _plan(release, kind, release.read_head(), content)
     if not plan.changes:
-        log.info("%s holds exactly these files already; no commit was made.", release.repo_id)
+        log.info("%s holds exactly these files already; no commit was made.", repo_id)
         return str(plan.head)
     sha = _commit(release, plan, content)
     _verify(release, content, sha)
@@ -170,40 +159,31 @@ def publish(release: Release, kind: str, content: Content, card: ModelCard, dry_
 
 
 def _plan(release: Release, kind: str, remote: Manifest | None, content: Content) -> PushPlan:
-    """Compare what is to be published with the repo.
-
-    Raises:
-        HubError: The repo is another kind of thing, or public where a private one was asked for.
-    """
-    names = set(remote.files) if remote else set()
+    """Compare content and repo; refuse a repo of another kind, or a public one where it should be private."""
+    repo_id, files = release.repo_id, remote.files if remote else {}
     if remote and release.private and not remote.private:
-        raise HubError(
-            f"{release.repo_id} exists and is public; make it private in its settings, or choose "
-            "another name."
-        )
-    if names - {*KEPT_FILES, CARD_FILE} and MARKERS[kind] not in names:
-        raise HubError(f"{release.repo_id} holds something else than an mtpf {kind}; choose another name.")
-    if ".gitignore" in names:
-        raise HubError(
-            f"{release.repo_id} has a .gitignore, which can make the Hub leave files out; delete it first."
-        )
+        raise HubError(f"{repo_id} exists and is public; make it private in its settings, or choose another.")
+    if files.keys() - {*KEPT_FILES, CARD_FILE} and MARKERS[kind] not in files:
+        raise HubError(f"{repo_id} holds something else than an mtpf {kind}; choose another name.")
+    if ".gitignore" in files:
+        raise HubError(f"{repo_id} has a .gitignore, which makes the Hub leave files out; delete it first.")
     head = remote.sha if remote else None
-    return PushPlan(release.repo_id, kind, release.branch, head, tuple(_compare(remote, content)))
+    return PushPlan(repo_id, kind, release.branch, head, tuple(_compare(files, content)))
 
 
-def _compare(remote: Manifest | None, content: Content) -> Iterator[PlannedFile]:
-    """Yield what a push does with each file; `create_commit` finds unchanged files only on sending."""
-    files = remote.files if remote else {}
+def _compare(files: dict[str, HubFile], content: Content) -> list[PlannedFile]:
+    """Return what a push does with each file; `create_commit` finds unchanged files only on sending."""
+    planned = []
     for path, operation in sorted(content.items()):
         change = "add" if path not in files else "keep" if files[path].is_what(operation) else "update"
         info = operation.upload_info
-        yield PlannedFile(path, info.size, info.sha256.hex(), change)
-    for path in sorted(set(files) - set(content) - set(KEPT_FILES)):
-        yield PlannedFile(path, files[path].size, None, "delete")
+        planned.append(PlannedFile(path, info.size, info.sha256.hex(), change))
+    stale = sorted(files.keys() - content.keys() - KEPT_FILES)
+    return planned + [PlannedFile(path, files[path].size, None, "delete") for path in stale]
 
 
 def _differing(remote: Manifest, content: Content) -> list[str]:
-    return [file.path for file in _compare(remote, content) if file.change != "keep"]
+    return [file.path for file in _compare(remote.files, content) if file.change != "keep"]
 
 
 def _commit(release: Release, plan: PushPlan, content: Content) -> str:
@@ -242,7 +222,7 @@ def _landed(release: Release, plan: PushPlan, content: Content) -> str | None:
     It names the planned head as its parent: if it took effect at all, it is the next one on the branch.
     """
     api, repo_id = release.api, release.repo_id
-    head = read_manifest(api, repo_id, release.branch)
+    head = release.read_head()
     if head.sha == plan.head:
         return None
     with explained(repo_id):
@@ -259,12 +239,12 @@ def _landed(release: Release, plan: PushPlan, content: Content) -> str | None:
 def _state(release: Release, plan: PushPlan) -> str:
     """Say what the repo holds after a push has failed."""
     try:
-        head = read_manifest(release.api, release.repo_id, release.branch)
+        head = release.read_head()
     except HubError:
         return "What its head is now could not be read; look at it before you push again."
     if head.sha != plan.head:
         return f"Nothing of this push was published; its head is {head.sha[:8]}, another push's commit."
-    if not set(head.files) - set(KEPT_FILES):
+    if not head.files.keys() - KEPT_FILES:
         return "Nothing was published: the repo is there, but still empty."
     return f"Nothing was published: its head is still {head.sha[:8]}, a complete revision."
 

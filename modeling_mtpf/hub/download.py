@@ -3,6 +3,7 @@
 import glob
 import logging
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -10,13 +11,14 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects
 
 from ..model.hub_cache_mtpf import drop_from_cache
+from ..model.modeling_mtpf import HUB_FILES
 from .client import HubError, attempt, check_repo_id, explained, is_transient
-from .files import code_files, objection
+from .files import path_objection
 from .manifest import Manifest, cached_manifest, read_manifest
 
 log = logging.getLogger(__name__)
 
-PULLED = ("*.json", "*.safetensors", "*.txt", "*.md", "*.model", "*.onnx", *code_files())
+PULLED = ["*.json", "*.safetensors", "*.txt", "*.md", "*.model", "*.onnx", *HUB_FILES]
 """What `pull` fetches: data, and this project's remote code. Never pickles, archives or other code."""
 MAX_PULL_BYTES = 20 * 10**9
 
@@ -54,7 +56,17 @@ def pull(
         if not isinstance(error.__cause__, OfflineModeIsEnabled) and not is_transient(error.__cause__):
             raise
         manifest, offline = cached_manifest(repo_id, sha), True
-    return download(api, repo_id, manifest, _wanted(repo_id, manifest, max_bytes), offline=offline)
+    for path in manifest.files:
+        if reason := path_objection(path):
+            raise HubError(f"{repo_id} has a file {path!r}: {reason}. It is not fetched.")
+    names = list(filter_repo_objects(manifest.files, allow_patterns=PULLED))
+    size = sum(manifest.files[name].size for name in names)
+    if size > max_bytes:
+        raise HubError(
+            f"{repo_id} has {size:,} bytes, more than the {max_bytes:,} that are allowed; it is not fetched. "
+            "Raise max_bytes if that is right."
+        )
+    return download(api, repo_id, manifest, names, offline=offline)
 
 
 def download(
@@ -68,19 +80,17 @@ def download(
     Raises:
         HubError: A file cannot be fetched, or does not have its announced hash, even when fetched again.
     """
+    fetch = partial(
+        snapshot_download,
+        repo_id,
+        revision=manifest.sha,
+        token=api.token,
+        allow_patterns=[glob.escape(name) for name in names],
+        local_files_only=offline,
+    )
     for _ in range(2):
         with explained(repo_id):
-            folder = Path(
-                attempt(
-                    lambda: snapshot_download(
-                        repo_id,
-                        revision=manifest.sha,
-                        token=api.token,
-                        allow_patterns=[glob.escape(name) for name in names],
-                        local_files_only=offline,
-                    )
-                )
-            )
+            folder = Path(attempt(fetch))
         damaged = [name for name in names if not manifest.files[name].is_at(folder / name)]
         if not damaged:
             return folder
@@ -91,19 +101,3 @@ def download(
         f"{damaged[0]} of {repo_id} at {manifest.sha[:8]} does not have the hash that the Hub announces for "
         "it; it was tampered with or broken on the way. Do not use it; try again later or tell its owner."
     )
-
-
-def _wanted(repo_id: str, manifest: Manifest, max_bytes: int) -> list[str]:
-    """Return the names of the files to fetch; refuse a repo with impossible names or too many bytes."""
-    for path in manifest.files:
-        reason = objection(path)
-        if reason and reason.startswith("its name"):
-            raise HubError(f"{repo_id} has a file {path!r}: {reason}. It is not fetched.")
-    names = list(filter_repo_objects(manifest.files, allow_patterns=list(PULLED)))
-    total = sum(manifest.files[name].size for name in names)
-    if total > max_bytes:
-        raise HubError(
-            f"{repo_id} has {total:,} bytes, more than the {max_bytes:,} that are allowed; it is not "
-            "fetched. Raise max_bytes if that is right."
-        )
-    return names

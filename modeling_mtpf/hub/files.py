@@ -1,8 +1,9 @@
 """The files of a published repo: which belong there, and what their texts may not tell."""
 
 import json
+import math
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,18 +15,17 @@ from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from ..model.modeling_mtpf import HUB_FILES
 from .client import HubError
 
+Content = dict[str, CommitOperationAdd]
+"""What is published, by path. An operation knows size and sha256 of what it uploads."""
+Shapes = dict[str, tuple[int, ...]]
 CARD_FILE = "README.md"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TRAINING_FILE = "training.json"
 """What the card of a backbone tells of its run, as `hub_cards.training_summary` returns it."""
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-VOCABULARIES = (
-    ("tokenizer.json",),
-    ("vocab.txt",),
-    ("vocab.json", "merges.txt"),
-    ("sentencepiece.bpe.model",),
-)
+BPE_VOCABULARY = ("vocab.json", "merges.txt")
+VOCABULARIES = (("tokenizer.json",), ("vocab.txt",), BPE_VOCABULARY, ("sentencepiece.bpe.model",))
 """Each entry is a complete vocabulary."""
 VOCABULARY_FILES = tuple(name for names in VOCABULARIES for name in names)
 TOKENIZER_FILES = (TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", *VOCABULARY_FILES)
@@ -33,10 +33,18 @@ BACKBONE_FILES = (CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE, *TOKENIZER_FILES)
 ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE)
 MARKERS = {"backbone": "modeling_mtpf.py", "adapter": TASK_FILE}
 """Files that only this project publishes: another model's config.json must not make its repo fair game."""
-PICKLES = (".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth")
-OTHER_WEIGHTS = (".gguf", ".h5", ".keras", ".mlmodel", ".msgpack", ".ot", ".pb", ".tflite")
-ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".whl", ".xz", ".zip", ".zst")
-CODE = (".py", ".pyc", ".so", ".sh", ".dll", ".exe", ".ipynb")
+REFUSED_SUFFIXES = {
+    "it may hold a pickle, which runs code when it is opened; use safetensors": (
+        *(".bin", ".ckpt", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth"),
+    ),
+    "it holds weights in another format than safetensors": (
+        *(".gguf", ".h5", ".keras", ".mlmodel", ".msgpack", ".ot", ".pb", ".tflite"),
+    ),
+    "it is an archive, and archives are neither published nor unpacked": (
+        *(".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".whl", ".xz", ".zip", ".zst"),
+    ),
+    "it is code other than mtpf's own files": (".py", ".pyc", ".so", ".sh", ".dll", ".exe", ".ipynb"),
+}
 CODE_KEYS = ("auto_map", "auto_mapping", "custom_pipelines")
 """Keys of JSON files under which transformers and PEFT look for code to import."""
 MAX_JSON_BYTES = 50_000_000
@@ -62,31 +70,27 @@ _FREE_TEXT_KEYS = {"labels", "id2label", "label2id", "examples"}
 """'/person/artist' is a label of some data sets."""
 
 
-# ------------------------------------------------------------------------------------------- names
-
-
-def objection(path: str) -> str | None:
-    """Say why a file has no place in a repo of this project, judging by its name; ``None`` if it has one."""
-    suffix = PurePosixPath(path).suffix.lower()
+def path_objection(path: str) -> str | None:
+    """Say why a name of a file in a repo cannot be used on this machine; ``None`` if it can."""
     if path.startswith("/") or re.match(r"[A-Za-z]:", path) or "\\" in path or "\0" in path:
         return "its name is not a relative path"
     if any(part in ("", ".", "..") for part in path.split("/")):
         return "its name leads out of the folder"
-    if suffix in PICKLES:
-        return "it may hold a pickle, which runs code when it is opened; use safetensors"
-    if suffix in OTHER_WEIGHTS:
-        return "it holds weights in another format than safetensors"
-    if suffix in ARCHIVES:
-        return "it is an archive, and archives are neither published nor unpacked"
-    if suffix in CODE and path not in HUB_FILES:
-        return "it is code other than mtpf's own files"
     return None
 
 
-def has_vocabulary(names: Iterable[str]) -> bool:
+def objection(path: str) -> str | None:
+    """Say why a file does not belong in a repo of this project, judging by its name; ``None`` if it does."""
+    if path in HUB_FILES:
+        return None
+    suffix = PurePosixPath(path).suffix.lower()
+    refusals = (reason for reason, suffixes in REFUSED_SUFFIXES.items() if suffix in suffixes)
+    return path_objection(path) or next(refusals, None)
+
+
+def has_vocabulary(names: Collection[str]) -> bool:
     """Say whether these files include those that a tokenizer needs."""
-    present = set(names)
-    return any(present.issuperset(vocabulary) for vocabulary in VOCABULARIES)
+    return any(set(names).issuperset(vocabulary) for vocabulary in VOCABULARIES)
 
 
 def code_files() -> dict[str, Path]:
@@ -95,18 +99,17 @@ def code_files() -> dict[str, Path]:
     return {name: folder / name for name in HUB_FILES}
 
 
-def list_folder(folder: Path, accepted: tuple[str, ...]) -> dict[str, Path]:
-    """Return the publishable files of a folder by name.
+def read_folder(folder: Path, accepted: tuple[str, ...]) -> Content:
+    """Read the publishable files of a folder once: the bytes that are hashed for the card are uploaded.
 
-    The card and the remote code are not among them: the first is written, the second taken from this package
-    when the folder is pushed. Hidden files are left out.
+    Leaves out hidden files, the card, which a push writes, and remote code, which it takes from this package.
 
     Raises:
-        HubError: There is no such folder, or it holds anything else: a link, a pickle, an unknown file.
+        HubError: There is no such folder, it holds a link, a pickle or an unknown file, or cannot be read.
     """
     if not folder.is_dir():
         raise HubError(f"There is no folder {folder}.")
-    files = {}
+    paths = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name == "__pycache__":
             continue
@@ -114,8 +117,7 @@ def list_folder(folder: Path, accepted: tuple[str, ...]) -> dict[str, Path]:
             raise HubError(
                 f"{path.name} in {folder} is a symbolic link; publish a copy with its content (cp -rL)."
             )
-        reason = objection(path.name)
-        if reason:
+        if reason := objection(path.name):
             raise HubError(f"{path.name} in {folder} cannot be published: {reason}. Move it elsewhere.")
         if path.name in (CARD_FILE, *HUB_FILES):
             continue
@@ -124,26 +126,15 @@ def list_folder(folder: Path, accepted: tuple[str, ...]) -> dict[str, Path]:
                 f"{path.name} in {folder} does not belong there; move it elsewhere. "
                 f"What is published: {', '.join(accepted)}."
             )
-        files[path.name] = path
-    return files
+        paths.append(path)
+    return {path.name: CommitOperationAdd(path.name, _read_bytes(path)) for path in paths}
 
 
-def read_content(files: dict[str, Path]) -> dict[str, CommitOperationAdd]:
-    """Read files once, so that the bytes hashed for the card are those uploaded, whatever happens on disk.
-
-    Raises:
-        HubError: A file cannot be read.
-    """
-    content = {}
-    for name, path in files.items():
-        try:
-            content[name] = CommitOperationAdd(name, path.read_bytes())
-        except OSError as error:
-            raise HubError(f"{path} cannot be read: {error.strerror or error}.") from error
-    return content
-
-
-# ----------------------------------------------------------------------------------------- content
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise HubError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -156,19 +147,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise HubError(f"{path.parent} has no {path.name}.")
     if path.stat().st_size > MAX_JSON_BYTES:
         raise HubError(f"{path} is larger than {MAX_JSON_BYTES // 10**6} MB; that is not a {path.name}.")
-    try:
-        return parse_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise HubError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return _parse_json(_read_bytes(path), str(path))
 
 
-def parse_json(data: bytes, name: str) -> dict[str, Any]:
-    """Parse a JSON object strictly.
-
-    Raises:
-        HubError: It is not one.
-    """
-
+def _parse_json(data: bytes, name: str) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not a number of JSON; leave that entry out")
 
@@ -181,7 +163,7 @@ def parse_json(data: bytes, name: str) -> dict[str, Any]:
     return value
 
 
-def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(path: Path) -> Shapes:
     """Return the shapes in a safetensors file, from its header alone.
 
     Raises:
@@ -196,10 +178,13 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise HubError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
-def check_text(operation: CommitOperationAdd) -> None:
-    """Refuse a file that tells where its author keeps files, names code to import, or holds a token.
+def lora_parameters(shapes: Shapes) -> int:
+    """Return the number of values in the matrices of a LoRA."""
+    return sum(math.prod(shape) for shape in shapes.values() if len(shape) == 2)
 
-    Local paths also break loading elsewhere.
+
+def check_text(operation: CommitOperationAdd) -> None:
+    """Refuse a file that holds a token, names code to import, or tells where its author keeps files.
 
     Raises:
         HubError: It does one of these.
@@ -211,26 +196,27 @@ def check_text(operation: CommitOperationAdd) -> None:
     value: Any
     if name.endswith(".safetensors"):
         size = int.from_bytes(data[:8], "little")
-        value = parse_json(data[8 : 8 + size], f"The header of {name}").get("__metadata__")
+        value = _parse_json(data[8 : 8 + size], f"The header of {name}").get("__metadata__")
     elif name.endswith(".json"):
-        value = parse_json(data, name)
+        value = _parse_json(data, name)
         check_code_references(name, value)
     else:
         value = data.decode("utf-8", "replace")
-    for key, text in _texts(value):
+    for _, key, item in _entries(value, skipped=_FREE_TEXT_KEYS):
         where = f" (key {key!r})" if key else ""
-        if _TOKEN.search(text):
-            raise HubError(f"{name} holds what looks like a Hub token{where}; revoke it and take it out.")
-        path = _LOCAL_PATH.search(text) or (_PATH_VALUE.fullmatch(text) if key else None)
-        if path:
-            raise HubError(
-                f"{name} contains the local path {path[0]!r}{where}; replace it by a Hub id or a plain name, "
-                "for instance when you save: save_adapter(..., task={'training_data': 'what it is'})."
-            )
+        for text in (key, item) if isinstance(item, str) else (key,):
+            if _TOKEN.search(text):
+                raise HubError(f"{name} holds what looks like a Hub token{where}; revoke it and take it out.")
+            path = _LOCAL_PATH.search(text) or (_PATH_VALUE.fullmatch(text) if key else None)
+            if path:
+                raise HubError(
+                    f"{name} contains the local path {path[0]!r}{where}; replace it by a Hub id or a plain "
+                    "name, as in save_adapter(..., task={'training_data': 'what it is'})."
+                )
 
 
 def check_code_references(name: str, value: dict[str, Any]) -> None:
-    """Refuse a JSON file that names code to import; the ``auto_map`` of ``config.json`` is checked apart.
+    """Refuse a JSON file that names code to import; `check_backbone` checks ``auto_map`` of ``config.json``.
 
     Raises:
         HubError: It does.
@@ -238,14 +224,6 @@ def check_code_references(name: str, value: dict[str, Any]) -> None:
     for depth, key, item in _entries(value):
         if key in CODE_KEYS and item and not (name == CONFIG_FILE and key == "auto_map" and depth == 1):
             raise HubError(f"{name} names code to import ({key!r}: {item!r}); take that entry out.")
-
-
-def _texts(value: Any) -> Iterator[tuple[str, str]]:
-    """Yield each string of a JSON value, and each key, with the key that it belongs to."""
-    for _, key, item in _entries(value, skipped=_FREE_TEXT_KEYS):
-        yield key, key
-        if isinstance(item, str):
-            yield key, item
 
 
 def _entries(value: Any, skipped: Collection[str] = ()) -> Iterator[tuple[int, str, Any]]:

@@ -20,13 +20,13 @@ from ..model.adapter_files_mtpf import (
 from ..model.hub_cache_mtpf import sha256_of
 from ..model.sources_mtpf import backbone_hint, find_on_hub
 from .checks import (
-    Backbone,
     changed_code,
     check_adapter,
     check_backbone,
     check_published_backbone,
     check_tokenizer,
-    listing_findings,
+    missing_files,
+    objections,
     read_published_backbone,
 )
 from .client import HubError, check_repo_id
@@ -37,7 +37,7 @@ from .files import (
     TOKENIZER_CONFIG_FILE,
     TRAINING_FILE,
     WEIGHTS_FILE,
-    objection,
+    lora_parameters,
     read_json,
     tensor_shapes,
 )
@@ -85,25 +85,20 @@ class Inspection:
         return asdict(self)
 
     def __str__(self) -> str:
-        rows = [
-            ("source", self.source),
-            ("revision", self.revision),
-            ("kind", self.kind),
-            ("name", self.name),
-            ("regime", self.regime),
-            ("size", f"{self.size:,} bytes"),
-            ("parameters", None if self.parameters is None else f"{self.parameters:,}"),
-            ("labels", ", ".join(self.labels)),
-            ("metrics", ", ".join(f"{key} {value}" for key, value in self.metrics.items())),
-            ("backbone", " ".join(f"{key}={value}" for key, value in self.backbone.items() if value)),
-        ]
-        lines = [f"{name:<10}  {value}" for name, value in rows if value]
+        rows = {
+            **{name: getattr(self, name) for name in ("source", "revision", "kind", "name", "regime")},
+            "size": f"{self.size:,} bytes",
+            "parameters": self.parameters and f"{self.parameters:,}",
+            "labels": ", ".join(self.labels),
+            "metrics": ", ".join(f"{key} {value}" for key, value in self.metrics.items()),
+            "backbone": " ".join(f"{key}={value}" for key, value in self.backbone.items() if value),
+        }
+        lines = [f"{name:<10}  {value}" for name, value in rows.items() if value]
         width = max((len(file.path) for file in self.files), default=0)
         for file in self.files:
             digest = f"sha256:{file.sha256}" if file.sha256 else f"git:{file.git_sha1}"
             lines.append(f"{'file':<10}  {file.path:<{width}}  {file.size:>12,}  {digest}")
-        lines += [f"{'FINDING':<10}  {finding}" for finding in self.findings]
-        return "\n".join(lines)
+        return "\n".join(lines + [f"{'FINDING':<10}  {finding}" for finding in self.findings])
 
 
 def inspect(
@@ -116,26 +111,21 @@ def inspect(
     Raises:
         MtpfError: There is no such folder, repo or revision.
     """
-    folder = Path(folder_or_repo)
+    source, folder = str(folder_or_repo), Path(folder_or_repo)
     if folder.is_dir():
-        manifest = _local_manifest(folder)
-        inspection = Inspection(str(folder_or_repo))
-        inspection.findings = [
-            f"{path}: it is a link that leads out of the folder" for path in _foreign_links(folder)
-        ]
-        _describe(inspection, folder, manifest, None)
+        inspection = Inspection(source, findings=_foreign_links(folder))
+        _describe(inspection, folder, _local_manifest(folder), None)
         return inspection
-    repo_id = str(folder_or_repo)
-    commit = find_on_hub(repo_id, revision, token=token, error=HubError)
+    commit = find_on_hub(source, revision, token=token, error=HubError)
     api = HfApi(token=token)
-    manifest = read_manifest(api, repo_id, commit.resolved)
-    inspection = Inspection(repo_id, manifest.sha)
-    with TemporaryDirectory() as nowhere:
-        folder = Path(nowhere)
+    manifest = read_manifest(api, source, commit.resolved)
+    inspection = Inspection(source, manifest.sha)
+    files = manifest.files
+    names = [name for name in SMALL_FILES if name in files and files[name].size <= MAX_FETCH_BYTES]
+    with TemporaryDirectory() as empty:
+        folder = Path(empty)
         try:
-            names = [name for name in SMALL_FILES if name in manifest.files]
-            names = [name for name in names if manifest.files[name].size <= MAX_FETCH_BYTES]
-            folder = download(api, repo_id, manifest, names) if names else folder
+            folder = download(api, source, manifest, names) if names else folder
         except HubError as error:
             inspection.findings.append(str(error))
         _describe(inspection, folder, manifest, api)
@@ -144,28 +134,24 @@ def inspect(
 
 def _describe(inspection: Inspection, folder: Path, manifest: Manifest, api: HfApi | None) -> None:
     """Fill in what the files tell; ``api`` for a repo, of which the folder has the small files only."""
-    paths = manifest.files
-    inspection.files = list(paths.values())
+    files, findings = manifest.files, inspection.findings
+    inspection.files = list(files.values())
     inspection.size = sum(file.size for file in inspection.files)
-    is_adapter = ADAPTER_CONFIG_FILE in paths or TASK_FILE in paths
-    is_backbone = not is_adapter and bool({CONFIG_FILE, MARKERS["backbone"]} & set(paths))
     try:
-        if is_adapter:
+        if ADAPTER_CONFIG_FILE in files or TASK_FILE in files:
             _describe_adapter(inspection, folder, api)
-        elif is_backbone:
-            is_backbone = _describe_backbone(inspection, folder, manifest, api)
+        elif CONFIG_FILE in files or MARKERS["backbone"] in files:
+            _describe_backbone(inspection, folder, manifest, api)
         else:
-            inspection.findings.append(
-                f"it is neither a backbone nor an adapter of mtpf{backbone_hint(folder)}"
-            )
+            findings.append(f"it is neither a backbone nor an adapter of mtpf{backbone_hint(folder)}")
     except MtpfError as error:
-        inspection.findings.append(str(error).replace(f"{folder}/", "").replace(str(folder), "it"))
-    objections = [f"{path}: {reason}" for path in paths if (reason := objection(path))]
+        findings.append(str(error).replace(f"{folder}/", "").replace(str(folder), "it"))
+    missing = missing_files(manifest) if inspection.kind == "backbone" else []
     code = [
         f"{path}: remote code that differs from this version of mtpf; read it"
         for path in changed_code(manifest)
     ]
-    inspection.findings += sorted((listing_findings(manifest) if is_backbone else objections) + code)
+    findings += sorted([*objections(manifest), *missing, *code])
 
 
 def _describe_adapter(inspection: Inspection, folder: Path, api: HfApi | None) -> None:
@@ -174,10 +160,7 @@ def _describe_adapter(inspection: Inspection, folder: Path, api: HfApi | None) -
     read_task(folder)  # the types of what follows
     inspection.labels, inspection.metrics = task.get("labels") or [], task.get("metrics") or {}
     inspection.backbone = task.get("backbone") or {}
-    shapes = tensor_shapes(folder / ADAPTER_WEIGHTS_FILE).values()
-    inspection.parameters = sum(
-        rows * columns for rows, columns in (shape for shape in shapes if len(shape) == 2)
-    )
+    inspection.parameters = lora_parameters(tensor_shapes(folder / ADAPTER_WEIGHTS_FILE))
     config, _ = check_adapter(folder)
     repo_id, revision = inspection.backbone.get("id"), inspection.backbone.get("revision")
     if (config.get("base_model_name_or_path"), config.get("revision")) != (repo_id, revision):
@@ -194,11 +177,10 @@ def _describe_adapter(inspection: Inspection, folder: Path, api: HfApi | None) -
     check_adapter(folder, check_published_backbone(api, repo_id, manifest))
 
 
-def _describe_backbone(inspection: Inspection, folder: Path, manifest: Manifest, api: HfApi | None) -> bool:
-    """Say whether it is a backbone of mtpf, rather than a stock encoder."""
+def _describe_backbone(inspection: Inspection, folder: Path, manifest: Manifest, api: HfApi | None) -> None:
     inspection.kind = "backbone"
     if CONFIG_FILE not in manifest.files:
-        return True  # the listing's findings say so
+        return  # the listing's findings say so
     config = read_json(folder / CONFIG_FILE)
     block = config.get("mtpf")
     if block is None:
@@ -206,11 +188,10 @@ def _describe_backbone(inspection: Inspection, folder: Path, manifest: Manifest,
         if config.get("auto_map"):
             inspection.findings.append(f"{CONFIG_FILE} names code to import that is not mtpf's")
         inspection.findings.append("it is a stock encoder, not a backbone of mtpf")
-        return False
+        return
     inspection.regime = str(block["regime"]) if isinstance(block, dict) and block.get("regime") else None
     if WEIGHTS_FILE not in manifest.files:
-        return True
-    backbone: Backbone
+        return
     if api is None:
         backbone = check_backbone(folder)
         inspection.parameters = backbone.num_parameters
@@ -219,7 +200,6 @@ def _describe_backbone(inspection: Inspection, folder: Path, manifest: Manifest,
         inspection.parameters = read_published_backbone(api, inspection.source, manifest).num_parameters
     if (folder / TRAINING_FILE).is_file():
         backbone_card(read_json(folder / TRAINING_FILE), config=config)
-    return True
 
 
 def _local_manifest(folder: Path) -> Manifest:
@@ -232,10 +212,11 @@ def _local_manifest(folder: Path) -> Manifest:
 
 
 def _foreign_links(folder: Path) -> list[str]:
-    """Return the links that lead elsewhere than into the Hub's own cache."""
-    links = {path: path.readlink() for path in sorted(folder.rglob("*")) if path.is_symlink()}
-    return [
-        path.relative_to(folder).as_posix()
-        for path, target in links.items()
-        if target.is_absolute() or (".." in target.parts and "blobs" not in target.parts)
-    ]
+    """Name the links that lead elsewhere than into the Hub's own cache."""
+    findings = []
+    for path in sorted(folder.rglob("*")):
+        target = path.readlink() if path.is_symlink() else Path()
+        if target.is_absolute() or (".." in target.parts and "blobs" not in target.parts):
+            name = path.relative_to(folder).as_posix()
+            findings.append(f"{name}: it is a link that leads out of the folder")
+    return findings

@@ -1,8 +1,4 @@
-"""What the Hub announces of a commit: its files with sizes and hashes.
-
-A push compares it with what it sends, before and after the commit; `pull` and `inspect` compare it with what
-they fetch.
-"""
+"""What the Hub announces of a commit: sizes and hashes of its files; push and pull compare theirs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +12,7 @@ from .client import HubError, attempt, explained
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file; a large one is known by its ``sha256``, a small one by the hash that git gives it.
-
-    A cached listing tells neither; there the cache's own name of the file is its hash.
-    """
+    """One file: a large one has a ``sha256``, a small one git's hash, one of a cached listing neither."""
 
     path: str
     size: int
@@ -67,7 +60,7 @@ def read_manifest(api: HfApi, repo_id: str, revision: str = "main") -> Manifest:
 
 
 def find_manifest(api: HfApi, repo_id: str, revision: str = "main") -> Manifest | None:
-    """Do the same; return ``None`` where there is no such repo."""
+    """Do as `read_manifest`, but return ``None`` where there is no such repo."""
     try:
         return read_manifest(api, repo_id, revision)
     except HubError as error:

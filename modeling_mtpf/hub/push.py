@@ -9,6 +9,7 @@ from huggingface_hub import CommitOperationAdd
 from hub_cards import adapter_card, backbone_card
 
 from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, TASK_FILE
+from ..model.modeling_mtpf import HUB_FILES
 from ..model.sources_mtpf import backbone_hint
 from .checks import changed_code, check_adapter, check_backbone, check_published_backbone, check_tokenizer
 from .client import HubError, check_repo_id
@@ -20,8 +21,8 @@ from .files import (
     TRAINING_FILE,
     WEIGHTS_FILE,
     code_files,
-    list_folder,
-    read_content,
+    lora_parameters,
+    read_folder,
     read_json,
     tensor_shapes,
 )
@@ -39,7 +40,7 @@ def push_backbone(
     """Publish a backbone folder as one commit: weights, tokenizer, this package's loading code, and its card.
 
     Args:
-        folder: As ``train/pretrain.py``, or ``save_pretrained`` of model and tokenizer, write it.
+        folder: As ``mtpf pretrain``, or ``save_pretrained`` of model and tokenizer, write it.
         repo_id: ``owner/name``; created if need be.
         dry_run: Check everything, change nothing, and return the plan.
         results: Evaluation records (``task``, ``metric``, ``value``, ...) for the card's table.
@@ -49,22 +50,21 @@ def push_backbone(
         The sha of the commit, or of the head where nothing had changed; with ``dry_run`` a `PushPlan`.
 
     Raises:
-        MtpfError: The folder is not a backbone or holds something that may not be published, or the Hub
-            refuses.
+        MtpfError: The folder is not a backbone, holds what may not be published, or the Hub refuses.
     """
     release, folder = Release(repo_id, **options), Path(folder)
     if hint := backbone_hint(folder):
         raise HubError(f"{folder} is not a backbone: it has no {CONFIG_FILE}.{hint}")
-    files = list_folder(folder, BACKBONE_FILES)
-    content = read_content({**files, **code_files()})  # read once: what is hashed here is what is uploaded
+    content = read_folder(folder, BACKBONE_FILES)
+    for name, path in code_files().items():
+        content[name] = CommitOperationAdd(name, path.read_bytes())
     backbone = check_backbone(folder)
     check_tokenizer(folder, backbone)
-    hashes = {name: content[name].upload_info.sha256.hex() for name in (*code_files(), WEIGHTS_FILE)}
     card = backbone_card(
-        read_json(folder / TRAINING_FILE) if TRAINING_FILE in files else None,
+        read_json(folder / TRAINING_FILE) if TRAINING_FILE in content else None,
         config=backbone.config,
         num_parameters=backbone.num_parameters,
-        hashes=hashes,
+        hashes={name: content[name].upload_info.sha256.hex() for name in (*HUB_FILES, WEIGHTS_FILE)},
         results=results,
         **release.card,
     )
@@ -90,17 +90,17 @@ def push_adapter(
         backbone_id: Hub id of the published backbone; by default the one recorded in the folder.
         backbone_revision: Its commit, tag or branch; by default the one recorded, else the head of ``main``.
         dry_run: Check everything, change nothing, and return the plan.
-        **options: The other attributes of `Release`: ``private``, ``create_pr``, ``token``, ``license``, ...
+        **options: The other attributes of `Release`, as in `push_backbone`.
 
     Returns:
-        The sha of the commit, or of the head where nothing had changed; with ``dry_run`` a `PushPlan`.
+        What `push_backbone` returns.
 
     Raises:
         MtpfError: The folder is damaged, its backbone is not published or another one, a file holds a local
             path, or the Hub refuses.
     """
     release, folder = Release(repo_id, **options), Path(folder)
-    content = read_content(list_folder(folder, ADAPTER_FILES))
+    content = read_folder(folder, ADAPTER_FILES)
     config, task = check_adapter(folder)
     task["backbone"] = _bind(release, folder, task.get("backbone") or {}, backbone_id, backbone_revision)
     config["base_model_name_or_path"] = task["backbone"]["id"]
@@ -108,14 +108,9 @@ def push_adapter(
     for name, value in ((TASK_FILE, task), (ADAPTER_CONFIG_FILE, config)):
         text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         content[name] = CommitOperationAdd(name, (text + "\n").encode())
-    weights = [operation for name, operation in content.items() if name.endswith(".safetensors")]
-    card = adapter_card(
-        task,
-        config,
-        num_parameters=sum(a * b for a, b in tensor_shapes(folder / ADAPTER_WEIGHTS_FILE).values()),
-        num_bytes=sum(operation.upload_info.size for operation in weights),
-        **release.card,
-    )
+    num_bytes = sum(file.upload_info.size for name, file in content.items() if name.endswith(".safetensors"))
+    num_parameters = lora_parameters(tensor_shapes(folder / ADAPTER_WEIGHTS_FILE))
+    card = adapter_card(task, config, num_parameters=num_parameters, num_bytes=num_bytes, **release.card)
     return publish(release, "adapter", content, card, dry_run)
 
 
