@@ -166,7 +166,7 @@ def _plan(release: Release, kind: str, remote: Manifest | None, content: Content
     if files.keys() - {*KEPT_FILES, CARD_FILE} and MARKERS[kind] not in files:
         raise HubError(f"{repo_id} holds something else than an mtpf {kind}; choose another name.")
     if ".gitignore" in files:
-        raise HubError(f"{repo_id} has a .gitignore, which makes the Hub leave files out; delete it first.")
+        raise HubError(f"{repo_id} has a .gitignore, which can make the Hub leave files out; delete it.")
     head = remote.sha if remote else None
     return PushPlan(repo_id, kind, release.branch, head, tuple(_compare(files, content)))
 
