@@ -9,25 +9,27 @@ import difflib
 import inspect
 import re
 import types
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from .errors import RecipeError
 
 POSITIONAL = {"form": "positional"}
-"""Metadata of a field that is given without its name."""
+"""Metadata of a field whose value comes without its name."""
 
 REPEATED = {"form": "repeated"}
-"""Metadata of a list that takes one value each time its option is given: positional values may follow it."""
+"""Metadata of a list that takes one value with each use of its option: positional values may follow it."""
 
 COMMAS = {"form": "commas"}
-"""Metadata of a text with commas between its parts, which may also be given as several values."""
+"""Metadata of a text with commas between its parts, which are also accepted as several values."""
 
 Sections = dict[str, dict[str, type]]
 """Field that holds named dataclasses → name → the dataclass, e.g. the families of a recipe."""
 
-_READABLE: dict[Any, tuple[type, ...]] = {float: (int, str), int: (str,)}  # YAML reads 5e-5 as text
+# YAML reads 5e-5 as text, and a folder or commit of digits only as a number.
+_READABLE: dict[Any, tuple[type, ...]] = {float: (int, str), int: (str,), str: (int, float)}
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -39,7 +41,6 @@ class _Parser(argparse.ArgumentParser):
 def parse(
     cls: type,
     arguments: list[str],
-    *,
     prog: str,
     description: str,
     examples: str,
@@ -53,7 +54,7 @@ def parse(
     Raises:
         RecipeError: An unknown key, with the nearest one, or a missing key or value.
     """
-    positional = " ".join(f.name.upper() for f in fields(cls) if f.metadata.get("form") == "positional")
+    positional = " ".join(f.name.upper() for f in fields(cls) if f.metadata == POSITIONAL)
     parser = _Parser(
         prog=prog,
         description=description,
@@ -63,15 +64,13 @@ def parse(
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    switches = set()
+    switches = {"--help": False}  # option → whether it may stand alone for true
     for key, field, hint, meaning in _options(cls, sections or {}):
-        if hint is bool:
-            switches.add(key)
+        if field.metadata != POSITIONAL:
+            switches[f"--{key}"] = hint is bool
         _add_option(parser, key, field, hint, meaning)
-    known = [option for action in parser._actions for option in action.option_strings]
-    given = vars(parser.parse_args(list(_regular(arguments, known, switches))))
     values: dict[str, Any] = {}
-    for key, value in given.items():
+    for key, value in vars(parser.parse_args(list(_regular(arguments, switches)))).items():
         *parents, last = key.split(".")
         section = values
         for parent in parents:
@@ -85,71 +84,61 @@ def _options(cls: type, sections: Sections, prefix: str = "") -> Iterator[tuple[
     hints, meanings = get_type_hints(cls), _meanings(cls)
     for field in fields(cls):
         key, hint = prefix + field.name, _not_none(hints[field.name])
-        inner: dict[str, Any] | None = {"": hint} if is_dataclass(hint) else sections.get(key)
-        if inner is None:
+        if is_dataclass(hint):
+            yield from _options(hint, sections, f"{key}.")  # type: ignore[arg-type]
+        elif key in sections:
+            for name, inner in sections[key].items():
+                yield from _options(inner, sections, f"{key}.{name}.")
+        else:
             yield key, field, hint, meanings.get(field.name, "")
-        for name, settings in (inner or {}).items():
-            yield from _options(settings, sections, f"{key}.{name}.".replace("..", "."))
 
 
 def _add_option(parser: _Parser, key: str, field: Field, hint: Any, meaning: str) -> None:
-    form, several = field.metadata.get("form"), get_origin(hint) is list
+    several = get_origin(hint) is list
     needed = field.default is MISSING and field.default_factory is MISSING
-    default = None if needed or field.default is MISSING else field.default
-    shown = (
-        "" if default in (None, "") else f" (default: {str(default).lower() if hint is bool else default})"
-    )
-    options: dict[str, Any] = {"help": (meaning.replace("``", "") + shown).replace("%", "%%")}
-    options["metavar"] = "true|false" if hint is bool else (get_args(hint) or (hint,))[0].__name__.upper()
-    if form == "positional":
-        options["metavar"] = field.name.upper()
-        parser.add_argument(key, nargs="*" if several else None if needed else "?", **options)
+    default = field.default
+    if default not in (MISSING, None, ""):
+        meaning += f" (default: {str(default).lower() if hint is bool else default})"
+    options: dict[str, Any] = {"help": meaning.replace("``", "").replace("%", "%%")}
+    if field.metadata == POSITIONAL:
+        nargs = "*" if several else None if needed else "?"
+        parser.add_argument(key, nargs=nargs, metavar=field.name.upper(), **options)
         return
-    if form == "repeated":
+    if field.metadata == REPEATED:
         options["action"] = "append"
-    elif several or form == "commas":
+    elif several or field.metadata == COMMAS:
         options |= {"nargs": "+", "action": "extend"}
-    parser.add_argument(f"--{key}", required=needed, **options)
+    metavar = "true|false" if hint is bool else (get_args(hint) or (hint,))[0].__name__.upper()
+    parser.add_argument(f"--{key}", required=needed, metavar=metavar, **options)
 
 
-def _regular(arguments: Iterable[str], known: list[str], switches: set[str]) -> Iterator[str]:
-    """Yield arguments as argparse wants them: known keys with ``_``, ``--key=true``, ``--key=-1``."""
-    waiting = ""  # a key whose value may be the next argument
-    for argument in arguments:
-        is_key = argument.startswith("--") and argument != "--"
-        if waiting:
-            if waiting[2:] in switches:
-                joined = not is_key and argument.lower() in _TRUTH
-                yield f"{waiting}={argument if joined else 'true'}"
-            else:
-                # argparse reads -1 as a value, but takes -1,-7 and -5e-4 for options
-                joined = bool(re.match(r"-[\d.]", argument)) and not re.fullmatch(r"-\d+|-\d*\.\d+", argument)
-                yield f"{waiting}={argument}" if joined else waiting
-            waiting = ""
-            if joined:
-                continue
-        if not is_key:
+def _regular(arguments: list[str], switches: dict[str, bool]) -> Iterator[str]:
+    """Yield arguments as argparse wants them: known keys with ``_``, ``--key=true``, ``--key=-1,-7``."""
+    rest = deque(arguments)
+    while rest:
+        argument = rest.popleft()
+        if not argument.startswith("--") or argument == "--":
             yield argument
             continue
         key, equals, value = argument.partition("=")
         key = "--" + key[2:].replace("-", "_")
-        if key not in known:
-            raise RecipeError(f"Unknown argument {key}; {nearest(key, known)}--help lists all.")
-        if equals:
-            yield f"{key}={value}"
-        else:
-            waiting = key
-    if waiting:
-        yield f"{waiting}=true" if waiting[2:] in switches else waiting
+        if key not in switches:
+            raise RecipeError(f"Unknown argument {key}; {nearest(key, list(switches))}--help lists all.")
+        following = rest[0] if rest and not equals else ""
+        if switches[key] and not equals:
+            equals, value = "=", rest.popleft() if following.lower() in _TRUTH else "true"
+        elif re.match(r"-[\d.]", following) and not re.fullmatch(r"-\d+|-\d*\.\d+", following):
+            equals, value = "=", rest.popleft()  # argparse takes -1 for a value, but -1,-7 for an option
+        yield f"{key}{equals}{value}"
 
 
-def read_settings(cls: type, arguments: list[str], **described: Any) -> Any:
-    """Build a settings dataclass from a command line; see `parse` for the arguments.
+def read_settings(cls: type, arguments: list[str], prog: str, description: str, examples: str) -> Any:
+    """Build a settings dataclass from a command line (see `parse`).
 
     Raises:
         MtpfError: An unknown or missing key, or a value that is not accepted.
     """
-    return build(cls, parse(cls, arguments, **described))
+    return build(cls, parse(cls, arguments, prog, description, examples))
 
 
 def build(cls: type, values: Any, path: str = "", sections: Sections | None = None) -> Any:
@@ -166,23 +155,22 @@ def build(cls: type, values: Any, path: str = "", sections: Sections | None = No
     """  # noqa: E501
     if not isinstance(values, dict):
         raise RecipeError(f"{path or 'The recipe'} must hold keys and values, not {values!r}.")
-    hints, known, built = get_type_hints(cls), {f.name: f for f in fields(cls)}, {}
+    hints, known = get_type_hints(cls), {f.name: f for f in fields(cls)}
+    built: dict[str, Any] = {}
     for key, value in values.items():
-        dotted = f"{path}.{key}" if path else str(key)
+        prefix = f"{path}." if path else ""
+        dotted, classes = f"{prefix}{key}", (sections or {}).get(f"{prefix}{key}")
         if key not in known:
-            close = nearest(dotted, [f"{path}.{name}" if path else name for name in known])
-            raise RecipeError(f"Unknown key {dotted!r}; {close}Known here: {', '.join(sorted(known))}.")
-        if dotted in (sections or {}) and isinstance(value, dict):
-            classes = (sections or {})[dotted]
-            built[key] = {
-                name: build(classes[name], inner or {}, f"{dotted}.{name}") for name, inner in value.items()
-            }
+            hint = nearest(dotted, [prefix + name for name in known])
+            raise RecipeError(f"Unknown key {dotted!r}; {hint}Known here: {', '.join(sorted(known))}.")
+        if classes is not None and isinstance(value, dict):
+            built[key] = {n: build(classes[n], inner or {}, f"{dotted}.{n}") for n, inner in value.items()}
         else:
-            built[key] = _convert(hints[key], value, dotted, known[key].metadata.get("form"))
+            built[key] = _convert(hints[key], value, dotted, known[key].metadata == COMMAS)
     return cls(**built)
 
 
-def _convert(hint: Any, value: Any, path: str, form: str | None = None) -> Any:
+def _convert(hint: Any, value: Any, path: str, commas: bool = False) -> Any:
     optional, hint = hint != _not_none(hint), _not_none(hint)
     if optional and value in (None, "null", "~", "", ["null"]):
         return None
@@ -193,18 +181,16 @@ def _convert(hint: Any, value: Any, path: str, form: str | None = None) -> Any:
         if len(items) == 1 and str(items[0]).startswith("["):
             items = [item.strip(" \"'") for item in items[0].strip("[]").split(",") if item.strip()]
         return [_convert(get_args(hint)[0], item, path) for item in items]
-    if form == "commas" and isinstance(value, list):
+    if commas and isinstance(value, list):
         value = ",".join(map(str, value))
     if hint is bool and str(value).lower() in _TRUTH:
         return _TRUTH[str(value).lower()]
-    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)  # a folder or a commit of digits only
-    if not isinstance(value, bool) and isinstance(value, _READABLE.get(hint, ())):
+    if type(value) in _READABLE.get(hint, ()):
         try:
             return hint(value)
         except ValueError:
             pass
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    elif type(value) is hint:
         return value
     raise RecipeError(f"{path} is {value!r}, but must be of type {hint.__name__}.")
 
@@ -234,12 +220,7 @@ def nearest(value: str, known: list[str]) -> str:
 
 
 def check_same_arguments(now: dict[str, str], then: dict[str, str], state: Any) -> None:
-    """Refuse to resume with different arguments.
-
-    Args:
-        now: The decisive arguments of this run.
-        then: Those of the run that is resumed.
-        state: Where its state is, for the message.
+    """Refuse to resume with other decisive arguments than those with which the state was written.
 
     Raises:
         RecipeError: With the first argument that differs.

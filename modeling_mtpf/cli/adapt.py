@@ -5,9 +5,7 @@ import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import datasets
 import torch
-from transformers.utils import logging as transformers_logging
 
 from ..adaptation import FitSettings, fit_app
 from ..devices import available_cores
@@ -76,14 +74,12 @@ class AdaptSettings(FitSettings):
 
 def run(arguments: list[str], prog: str) -> str:
     """Fit the app and return its summary."""
-    settings = read_settings(AdaptSettings, arguments, prog=prog, description=__doc__, examples=EXAMPLES)
+    settings = read_settings(AdaptSettings, arguments, prog, __doc__, EXAMPLES)
     logging.getLogger("modeling_mtpf").setLevel(logging.WARNING)
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
     torch.set_num_threads(settings.threads or available_cores())
     values = vars(settings).copy()
-    values.pop("threads")
     fit = FitSettings(**{f.name: values.pop(f.name) for f in fields(FitSettings)})
-    labels = values.pop("labels")
-    names = [label.strip() for label in labels.split(",")] if labels else None
-    return str(fit_app(values.pop("data"), values.pop("family"), settings=fit, labels=names, **values))
+    del values["threads"]
+    if values["labels"]:
+        values["labels"] = [label.strip() for label in values["labels"].split(",")]
+    return str(fit_app(settings=fit, **values))

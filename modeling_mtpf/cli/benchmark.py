@@ -4,11 +4,8 @@ import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import datasets
 from tqdm.auto import tqdm
-from transformers.utils import logging as transformers_logging
 
 from ..errors import DataError
 from ..evaluation.benchmark import BenchmarkSettings, plan, run_benchmark
@@ -40,17 +37,12 @@ class ReportSettings:
 
 def run(arguments: list[str], prog: str) -> str:
     """Compute the missing records, or write a report of existing ones."""
-    described: dict[str, Any] = {"prog": prog, "description": __doc__, "examples": EXAMPLES}
     logging.getLogger("modeling_mtpf").setLevel(logging.ERROR)
-    if any(argument.partition("=")[0] == "--report" for argument in arguments):
-        return _report(read_settings(ReportSettings, arguments, **described))
-    return _benchmark(read_settings(BenchmarkSettings, arguments, **described))
-
-
-def _benchmark(settings: BenchmarkSettings) -> str:
-    """Compute what is missing in the output file, with a bar, and say what the file then holds."""
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
+    reports = any(argument.partition("=")[0] == "--report" for argument in arguments)
+    cls = ReportSettings if reports else BenchmarkSettings
+    settings = read_settings(cls, arguments, prog, __doc__, EXAMPLES)
+    if reports:
+        return _report(settings)
     missing = sum(len(unit.jobs) for unit in plan(settings, read_records(settings.output)))
     with tqdm(total=missing, desc=settings.regime) as progress:
 

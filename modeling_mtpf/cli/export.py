@@ -35,7 +35,7 @@ class ExportSettings:
 
 def run(arguments: list[str], prog: str) -> str:
     """Export and return the folder."""
-    settings = read_settings(ExportSettings, arguments, prog=prog, description=__doc__, examples=EXAMPLES)
+    settings = read_settings(ExportSettings, arguments, prog, __doc__, EXAMPLES)
     from ..export import export_onnx  # here: --help does without what it imports
 
     values = vars(settings).copy()

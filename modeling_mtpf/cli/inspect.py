@@ -27,10 +27,10 @@ class InspectSettings:
 
 def run(arguments: list[str], prog: str) -> str:
     """Return the description."""
-    settings = read_settings(InspectSettings, arguments, prog=prog, description=__doc__, examples=EXAMPLES)
+    settings = read_settings(InspectSettings, arguments, prog, __doc__, EXAMPLES)
     from ..hub import inspect
 
     description = inspect(settings.source, settings.revision)
-    return (
-        json.dumps(description.to_dict(), indent=2, ensure_ascii=False) if settings.json else str(description)
-    )
+    if settings.json:
+        return json.dumps(description.to_dict(), indent=2, ensure_ascii=False)
+    return str(description)

@@ -5,10 +5,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-import datasets
 import torch
 from accelerate import PartialState
-from transformers.utils import logging as transformers_logging
 
 from ..devices import available_cores
 from ..labelling.label import label_corpus
@@ -47,24 +45,16 @@ class LabelSettings(PseudoLabelSettings):
 
 def run(arguments: list[str], prog: str) -> str | None:
     """Label the corpus and return the summary."""
-    values = vars(
-        read_settings(LabelSettings, arguments, prog=prog, description=__doc__, examples=EXAMPLES)
-    ).copy()
+    values = vars(read_settings(LabelSettings, arguments, prog, __doc__, EXAMPLES)).copy()
     text, output_dir, gold, threads = (values.pop(name) for name in ("text", "output_dir", "gold", "threads"))
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    watch, state = Stopwatch(), _join_processes(threads)
+    watch, state = Stopwatch(), None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Processes wait for the slowest one, which may have hours of work left.
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
+    else:
+        torch.set_num_threads(threads or available_cores())
     folder = label_corpus(text, PseudoLabelSettings(**values), Path(output_dir), gold, state, watch)
     shown = f"{summary(folder)}\nTime: {watch}" if state is None or state.is_main_process else None
     if state is not None:
         state.destroy_process_group()
     return shown
-
-
-def _join_processes(threads: int) -> PartialState | None:
-    """Join the processes that a launcher started; ``None`` for one alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Processes wait for the slowest one, which may have hours of work left.
-        return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
-    torch.set_num_threads(threads or available_cores())
-    return None

@@ -9,38 +9,24 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 
 from ..errors import MtpfError, require_extra
 from ..settings import nearest
 from ..version import __version__
 
-
-@dataclass(frozen=True)
-class Command:
-    """A row of `COMMANDS`.
-
-    Attributes:
-        meaning: What it does, for ``mtpf --help``.
-        extras: The optional dependencies that it needs.
-    """
-
-    meaning: str
-    extras: tuple[str, ...] = ()
-
-
-COMMANDS = {
-    "label": Command("label every word of a text source with the cluster of its teacher vector", ("train",)),
-    "pretrain": Command("pre-finetune one encoder for all families, from a recipe", ("train",)),
-    "adapt": Command("fit one app to a frozen backbone", ("train", "eval")),
-    "benchmark": Command("evaluate a backbone and its adapters on the task list", ("train", "eval")),
-    "predict": Command("apply apps to texts, one line of JSON a text"),
-    "export": Command("write ONNX graphs and apps for devices, or add apps to them"),
-    "push": Command("publish a backbone or an adapter as one commit"),
-    "pull": Command("fetch a repo, verify every hash, and print its folder"),
-    "inspect": Command("describe a folder or repo, and report what is unexpected in it"),
+COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "label": ("label every word of a text source with the cluster of its teacher vector", ("train",)),
+    "pretrain": ("pre-finetune one encoder for all families, from a recipe", ("train",)),
+    "adapt": ("fit one app to a frozen backbone", ("train", "eval")),
+    "benchmark": ("evaluate a backbone and its adapters on the task list", ("train", "eval")),
+    "predict": ("apply apps to texts, one line of JSON a text", ()),
+    "export": ("write ONNX graphs and apps for devices, or add apps to them", ()),
+    "push": ("publish a backbone or an adapter as one commit", ()),
+    "pull": ("fetch a repo, verify every hash, and print its folder", ()),
+    "inspect": ("describe a folder or repo, and report what is unexpected in it", ()),
 }
+"""Subcommand → what it does, and the optional dependencies that it needs."""
 
 EXTRAS = {
     "train": ("accelerate", "datasets", "sklearn", "yaml", "tqdm", "matplotlib", "syntok", "threadpoolctl"),
@@ -48,22 +34,20 @@ EXTRAS = {
 }
 """Extra → its modules."""
 
-EXAMPLES = """\
+HELP = """\
+usage: mtpf COMMAND ...
+
+One small encoder for many text apps: train, adapt, apply, publish.
+
+commands:
+{commands}
+
 examples:
   mtpf pretrain laptop --families.ner.data labels --families.tc.pairs PAIRS --output_dir runs/mine
   mtpf adapt --family tc --data intents.csv --backbone runs/mine/backbone --output_dir apps/intent
   mtpf predict --adapter ada/notes-entities --adapter ada/notes-intent notes.txt > results.jsonl
 
 mtpf COMMAND --help describes a command. The Hub token is that of `hf auth login` or the variable HF_TOKEN."""
-
-
-def usage() -> str:
-    """Return the help of ``mtpf``."""
-    rows = "\n".join(f"  {name:<10} {command.meaning}" for name, command in COMMANDS.items())
-    return (
-        "usage: mtpf COMMAND ...\n\nOne small encoder for many text apps: train, adapt, apply, publish."
-        f"\n\ncommands:\n{rows}\n\n{EXAMPLES}"
-    )
 
 
 def run_command(arguments: Sequence[str]) -> str | None:
@@ -76,7 +60,7 @@ def run_command(arguments: Sequence[str]) -> str | None:
         raise MtpfError(f"Name a command: {', '.join(COMMANDS)}; mtpf --help describes them.")
     name, *rest = arguments
     if name in ("-h", "--help"):
-        return usage()
+        return HELP.format(commands="\n".join(f"  {key:<10} {text}" for key, (text, _) in COMMANDS.items()))
     if name == "--version":
         return f"mtpf {__version__}"
     if name not in COMMANDS:
@@ -89,29 +73,25 @@ def run_command(arguments: Sequence[str]) -> str | None:
 
 
 def prepare(name: str) -> None:
-    """Check a command's extras and set what its libraries read from the environment when they are imported.
-
-    Raises:
-        MissingExtraError: An optional dependency is missing; all the extras are named.
-    """
-    extras = COMMANDS[name].extras
+    """Check a command's extras, and set what its libraries read from the environment when imported."""
+    extras = COMMANDS[name][1]
     require_extra(",".join(extras), *(module for extra in extras for module in EXTRAS[extra]))
     # Few batch shapes occur; oneDNN keeps a compiled kernel for each. To be set before torch is imported.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096" if name == "pretrain" else "512")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if extras:  # files open in a moment; the bars that matter are ours
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers obeys it, too
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def exit_status(action: Callable[[], str | None]) -> int:
     """Carry out a command and return its exit status; a user's mistake ends in one sentence."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdout, sys.stderr):  # a terminal that is not UTF-8 is not a reason to fail
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # a terminal that is not UTF-8 is not a reason to fail
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     try:
-        result = action()
-        if result is not None:
+        if (result := action()) is not None:
             print(result, flush=True)  # noqa: T201
     except MtpfError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -129,7 +109,3 @@ def exit_status(action: Callable[[], str | None]) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     return exit_status(lambda: run_command(sys.argv[1:] if arguments is None else arguments))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

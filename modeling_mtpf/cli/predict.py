@@ -1,5 +1,6 @@
 """``mtpf predict``: apply apps to texts from files or a pipe, one line of JSON for each, as a stream."""
 
+import codecs
 import json
 import sys
 from collections import deque
@@ -59,28 +60,37 @@ def run(arguments: list[str], prog: str) -> None:
     Raises:
         MtpfError: A file, line or app cannot be used; the lines before it have their results.
     """
-    settings = read_settings(PredictSettings, arguments, prog=prog, description=__doc__, examples=EXAMPLES)
+    settings = read_settings(PredictSettings, arguments, prog, __doc__, EXAMPLES)
     model, adapters = _load(settings)
+    from tqdm import tqdm
+
     if "-" in settings.files and sys.stdin.isatty():
         sys.stderr.write("Reading texts from the terminal, one a line; end with Ctrl-D\n")
     waiting: deque[str] = deque()  # texts whose results have not come yet
     faults: list[MtpfError] = []
-    texts = _until_fault(_texts(settings), waiting, faults)
+
+    def texts() -> Iterator[str]:
+        try:
+            for text in _texts(settings):
+                waiting.append(text)
+                yield text
+        except MtpfError as error:
+            faults.append(error)  # raised below, when the texts before it have their results
+
+    # In UTF-8 a lone surrogate becomes the escape of JSON; other encodings get escapes throughout.
+    escaped = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
     try:
-        results = model.predict_stream(texts, adapters, portion=settings.lines_ahead)
-        for row in _with_progress(results):
-            sys.stdout.write(_as_json({"text": waiting.popleft(), "results": row}) + "\n")
+        results = model.predict_stream(texts(), adapters, portion=settings.lines_ahead)
+        # A bar only where the terminal shows nothing else.
+        for row in tqdm(results, unit=" texts", disable=not sys.stderr.isatty() or sys.stdout.isatty()):
+            line = {"text": waiting.popleft(), "results": row}
+            sys.stdout.write(json.dumps(line, ensure_ascii=escaped) + "\n")
             if not waiting:
                 sys.stdout.flush()
-        if faults:
-            raise faults[0]
     except ValueError as error:  # a text that is too long, a tokenizer that cannot be read
         raise error if isinstance(error, MtpfError) else MtpfError(str(error)) from error
-    finally:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            pass  # the next write or the end of the command tells
+    if faults:
+        raise faults[0]
 
 
 def _load(settings: PredictSettings) -> tuple[Any, list[str]]:
@@ -125,11 +135,6 @@ def _texts(settings: PredictSettings) -> Iterator[str]:
 
 
 def _lines(file: BinaryIO, name: str, column: str | None) -> Iterator[str]:
-    """Yield the texts of a file.
-
-    Raises:
-        DataError: A line is too long, not UTF-8, or not a JSON object with a string in the column.
-    """
     from ..model.texts_mtpf import MAX_CHARACTERS
 
     for number, line in enumerate(file, 1):
@@ -138,13 +143,12 @@ def _lines(file: BinaryIO, name: str, column: str | None) -> Iterator[str]:
             text = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError as error:
             raise DataError(f"{where} is not UTF-8: {error.reason}.") from error
-        if column is not None and not text.strip():
-            continue
-        text = text if column is None else _field(text, column, where)
+        if column is not None:
+            if not text.strip():
+                continue
+            text = _field(text, column, where)
         if len(text) > MAX_CHARACTERS:
-            raise DataError(
-                f"{where} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read at once."
-            )
+            raise DataError(f"{where} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are accepted.")
         yield text
 
 
@@ -159,32 +163,3 @@ def _field(text: str, column: str, where: str) -> str:
     if not isinstance(row[column], str):
         raise DataError(f"{where}: {column!r} is {type(row[column]).__name__}, not a string.")
     return row[column]
-
-
-def _until_fault(texts: Iterator[str], waiting: deque[str], faults: list[MtpfError]) -> Iterator[str]:
-    """Yield texts up to the first that cannot be read, and remember which wait for their results."""
-    try:
-        for text in texts:
-            waiting.append(text)
-            yield text
-    except MtpfError as error:
-        faults.append(error)
-
-
-def _with_progress(results: Iterator[Any]) -> Iterator[Any]:
-    """Show how many texts are done, in a terminal when the results go elsewhere."""
-    if not sys.stderr.isatty() or sys.stdout.isatty():
-        return results
-    from tqdm import tqdm
-
-    return iter(tqdm(results, unit=" texts"))
-
-
-def _as_json(line: dict[str, Any]) -> str:
-    """Write as readable JSON; what standard output cannot encode makes its line all escapes."""
-    text = json.dumps(line, ensure_ascii=False)
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        return json.dumps(line)
-    return text

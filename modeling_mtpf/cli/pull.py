@@ -24,7 +24,7 @@ class PullSettings:
 
 def run(arguments: list[str], prog: str) -> str:
     """Fetch the repo and return its folder."""
-    settings = read_settings(PullSettings, arguments, prog=prog, description=__doc__, examples=EXAMPLES)
+    settings = read_settings(PullSettings, arguments, prog, __doc__, EXAMPLES)
     from ..hub import pull
 
     return str(pull(settings.repo, settings.revision))

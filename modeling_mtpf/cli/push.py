@@ -55,9 +55,8 @@ class PushSettings:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise RecipeError(
-                f"Cannot push a {self.kind!r}; {nearest(self.kind, list(KINDS))}known: {', '.join(KINDS)}."
-            )
+            hint = nearest(self.kind, list(KINDS))
+            raise RecipeError(f"Cannot push a {self.kind!r}; {hint}known: {', '.join(KINDS)}.")
         for name in ("results",) if self.kind == "adapter" else ("backbone", "backbone_revision"):
             if getattr(self, name) is not None:
                 raise RecipeError(f"--{name} does not belong to mtpf push {self.kind}.")
@@ -65,36 +64,31 @@ class PushSettings:
 
 def run(arguments: list[str], prog: str) -> str:
     """Publish; return the address of the commit, or the plan of a dry run."""
-    settings = read_settings(PushSettings, arguments, prog=prog, description=__doc__, examples=EXAMPLES)
+    settings = read_settings(PushSettings, arguments, prog, __doc__, EXAMPLES)
     from huggingface_hub import constants
 
     from ..hub import push_adapter, push_backbone
 
-    options: dict[str, Any] = {
-        name: getattr(settings, name)
-        for name in ("private", "create_pr", "dry_run", "branch", "license", "datasets")
-    }
+    passed_on = ("private", "create_pr", "dry_run", "branch", "license", "datasets")
+    options: dict[str, Any] = {name: getattr(settings, name) for name in passed_on}
     options["language"] = settings.language[0] if len(settings.language) == 1 else settings.language
     if settings.message:
         options["commit_message"] = settings.message
     if settings.kind == "backbone":
-        done = push_backbone(settings.folder, settings.repo, results=_results(settings.results), **options)
+        results = _results(settings.results) if settings.results else None
+        done = push_backbone(settings.folder, settings.repo, results=results, **options)
     else:
         binding = {"backbone_id": settings.backbone, "backbone_revision": settings.backbone_revision}
         done = push_adapter(settings.folder, settings.repo, **binding, **options)
-    if not isinstance(done, str):
-        return json.dumps(done.to_dict(), indent=2, ensure_ascii=False) if settings.json else str(done)
-    address = f"{constants.ENDPOINT}/{settings.repo}/tree/{done}"
-    return (
-        json.dumps({"repo_id": settings.repo, "sha": done, "url": address}, indent=2)
-        if settings.json
-        else address
-    )
+    if isinstance(done, str):
+        address = f"{constants.ENDPOINT}/{settings.repo}/tree/{done}"
+        shown: tuple[str, Any] = address, {"repo_id": settings.repo, "sha": done, "url": address}
+    else:
+        shown = str(done), done.to_dict()
+    return json.dumps(shown[1], indent=2, ensure_ascii=False) if settings.json else shown[0]
 
 
-def _results(file: str | None) -> list[dict[str, Any]] | None:
-    if file is None:
-        return None
+def _results(file: str) -> list[dict[str, Any]]:
     try:
         results = json.loads(Path(file).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,39 +34,31 @@ class Interrupted(MtpfError):
 
 
 class StopRequest:
-    """Whether this process has been asked to stop (SIGTERM, or Ctrl-C once)."""
+    """Collects SIGTERM and Ctrl-C in its context instead of ending at once; a second Ctrl-C interrupts."""
 
-    def __init__(self):
-        self.received: signal.Signals | None = None
+    received: signal.Signals | None = None
 
-    def __call__(self, number: int, frame: Any) -> None:
-        """Take note of a signal; a second Ctrl-C interrupts at once."""
+    def __enter__(self):
+        self._handlers = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: Any) -> None:
         self.received = signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def by_any(self, accelerator: Accelerator) -> bool:
-        """Whether any process has been asked; all call it together."""
-        if accelerator.num_processes == 1:
-            return self.received is not None
+        """Return whether any process has been asked to stop; all call it together."""
         flag = torch.tensor(float(self.received is not None), device=accelerator.device)
         return bool(mean_over_processes(flag) > 0)
 
 
-@contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Collect SIGTERM and SIGINT instead of ending at once."""
-    request = StopRequest()
-    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 @dataclass
 class Progress:
-    """Where a run stands.
+    """How far a run is.
 
     Attributes:
         step: Optimiser steps done.
@@ -97,15 +89,13 @@ def train(
         Interrupted: The run was asked to stop; it has written a checkpoint.
     """
     on_cpu = accelerator.device.type == "cpu"
-    encoder = joint.model.backbone
-    with (
-        stop_requests() as request,
-        fast_dropout_in(encoder) if on_cpu and recipe.fast_dropout else nullcontext(),
-    ):
+    dropout = fast_dropout_in(joint.model.backbone) if on_cpu and recipe.fast_dropout else nullcontext()
+    with StopRequest() as request, dropout:
         try:
-            _Run(recipe, joint, families, accelerator, log, folder, progress).steps(request)
+            _Loop(recipe, joint, families, accelerator, log, folder, progress).steps(request)
         except RuntimeError as error:
-            if accelerator.num_processes > 1 and _is_lost_process(error):
+            signs = ("connection", "gloo", "nccl", "timed out", "peer")
+            if accelerator.num_processes > 1 and any(sign in str(error).lower() for sign in signs):
                 raise MtpfError(
                     f"Step {progress.step + 1}: another process was lost. Start again with --resume auto to "
                     "resume from the last checkpoint."
@@ -113,13 +103,8 @@ def train(
             raise
 
 
-def _is_lost_process(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    return any(part in text for part in ("connection", "gloo", "nccl", "timed out", "peer"))
-
-
-class _Run:
-    """The parts of a running run."""
+class _Loop:
+    """The parts of a run while it trains."""
 
     def __init__(
         self, recipe: Recipe, joint, families, accelerator: Accelerator, log, folder, progress: Progress
@@ -133,17 +118,12 @@ class _Run:
         longest = max(family.settings.max_length for family in families)
         few_shapes = wants_few_shapes(accelerator.device, accelerator.mixed_precision)
         self.shape = chunk_shape(accelerator.device, longest, recipe.chunk_tokens, few_shapes)
-        self.batches = Batches(
-            families,
-            self.shape,
-            joint.model.config.pad_token_id or 0,
-            accelerator.process_index,
-            accelerator.num_processes,
-            recipe.gradient_accumulation_steps,
-        )
+        padding, parts = joint.model.config.pad_token_id or 0, recipe.gradient_accumulation_steps
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        self.batches = Batches(families, self.shape, padding, rank, processes, parts)
         start_trackers(recipe, accelerator)
         if progress.checkpoint is not None:
-            inner, rank = self.optimizer.optimizer, accelerator.process_index
+            inner = self.optimizer.optimizer
             load_checkpoint(progress.checkpoint, joint, inner, rank=rank)
             self.schedule.load_state_dict(progress.state["schedule"])
             for group, rate in zip(inner.param_groups, self.schedule.get_last_lr(), strict=True):
@@ -151,26 +131,21 @@ class _Run:
 
     def steps(self, request: StopRequest) -> None:
         """Train to the last step, or until asked to stop."""
-        recipe, parts = self.recipe, self.recipe.gradient_accumulation_steps
-        first = self.progress.step
+        recipe, accelerator, first = self.recipe, self.accelerator, self.progress.step
+        parts = recipe.gradient_accumulation_steps
         stream = load_batches(
-            self.batches, first * parts, recipe.steps * parts, recipe.prefetch, self.accelerator.device
+            self.batches, first * parts, recipe.steps * parts, recipe.prefetch, accelerator.device
         )
         self.wrapped.train()
-        with tqdm(
-            total=recipe.steps,
-            initial=first,
-            desc=recipe.regime,
-            disable=not self.accelerator.is_main_process,
-        ) as bar:
+        silent = not accelerator.is_main_process
+        with tqdm(total=recipe.steps, initial=first, desc=recipe.regime, disable=silent) as bar:
             for step in range(first + 1, recipe.steps + 1):
                 batch = self._step(step, stream)
                 self.progress.step = step
                 bar.update()
-                line = self._report(step, batch)
-                if line:
+                if line := self._report(step, batch):
                     bar.set_postfix({k: f"{v:.3f}" for k, v in line.items() if k.startswith("loss/")})
-                stop = request.by_any(self.accelerator)
+                stop = request.by_any(accelerator)
                 due = bool(recipe.save_every) and (step % recipe.save_every == 0 or step == recipe.steps)
                 if stop or due:
                     self._save(step)
@@ -192,28 +167,29 @@ class _Run:
                 self._check_losses(step, output, batch)
                 self.accelerator.backward(output.loss / parts)
             self.log.add(output, batch, 1 / parts)
-        norm = float(self.accelerator.clip_grad_norm_(self.joint.parameters(), self.recipe.max_grad_norm))
+        self._norm = float(
+            self.accelerator.clip_grad_norm_(self.joint.parameters(), self.recipe.max_grad_norm)
+        )
         limit = self.recipe.gradient_norm_limit or float("inf")
-        if not norm <= limit:
+        if not self._norm <= limit:
             raise MtpfError(
-                f"Step {step}: the gradient norm is {norm:.3g}, above gradient_norm_limit ({limit:g}), after "
-                f"{describe_batch(batch)}; lower the learning rate or look at the data. {self._kept()}"
+                f"Step {step}: the gradient norm is {self._norm:.3g}, above gradient_norm_limit ({limit:g}), "
+                f"after {describe_batch(batch)}; lower the learning rate or look at the data. {self._last()}"
             )
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._norm = norm
         return batch
 
     def _check_losses(self, step: int, output: JointOutput, batch: JointBatch) -> None:
         # Every process looks at the sum, so that all stop in the same step.
         if torch.isfinite(mean_over_processes(output.loss)):
             return
-        raise MtpfError(f"Step {step}: {name_broken_rows(output, batch)} {self._kept()}")
+        raise MtpfError(f"Step {step}: {name_broken_rows(output, batch)} {self._last()}")
 
-    def _kept(self) -> str:
-        newest = f"step {self.progress.state['newest']}" if self.progress.state.get("newest") else None
-        return f"The last checkpoint is that of {newest}." if newest else "There is no checkpoint yet."
+    def _last(self) -> str:
+        newest = self.progress.state.get("newest")
+        return f"The last checkpoint is that of step {newest}." if newest else "There is no checkpoint yet."
 
     def _report(self, step: int, batch: JointBatch) -> dict[str, Any]:
         """Write a line of the log when it is due."""
@@ -234,30 +210,18 @@ class _Run:
         return line
 
     def _save(self, step: int) -> None:
-        state = {
-            "schedule": self.schedule.state_dict(),
-            "log": self.log.state(),
-            **self.progress.facts,
-        }
+        state = {"schedule": self.schedule.state_dict(), "log": self.log.state(), **self.progress.facts}
+        accelerator, optimizer = self.accelerator, self.optimizer.optimizer
+        rank, barrier, keep = accelerator.process_index, accelerator.wait_for_everyone, self.recipe.keep
         try:
-            self._write(step, state)
+            save_checkpoint(
+                self.folder, step, self.joint, optimizer, state, keep=keep, rank=rank, barrier=barrier
+            )
         except OSError as error:
             raise MtpfError(
-                f"Step {step}: the checkpoint cannot be written: {error}. {self._kept()}"
+                f"Step {step}: the checkpoint cannot be written: {error}. {self._last()}"
             ) from error
         self.progress.state["newest"] = step
-
-    def _write(self, step: int, state: dict[str, Any]) -> None:
-        save_checkpoint(
-            self.folder,
-            step,
-            self.joint,
-            self.optimizer.optimizer,
-            state,
-            keep=self.recipe.keep,
-            rank=self.accelerator.process_index,
-            barrier=self.accelerator.wait_for_everyone,
-        )
 
 
 def describe_batch(batch: JointBatch) -> str:
@@ -276,13 +240,11 @@ def name_broken_rows(output: JointOutput, batch: JointBatch) -> str:
         part = batch.batches[name]
         if not bad and torch.isfinite(output.losses[name]):
             continue
+        start, source = f"the loss of family {name!r} is not finite", repr(part.source)
         if not bad or len(bad) == len(rows) or not part.row_numbers:
-            return (
-                f"the loss of family {name!r} is not finite in the whole batch of source {part.source!r}: "
-                "lower the learning rate."
-            )
+            return f"{start} in the whole batch of source {source}: lower the learning rate."
         return (
-            f"the loss of family {name!r} is not finite, from row {part.row_numbers[bad[0]]} of source "
-            f"{part.source!r} ({len(bad)} of {len(rows)} rows): look at that row, or lower the learning rate."
+            f"{start}, from row {part.row_numbers[bad[0]]} of source {source} ({len(bad)} of {len(rows)} "
+            "rows): look at that row, or lower the learning rate."
         )
     return "the loss is not finite in another process; its message names the row."

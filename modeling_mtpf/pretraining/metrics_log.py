@@ -14,7 +14,6 @@ from .distributed import mean_over_processes, num_processes
 from .joint import JointOutput
 
 METRICS_FILE = "metrics.jsonl"
-_CPU = torch.device("cpu")
 
 
 class MetricsLog:
@@ -32,7 +31,7 @@ class MetricsLog:
         self,
         folder: Path,
         enabled: bool,
-        device: torch.device = _CPU,
+        device: torch.device | str = "cpu",
         step: int = 0,
         state: dict[str, Any] | None = None,
     ):
@@ -56,13 +55,13 @@ class MetricsLog:
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must keep: means over all processes, which call it together."""
         sums = self._mean(list(self._sums.values()))
-        tokens = self._mean([self._tokens, self._padding])
+        tokens, padding = self._mean([self._tokens, self._padding])
         return {
             "sums": dict(zip(self._sums, sums, strict=True)),
             "steps": self._steps,
             "counts": self.total_counts(),
-            "tokens": tokens[0],
-            "padding": tokens[1],
+            "tokens": tokens,
+            "padding": padding,
         }
 
     def total_counts(self) -> dict[str, dict[str, int]]:
@@ -71,10 +70,8 @@ class MetricsLog:
         for name, counts in self.counts.items():
             before = self._counts_before.get(name, {})
             since = self._mean([value - before.get(key, 0) for key, value in counts.items()])
-            totals[name] = {
-                key: before.get(key, 0) + round(mean * num_processes())
-                for key, mean in zip(counts, since, strict=True)
-            }
+            means = zip(counts, since, strict=True)
+            totals[name] = {key: before.get(key, 0) + round(mean * num_processes()) for key, mean in means}
         return totals
 
     def _mean(self, values: list[float]) -> list[float]:
@@ -100,9 +97,8 @@ class MetricsLog:
         """Write the means since the last line, over all processes, and start over; all call it together."""
         seconds = time.perf_counter() - self._since
         means = self._mean([value / max(self._steps, 1e-9) for value in self._sums.values()])
-        line: dict[str, Any] = {"step": step}
-        line.update({key: round(value, 6) for key, value in zip(self._sums, means, strict=True)})
-        line.update(more)
+        rounded = {key: round(value, 6) for key, value in zip(self._sums, means, strict=True)}
+        line: dict[str, Any] = {"step": step, **rounded, **more}
         tokens, padding, since = self._mean([self._tokens, self._padding, self._tokens - self._tokens_before])
         line["tokens_per_second"] = round(since * num_processes() / seconds, 1)
         line["padding"] = round(padding / max(1.0, padding + tokens), 4)

@@ -1,10 +1,11 @@
 """Recipes: typed settings of a run, read from YAML and overridden on the command line."""
 
+import argparse
 import importlib.util
 import logging
 import re
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -109,24 +110,6 @@ class _Overrides(Recipe):
     demo: bool = False
 
 
-_AT_LEAST_0 = (
-    "learning_rate",
-    "adapter_learning_rate",
-    "weight_decay",
-    "gradient_norm_limit",
-    "chunk_tokens",
-    "diagnostics_every",
-    "save_every",
-    "threads",
-    "prefetch",
-    "seed",
-)
-MINIMA = dict.fromkeys(("steps", "gradient_accumulation_steps", "log_every", "keep"), 1) | dict.fromkeys(
-    _AT_LEAST_0, 0
-)
-"""Lowest accepted values."""
-
-
 def known_recipes() -> list[str]:
     """Return the names of the recipes that come with the package."""
     return sorted(file.stem for folder in FOLDERS for file in folder.glob("*.yaml"))
@@ -141,22 +124,21 @@ def load_recipe(arguments: list[str], prog: str = "mtpf pretrain") -> Recipe:
     named = bool(arguments) and not arguments[0].startswith("-")
     values = _read_yaml(find_recipe(arguments[0])) if named else {}
     overrides = arguments[1:] if named else arguments
+    # Plugins and families come first: what else is accepted depends on them.
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--plugins", nargs="*", action="extend", default=[])
     plugins = values.get("plugins") or []
     _load_plugins([plugins] if isinstance(plugins, str) else plugins)
-    _load_plugins(_plugins_in(overrides))
-    _check_families(
-        [*(values.get("families") or {}), *re.findall(r"(?m)^--families\.(\w+)", "\n".join(overrides))]
-    )
+    _load_plugins(early.parse_known_args(overrides)[0].plugins)
+    named_families = [re.match(r"--families\.(\w+)", argument) for argument in overrides]
+    _check_families([*(values.get("families") or {}), *(match[1] for match in named_families if match)])
     sections = {"families": {name: family.settings_class for name, family in FAMILY_CLASSES.items()}}
     description = (
         "Pre-finetune one encoder for all families: one forward, one backward, a LoRA for each family. The\n"
         f"first argument may be a recipe, a YAML file or one of: {', '.join(known_recipes())}.\n"
-        "Without a recipe the families whose data is given are trained with the defaults below."
+        "Without a recipe the families whose data is named are trained with the defaults below."
     )
-    given = parse(
-        _Overrides, overrides, prog=prog, description=description, examples=EXAMPLES, sections=sections
-    )
-    _merge(values, given)
+    _merge(values, parse(_Overrides, overrides, prog, description, EXAMPLES, sections))
     if values.pop("demo", None) not in (None, False, "false"):
         logger.warning("The key 'demo' is ignored: the demo is train/pretrain.py without recipe and data.")
     recipe = build(Recipe, values, sections=sections)
@@ -165,36 +147,28 @@ def load_recipe(arguments: list[str], prog: str = "mtpf pretrain") -> Recipe:
 
 
 def find_recipe(name: str) -> Path:
-    """Return the file of a recipe that is named by path, or by its bare name in the package.
+    """Return the file of a recipe, named by path or by its bare name in the package.
 
     Raises:
         RecipeError: There is none.
     """
     path = Path(name)
-    if path.is_file():
-        return path
-    if path.parent == Path("."):
-        for folder in FOLDERS:
-            if (folder / f"{path.stem}.yaml").is_file():
-                return folder / f"{path.stem}.yaml"
+    folders = FOLDERS if path.parent == Path(".") else ()
+    for file in (path, *(folder / f"{path.stem}.yaml" for folder in folders)):
+        if file.is_file():
+            return file
     known = known_recipes()
     raise RecipeError(
         f"There is no recipe {name}; {nearest(path.stem, known)}known: {', '.join(known)}, or a YAML file."
     )
 
 
-def resolved(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe as plain values, with every default filled in."""
-    return asdict(recipe)
-
-
-def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
+def _merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     for key, value in changes.items():
         if isinstance(value, dict):
-            values[key] = values.get(key) or {}
-            _merge(values[key], value)
-        else:
-            values[key] = value
+            value = _merge(values.get(key) or {}, value)
+        values[key] = value
+    return values
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -221,17 +195,6 @@ def _load_plugins(plugins: list[str]) -> None:
             raise RecipeError(f"The plugin {plugin!r} cannot be imported: {error}") from error
 
 
-def _plugins_in(arguments: list[str]) -> list[str]:
-    """Find the values of ``--plugins`` before the other keys, which the plugins may add to."""
-    found, key = [], ""
-    for argument in arguments:
-        if argument.startswith("--"):
-            key, _, argument = argument.partition("=")
-        if key == "--plugins" and argument:
-            found.append(argument)
-    return found
-
-
 def _check_families(names: list[str]) -> None:
     for name in names:
         if name not in FAMILY_CLASSES:
@@ -255,13 +218,14 @@ def _check(recipe: Recipe) -> None:
         )
     if recipe.mixed_precision not in PRECISIONS:
         raise RecipeError(f"mixed_precision is {recipe.mixed_precision!r}; choose {', '.join(PRECISIONS)}.")
-    for name, lowest in MINIMA.items():
-        if getattr(recipe, name) < lowest:
-            raise RecipeError(f"{name} is {getattr(recipe, name)}; it must be at least {lowest:g}.")
     if not 0 <= recipe.warmup < 1:
         raise RecipeError(f"warmup is {recipe.warmup}; it is a share of the steps, from 0 to below 1.")
     if recipe.max_grad_norm <= 0:
         raise RecipeError(f"max_grad_norm is {recipe.max_grad_norm}; it must be above 0.")
+    for name, value in vars(recipe).items():
+        lowest = 1 if name in ("steps", "gradient_accumulation_steps", "log_every", "keep") else 0
+        if isinstance(value, (int, float)) and value < lowest:
+            raise RecipeError(f"{name} is {value}; it must be at least {lowest}.")
     for name, settings in recipe.families.items():
         if settings.batch_size < 1 or settings.max_length < 4:
             raise RecipeError(f"families.{name}: batch_size must be at least 1 and max_length at least 4.")

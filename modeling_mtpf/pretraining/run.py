@@ -1,17 +1,18 @@
 """One pre-finetuning run, from a recipe to the saved folders."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import datasets
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
+from ..files import write_bytes
 from ..model.adapter_files_mtpf import backbone_sha256
 from ..model.modeling_mtpf import MtpfModel
 from ..version import versions
@@ -22,7 +23,7 @@ from .joint import JointModel
 from .loop import Progress, train
 from .metrics_log import MetricsLog
 from .output import save_run
-from .recipe import Recipe, resolved
+from .recipe import Recipe
 from .run_record import (
     PACKAGES,
     RUN_FILE,
@@ -31,7 +32,6 @@ from .run_record import (
     lock_folder,
     open_output_dir,
     summary,
-    write_run_file,
 )
 from .setup import load_backbone, make_accelerator, prepare_families, whole_model
 
@@ -79,20 +79,20 @@ class Run:
         save_run(self.folder, joint.model, context.tokenizer, record)
         if log.lines:
             draw_run(self.folder, self.recipe.regime, log.lines)
-        write_run_file(self.folder, record)
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        write_bytes(self.folder / RUN_FILE, text.encode())
         print(summary(self.folder, record), flush=True)  # noqa: T201
         return joint.model, context.tokenizer
 
     def _announce(self) -> None:
-        recipe = self.recipe
-        names = ", ".join(recipe.families) or "no family"
+        recipe, families = self.recipe, ", ".join(self.recipe.families) or "no family"
         saved = f"a checkpoint every {recipe.save_every}" if recipe.save_every else "no checkpoints"
+        text = (
+            f"Pre-finetuning {recipe.backbone} (regime {recipe.regime}: {families}), {recipe.steps} steps, "
+            f"{saved}, into {self.folder}"
+        )
         if self.accelerator.is_main_process:
-            print(  # noqa: T201
-                f"Pre-finetuning {recipe.backbone} (regime {recipe.regime}: {names}), {recipe.steps} steps, "
-                f"{saved}, into {self.folder}",
-                flush=True,
-            )
+            print(text, flush=True)  # noqa: T201
 
     @cached_property
     def _data(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Run:
     def _facts(self) -> dict[str, Any]:
         """Return what a resumed run must have in common with its checkpoint."""
         return {
-            "recipe": resolved(self.recipe),
+            "recipe": asdict(self.recipe),
             "data": self._data,
             "start_sha256": self.start_sha256,
             "precision": self.accelerator.mixed_precision,
@@ -128,7 +128,7 @@ class Run:
     def _record(self, log: MetricsLog, moved: dict[str, float], resumed_at: int | None) -> dict[str, Any]:
         return {
             "regime": self.recipe.regime,
-            "recipe": resolved(self.recipe),
+            "recipe": asdict(self.recipe),
             "versions": versions(*PACKAGES),
             "hardware": hardware(self.accelerator),
             "data": {name: {**facts, **self._counts.get(name, {})} for name, facts in self._data.items()},
@@ -148,8 +148,6 @@ def open_run(recipe: Recipe) -> Iterator[Run]:
     Raises:
         MtpfError: The folder holds another run, or another process writes to it.
     """
-    datasets.disable_progress_bars()  # local files open in a moment; the bars that matter are ours
-    transformers_logging.disable_progress_bar()
     accelerator = make_accelerator(recipe)
     folder, checkpoint = open_output_dir(recipe.output_dir, recipe.resume)
     with lock_folder(folder) if accelerator.is_main_process else nullcontext():

@@ -1,4 +1,4 @@
-"""The output folder of a run, what a resumed run is compared with, and what is left behind: ``run.json``."""
+"""The output folder of a run, the comparison before it is resumed, and its record ``run.json``."""
 
 import json
 import os
@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from ..errors import MtpfError
-from ..files import write_bytes
 from .checkpoint import list_checkpoints
 from .metrics_log import METRICS_FILE
 
@@ -22,14 +21,11 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "huggingf
 
 
 def open_output_dir(path: str, resume: str) -> tuple[Path, Path | None]:
-    """Create the output folder of a run, or find the checkpoint to resume from.
+    """Create the output folder of a run; return it, and the checkpoint to resume from, if any.
 
     Args:
         path: The folder.
         resume: ``never``; ``auto``, the newest checkpoint of the folder, if there is one; or a checkpoint.
-
-    Returns:
-        The folder, and the checkpoint to resume from, if any.
 
     Raises:
         MtpfError: It holds another run that is not to be resumed, or the checkpoint does not exist.
@@ -38,21 +34,17 @@ def open_output_dir(path: str, resume: str) -> tuple[Path, Path | None]:
     if folder.is_file():
         raise MtpfError(f"{folder} is a file; choose another --output_dir.")
     checkpoints = list_checkpoints(folder)
-    if resume == "never":
-        if (folder / METRICS_FILE).exists():
-            remedy = "continue it by --resume auto" if checkpoints else "remove the folder"
-            raise MtpfError(f"{folder} holds another run; choose another --output_dir or {remedy}.")
-        checkpoint = None
-    elif resume == "auto":
-        checkpoint = checkpoints[-1] if checkpoints else None
-    else:
-        checkpoint = next((c for c in checkpoints if c.resolve() == Path(resume).resolve()), None)
+    checkpoint = checkpoints[-1] if checkpoints and resume != "never" else None
+    if resume == "never" and (folder / METRICS_FILE).exists():
+        remedy = "continue it by --resume auto" if checkpoints else "remove the folder"
+        raise MtpfError(f"{folder} holds another run; choose another --output_dir or {remedy}.")
+    if resume not in ("never", "auto"):
         existing = f"it has: {', '.join(c.name for c in checkpoints)}" if checkpoints else "it has none"
-        if checkpoint is None:
+        if Path(resume).resolve() not in [c.resolve() for c in checkpoints]:
             raise MtpfError(f"--resume {resume} is not a checkpoint of {folder}; {existing}.")
-        if checkpoint != checkpoints[-1]:
+        if Path(resume).resolve() != checkpoints[-1].resolve():
             raise MtpfError(
-                f"{checkpoint} is not the newest checkpoint of {folder} ({existing}); remove the newer ones "
+                f"{resume} is not the newest checkpoint of {folder} ({existing}); remove the newer ones "
                 "first: the run would write them again."
             )
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,8 +81,8 @@ def check_same_run(facts: dict[str, Any], checkpoint: Path, state: dict[str, Any
         then["recipe"].pop(key, None)
     for path, new, old in _differences(now, then):
         raise MtpfError(
-            f"{checkpoint} was written with {path} = {old!r}, this run has {new!r}; resume with the same "
-            "value, or choose another --output_dir."
+            f"{checkpoint} was written with {path.removeprefix('recipe.')} = {old!r}, this run has {new!r}; "
+            "resume with the same value, or choose another --output_dir."
         )
 
 
@@ -99,7 +91,7 @@ def _differences(new: Any, old: Any, path: str = "") -> Iterator[tuple[str, Any,
         for key in new.keys() | old.keys():
             yield from _differences(new.get(key), old.get(key), f"{path}.{key}" if path else key)
     elif new != old:
-        yield path.removeprefix("recipe."), new, old
+        yield path, new, old
 
 
 def hardware(accelerator: Accelerator) -> dict[str, Any]:
@@ -116,41 +108,24 @@ def hardware(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def write_run_file(folder: Path, record: dict[str, Any]) -> None:
-    """Write ``run.json`` atomically."""
-    write_bytes(folder / RUN_FILE, (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode())
-
-
 def summary(folder: Path, record: dict[str, Any]) -> str:
     """Return the table of a finished run: what was trained, losses, movement, folders, how to load."""
-    first, last = record["first"], record["last"]
-    lines = [
-        "",
-        f"Regime {record['regime']}: {record['recipe']['steps']} steps in {record['seconds']:.0f} s",
-        "",
-    ]
+    first, last, moved = record["first"], record["last"], record["moved"]
+    lines = [f"\nRegime {record['regime']}: {record['recipe']['steps']} steps in {record['seconds']:.0f} s\n"]
     if first:
         lines.append(f"{'family':<8} {'loss first → last':<20} {'quality first → last':<40} adapter moved")
     for family in record["data"]:
-        loss = f"{first[f'loss/{family}']:.2f} → {last[f'loss/{family}']:.2f}"
-        metric = next((key for key in last if key.endswith(f"accuracy/{family}")), None)
-        quality = ""
-        if metric:
+        loss, quality = f"{first[f'loss/{family}']:.2f} → {last[f'loss/{family}']:.2f}", ""
+        for metric in [key for key in last if key.endswith(f"accuracy/{family}")][:1]:
             name = metric.split("/")[0].replace("_", " ")
             quality = f"{name} {first[metric]:.0%} → {last[metric]:.0%}"
-        moved = record["moved"].get(family)
-        lines.append(
-            f"{family:<8} {loss:<20} {quality:<40} {f'{moved:.1%}' if moved is not None else 'no adapter'}"
-        )
-    lines.append(f"The shared backbone moved by {record['moved']['backbone']:.1%} of its norm.")
-    lines += ["", "Folders:", f"  {folder / 'backbone'}"]
-    lines += [f"  {folder / 'adapters' / name}" for name in record["moved"] if name != "backbone"]
-    lines += [
-        "",
-        "Load them:",
-        "  from modeling_mtpf import MtpfModel",
-        f'  model = MtpfModel.from_pretrained("{folder / "backbone"}")',
-    ]
-    if "ner" in record["moved"]:
+        adapter = f"{moved[family]:.1%}" if family in moved else "no adapter"
+        lines.append(f"{family:<8} {loss:<20} {quality:<40} {adapter}")
+    lines.append(f"The shared backbone moved by {moved['backbone']:.1%} of its norm.")
+    lines += ["\nFolders:", f"  {folder / 'backbone'}"]
+    lines += [f"  {folder / 'adapters' / name}" for name in moved if name != "backbone"]
+    lines += ["\nLoad them:", "  from modeling_mtpf import MtpfModel"]
+    lines.append(f'  model = MtpfModel.from_pretrained("{folder / "backbone"}")')
+    if "ner" in moved:
         lines.append(f'  model.load_adapter("{folder / "adapters" / "ner"}")')
     return "\n".join(lines)

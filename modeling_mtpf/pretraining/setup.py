@@ -1,4 +1,4 @@
-"""From a recipe to what a run needs: the accelerator, the backbone, the prepared families, the optimiser."""
+"""What a run needs, from its recipe: accelerator, backbone, families with their data, optimiser."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..model.configuration_mtpf import max_tokens
 from ..model.modeling_mtpf import MtpfModel
 from .families.base import FAMILY_CLASSES, Family, RunContext
 from .joint import JointModel, families_of_regime, parameter_groups
-from .recipe import Recipe, resolved
+from .recipe import Recipe
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -29,7 +29,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     try:
         accelerator = Accelerator(
-            # Without it accelerate starts several processes on a CPU machine as strangers to each other.
+            # Without this, several processes on a CPU machine do not join each other.
             cpu=processes > 1 and not torch.cuda.is_available(),
             mixed_precision="bf16" if precision == "bf16" else "no",
             log_with=recipe.report_to,
@@ -77,21 +77,21 @@ def prepare_families(
         main_first=accelerator.main_process_first,
     )
     encoder = model.config.encoder_config
-    limit = max_tokens(encoder)
     if len(context.tokenizer) > encoder.vocab_size:
         raise RecipeError(
             f"The tokenizer of {recipe.backbone} has {len(context.tokenizer)} tokens, the encoder's "
             f"embedding {encoder.vocab_size}: they do not belong together."
         )
-    names = families_of_regime(recipe.regime, list(recipe.families))
-    families = [FAMILY_CLASSES[name](name, recipe.families[name]) for name in names]
-    for family in families:
-        if family.settings.max_length > limit:
+    families = []
+    for name in families_of_regime(recipe.regime, list(recipe.families)):
+        family = FAMILY_CLASSES[name](name, recipe.families[name])
+        length, limit = family.settings.max_length, max_tokens(encoder)
+        if length > limit:
             raise RecipeError(
-                f"families.{family.name}.max_length is {family.settings.max_length}, but this encoder reads "
-                f"at most {limit} tokens."
+                f"families.{name}.max_length is {length}, but this encoder reads at most {limit} tokens."
             )
         family.prepare(context)
+        families.append(family)
     return families, context
 
 
@@ -106,7 +106,7 @@ def make_optimizer(recipe: Recipe, joint: JointModel):
 def whole_model(
     recipe: Recipe, joint: JointModel, families: list[Family], accelerator: Accelerator
 ) -> JointModel:
-    """Return the model with all its weights in this process, of which FSDP leaves a part in each."""
+    """Return the model with all its weights in the main process: FSDP leaves a part in each process."""
     if accelerator.distributed_type != DistributedType.FSDP:
         return joint
     weights = get_model_state_dict(joint, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -119,5 +119,5 @@ def whole_model(
 def start_trackers(recipe: Recipe, accelerator: Accelerator) -> None:
     """Start the trackers that ``report_to`` names, if any."""
     if recipe.report_to:
-        plain = {k: v for k, v in resolved(recipe).items() if isinstance(v, (int, float, str, bool))}
+        plain = {key: value for key, value in vars(recipe).items() if isinstance(value, (int, float, str))}
         accelerator.init_trackers("mtpf", config=plain)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from modeling_mtpf.cli.predict import PredictSettings
 from modeling_mtpf.cli.push import PushSettings
 from modeling_mtpf.errors import RecipeError
 from modeling_mtpf.evaluation.benchmark import BenchmarkSettings
-from modeling_mtpf.pretraining.recipe import load_recipe, resolved
+from modeling_mtpf.pretraining.recipe import load_recipe
 from modeling_mtpf.settings import read_settings
 from train.pretrain import asks_for_demo
 
@@ -88,7 +89,7 @@ RECIPES = [
 
 @pytest.mark.parametrize("line", RECIPES)
 def test_spellings_of_overrides(line):
-    recipe = resolved(load_recipe(["laptop", *line.split()]))
+    recipe = asdict(load_recipe(["laptop", *line.split()]))
     families = recipe["families"]
     assert (families["ner"]["data"], families["tc"]["pairs"], recipe["resume"]) == (
         "labels",

@@ -1,6 +1,7 @@
 """Users' mistakes in data files and recipes: one sentence with the place and the remedy."""
 
 import json
+from dataclasses import asdict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ import pytest
 from modeling_mtpf.data.sources import expand_pair_sources, fingerprint, open_source
 from modeling_mtpf.errors import DataError, RecipeError
 from modeling_mtpf.pretraining import setup  # noqa: F401  registers the families
-from modeling_mtpf.pretraining.recipe import Recipe, load_recipe, resolved
+from modeling_mtpf.pretraining.recipe import Recipe, load_recipe
 
 PAIRS = {"anchor": "text", "positive": "text"}
 
@@ -96,7 +97,7 @@ def test_recipe_with_overrides(recipe_file, tmp_path):
     assert (recipe.steps, recipe.learning_rate, recipe.regime) == (9, 1e-4, "tpl")
     assert recipe.families["tc"].temperature == 0.1 and recipe.families["tc"].pairs == ["a", "b"]
     assert (recipe.families["ner"].lora.r, recipe.families["ner"].lora.layers) == (8, 3)
-    again = load_recipe([write(tmp_path / "again.yaml", json.dumps(resolved(recipe)))])
+    again = load_recipe([write(tmp_path / "again.yaml", json.dumps(asdict(recipe)))])
     assert again == recipe  # what run.json records is itself a recipe
 
 
@@ -169,7 +170,7 @@ def test_help_describes_every_key(capsys):
     with pytest.raises(SystemExit):
         load_recipe(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for key in resolved(Recipe()).keys() - {"families"}:
+    for key in asdict(Recipe()).keys() - {"families"}:
         assert f"--{key} " in text
     for key in ("tc.temperature FLOAT", "ner.clusters INT", "ner.max_length INT", "ner.lora.r INT"):
         assert f"--families.{key} " in text
