@@ -86,7 +86,7 @@ def our_run(
     from modeling_mtpf.pretraining.families.ner import NerSettings
     from modeling_mtpf.pretraining.families.tc import TcFamily, TcSettings
     from modeling_mtpf.pretraining.joint import JointModel
-    from modeling_mtpf.pretraining.loop import Progress, train
+    from modeling_mtpf.pretraining.loop import Loop
     from modeling_mtpf.pretraining.metrics_log import MetricsLog
     from modeling_mtpf.pretraining.recipe import Recipe
     from modeling_mtpf.pretraining.setup import load_backbone, make_accelerator, prepare_families
@@ -129,7 +129,7 @@ def our_run(
         joint = JointModel(model, families, regime == "tpl", cache)
         before = psutil.Process().memory_info().rss
         log = Timed(Path(work), True)
-        train(recipe, joint, families, accelerator, log, Path(work), Progress(0, None, {}, {}))
+        Loop(recipe, joint, families, accelerator, log, Path(work)).train()
         log.close()
         diagnostics = _time_diagnostics(joint, families, accelerator) if regime == "tpl" else 0.0
     seconds = last_pass(marks)

@@ -64,9 +64,8 @@ def run_command(arguments: Sequence[str]) -> str | None:
     if name == "--version":
         return f"mtpf {__version__}"
     if name not in COMMANDS:
-        raise MtpfError(
-            f"Unknown command {name!r}; {nearest(name, list(COMMANDS))}known: {', '.join(COMMANDS)}."
-        )
+        hint = nearest(name, list(COMMANDS))
+        raise MtpfError(f"Unknown command {name!r}; {hint}known: {', '.join(COMMANDS)}.")
     prepare(name)
     logging.getLogger("modeling_mtpf").setLevel(logging.INFO)
     return import_module(f".{name}", __package__).run(rest, f"mtpf {name}")

@@ -32,7 +32,7 @@ class PseudoLabelSettings:
         batch_tokens: Sub-words per forward pass, padding included (0: 2,048 on CPUs, 65,536 on GPUs).
         precision: ``auto`` (bf16 where the device is fast at it), ``bf16`` or ``float32``.
         clusters: K (the paper: 200); several, as ``50,200,800``, are compared in one pass over the teacher,
-            each in a folder of its own.
+            each in its folder.
         spherical: Keep the centroids on the unit sphere: clusters by angle.
         sample_words: Approximate number of words that fit the centroids, from a seeded sample of the texts.
         shard_characters: Approximate number of characters in a shard of consecutive texts; 1,000,000 are

@@ -80,8 +80,7 @@ def _other_backbone(folder: Path, trained_on: dict[str, Any], actual: str | None
     loaded = f"loaded {actual[:12]}…" if actual else f"loaded in {dtype} from something else"
     return (
         f"Adapter {folder} was trained on another backbone (weights sha256 "
-        f"{str(trained_on['sha256'])[:12]}…, {loaded}); load {wanted}, or pass check_backbone=False if you "
-        "know that the weights are equivalent."
+        f"{str(trained_on['sha256'])[:12]}…, {loaded}); load {wanted}."
     )
 
 

@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from tqdm.auto import tqdm
+from transformers import get_cosine_schedule_with_warmup
 
 from ..devices import wants_few_shapes
 from ..errors import MtpfError
@@ -20,11 +21,10 @@ from .diagnostics import gradient_cosine, tail_similarity
 from .distributed import mean_over_processes
 from .dropout import fast_dropout_in
 from .families.base import Family
-from .joint import JointModel, JointOutput
+from .joint import JointModel, JointOutput, parameter_groups
 from .loader import Batches, load_batches
 from .metrics_log import MetricsLog
 from .recipe import Recipe
-from .setup import make_optimizer, start_trackers
 
 
 class Interrupted(MtpfError):
@@ -52,86 +52,92 @@ class StopRequest:
 
     def by_any(self, accelerator: Accelerator) -> bool:
         """Return whether any process has been asked to stop; all call it together."""
+        if accelerator.num_processes == 1:
+            return self.received is not None
         flag = torch.tensor(float(self.received is not None), device=accelerator.device)
         return bool(mean_over_processes(flag) > 0)
 
 
 @dataclass
-class Progress:
-    """How far a run is.
+class Loop:
+    """The optimiser steps of a run.
 
     Attributes:
-        step: Optimiser steps done.
+        recipe: Settings of the run.
+        joint: The model and the families' objectives.
+        families: What is trained, its data prepared.
+        accelerator: Device and processes.
+        log: Takes the losses of every step.
+        folder: Where checkpoints are written.
+        facts: What every checkpoint also records, such as the recipe.
         checkpoint: The checkpoint to resume from, if any.
         state: Its plain values.
-        facts: What every checkpoint of the run also records, such as its recipe.
     """
 
-    step: int
-    checkpoint: Path | None
-    state: dict[str, Any]
-    facts: dict[str, Any]
+    recipe: Recipe
+    joint: JointModel
+    families: list[Family]
+    accelerator: Accelerator
+    log: MetricsLog
+    folder: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Path | None = None
+    state: dict[str, Any] = field(default_factory=dict)
 
+    def train(self) -> None:
+        """Run the remaining steps.
 
-def train(
-    recipe: Recipe,
-    joint: JointModel,
-    families: list[Family],
-    accelerator: Accelerator,
-    log: MetricsLog,
-    folder: Path,
-    progress: Progress,
-) -> None:
-    """Run the remaining steps.
+        Raises:
+            MtpfError: Broken data, numbers that are not finite, a lost process; the last checkpoint stays.
+            Interrupted: The run was asked to stop; it has written a checkpoint.
+        """
+        self.step = self.saved = self.state.get("step", 0)
+        on_cpu, encoder = self.accelerator.device.type == "cpu", self.joint.model.backbone
+        dropout = fast_dropout_in(encoder) if on_cpu and self.recipe.fast_dropout else nullcontext()
+        with StopRequest() as request, dropout:
+            try:
+                self._prepare()
+                self._run_steps(request)
+            except RuntimeError as error:
+                signs = ("connection", "gloo", "nccl", "timed out", "peer")
+                if self.accelerator.num_processes > 1 and any(sign in str(error).lower() for sign in signs):
+                    raise MtpfError(
+                        f"Step {self.step + 1}: another process was lost. Start again with --resume auto to "
+                        "resume from the last checkpoint."
+                    ) from error
+                raise
 
-    Raises:
-        MtpfError: Broken data, numbers that are not finite, a lost process; the last checkpoint stays.
-        Interrupted: The run was asked to stop; it has written a checkpoint.
-    """
-    on_cpu = accelerator.device.type == "cpu"
-    dropout = fast_dropout_in(joint.model.backbone) if on_cpu and recipe.fast_dropout else nullcontext()
-    with StopRequest() as request, dropout:
-        try:
-            _Loop(recipe, joint, families, accelerator, log, folder, progress).steps(request)
-        except RuntimeError as error:
-            signs = ("connection", "gloo", "nccl", "timed out", "peer")
-            if accelerator.num_processes > 1 and any(sign in str(error).lower() for sign in signs):
-                raise MtpfError(
-                    f"Step {progress.step + 1}: another process was lost. Start again with --resume auto to "
-                    "resume from the last checkpoint."
-                ) from error
-            raise
-
-
-class _Loop:
-    """The parts of a run while it trains."""
-
-    def __init__(
-        self, recipe: Recipe, joint, families, accelerator: Accelerator, log, folder, progress: Progress
-    ):
-        self.recipe, self.joint, self.accelerator = recipe, joint, accelerator
-        self.log, self.folder, self.progress = log, folder, progress
-        optimizer, self.schedule = make_optimizer(recipe, joint)
+    def _prepare(self) -> None:
+        """Make optimiser, schedule and batches; load the checkpoint, if any."""
+        recipe, joint, accelerator = self.recipe, self.joint, self.accelerator
+        rates = recipe.learning_rate, recipe.adapter_learning_rate
+        optimizer = torch.optim.AdamW(parameter_groups(joint, *rates, recipe.weight_decay), fused=True)
+        warmup = int(recipe.warmup * recipe.steps)
+        self.schedule = get_cosine_schedule_with_warmup(optimizer, warmup, recipe.steps)
         if recipe.compile:
             joint.compile_trunk()
         self.wrapped, self.optimizer = accelerator.prepare(joint, optimizer)
-        longest = max(family.settings.max_length for family in families)
+        longest = max(family.settings.max_length for family in self.families)
         few_shapes = wants_few_shapes(accelerator.device, accelerator.mixed_precision)
         self.shape = chunk_shape(accelerator.device, longest, recipe.chunk_tokens, few_shapes)
         padding, parts = joint.model.config.pad_token_id or 0, recipe.gradient_accumulation_steps
         rank, processes = accelerator.process_index, accelerator.num_processes
-        self.batches = Batches(families, self.shape, padding, rank, processes, parts)
-        start_trackers(recipe, accelerator)
-        if progress.checkpoint is not None:
+        self.batches = Batches(self.families, self.shape, padding, rank, processes, parts)
+        if recipe.report_to:
+            plain = {
+                key: value for key, value in vars(recipe).items() if isinstance(value, (int, float, str))
+            }
+            accelerator.init_trackers("mtpf", config=plain)
+        if self.checkpoint is not None:
             inner = self.optimizer.optimizer
-            load_checkpoint(progress.checkpoint, joint, inner, rank=rank)
-            self.schedule.load_state_dict(progress.state["schedule"])
+            load_checkpoint(self.checkpoint, joint, inner, rank=rank)
+            self.schedule.load_state_dict(self.state["schedule"])
             for group, rate in zip(inner.param_groups, self.schedule.get_last_lr(), strict=True):
                 group["lr"] = rate
 
-    def steps(self, request: StopRequest) -> None:
+    def _run_steps(self, request: StopRequest) -> None:
         """Train to the last step, or until asked to stop."""
-        recipe, accelerator, first = self.recipe, self.accelerator, self.progress.step
+        recipe, accelerator, first = self.recipe, self.accelerator, self.step
         parts = recipe.gradient_accumulation_steps
         stream = load_batches(
             self.batches, first * parts, recipe.steps * parts, recipe.prefetch, accelerator.device
@@ -141,7 +147,7 @@ class _Loop:
         with tqdm(total=recipe.steps, initial=first, desc=recipe.regime, disable=silent) as bar:
             for step in range(first + 1, recipe.steps + 1):
                 batch = self._step(step, stream)
-                self.progress.step = step
+                self.step = step
                 bar.update()
                 if line := self._report(step, batch):
                     bar.set_postfix({k: f"{v:.3f}" for k, v in line.items() if k.startswith("loss/")})
@@ -164,35 +170,30 @@ class _Loop:
             last = part == parts - 1
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 output = self.wrapped(batch)
-                self._check_losses(step, output, batch)
+                # Every process looks at the mean of all, so that all stop in the same step.
+                if not torch.isfinite(mean_over_processes(output.loss)):
+                    raise MtpfError(f"Step {step}: {_broken_rows(output, batch)} {self._last()}")
                 self.accelerator.backward(output.loss / parts)
             self.log.add(output, batch, 1 / parts)
-        self._norm = float(
-            self.accelerator.clip_grad_norm_(self.joint.parameters(), self.recipe.max_grad_norm)
-        )
-        limit = self.recipe.gradient_norm_limit or float("inf")
+        parameters, limit = self.joint.parameters(), self.recipe.gradient_norm_limit or float("inf")
+        self._norm = float(self.accelerator.clip_grad_norm_(parameters, self.recipe.max_grad_norm))
         if not self._norm <= limit:
             raise MtpfError(
                 f"Step {step}: the gradient norm is {self._norm:.3g}, above gradient_norm_limit ({limit:g}), "
-                f"after {describe_batch(batch)}; lower the learning rate or look at the data. {self._last()}"
+                f"after {_describe(batch)}; lower the learning rate or look at the data. {self._last()}"
             )
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         return batch
 
-    def _check_losses(self, step: int, output: JointOutput, batch: JointBatch) -> None:
-        # Every process looks at the sum, so that all stop in the same step.
-        if torch.isfinite(mean_over_processes(output.loss)):
-            return
-        raise MtpfError(f"Step {step}: {name_broken_rows(output, batch)} {self._last()}")
-
     def _last(self) -> str:
-        newest = self.progress.state.get("newest")
-        return f"The last checkpoint is that of step {newest}." if newest else "There is no checkpoint yet."
+        if not self.saved:
+            return "There is no checkpoint yet."
+        return f"The last checkpoint is that of step {self.saved}."
 
     def _report(self, step: int, batch: JointBatch) -> dict[str, Any]:
-        """Write a line of the log when it is due."""
+        """Write a line of the log when it is due, and return it."""
         recipe, accelerator = self.recipe, self.accelerator
         sharded = accelerator.distributed_type == DistributedType.FSDP
         due = bool(recipe.diagnostics_every) and step % recipe.diagnostics_every == 0 and not sharded
@@ -210,7 +211,7 @@ class _Loop:
         return line
 
     def _save(self, step: int) -> None:
-        state = {"schedule": self.schedule.state_dict(), "log": self.log.state(), **self.progress.facts}
+        state = {"schedule": self.schedule.state_dict(), "log": self.log.state(), **self.facts}
         accelerator, optimizer = self.accelerator, self.optimizer.optimizer
         rank, barrier, keep = accelerator.process_index, accelerator.wait_for_everyone, self.recipe.keep
         try:
@@ -221,10 +222,10 @@ class _Loop:
             raise MtpfError(
                 f"Step {step}: the checkpoint cannot be written: {error}. {self._last()}"
             ) from error
-        self.progress.state["newest"] = step
+        self.saved = step
 
 
-def describe_batch(batch: JointBatch) -> str:
+def _describe(batch: JointBatch) -> str:
     """Name family, source and rows of a batch."""
     parts = []
     for name, rows in batch.batches.items():
@@ -233,7 +234,7 @@ def describe_batch(batch: JointBatch) -> str:
     return " and ".join(parts)
 
 
-def name_broken_rows(output: JointOutput, batch: JointBatch) -> str:
+def _broken_rows(output: JointOutput, batch: JointBatch) -> str:
     """Say in which family, source and row numbers stopped being finite."""
     for name, rows in output.rows.items():
         bad = (~torch.isfinite(rows).all(1)).nonzero().flatten().tolist()

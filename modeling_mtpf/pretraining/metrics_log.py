@@ -17,14 +17,14 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsLog:
-    """Collects the steps between two log lines and writes their means to ``metrics.jsonl``.
+    """Collects the steps between two log lines and, if enabled, writes their means to ``metrics.jsonl``.
 
     Args:
         folder: Output folder of the run.
-        enabled: Only the main process writes.
+        enabled: Whether this process writes.
         device: Where processes exchange numbers.
         step: Step to resume after; later lines of an interrupted run are dropped.
-        state: What `state` gave there.
+        state: What `state` returned after that step.
     """
 
     def __init__(

@@ -130,8 +130,13 @@ def load_recipe(arguments: list[str], prog: str = "mtpf pretrain") -> Recipe:
     plugins = values.get("plugins") or []
     _load_plugins([plugins] if isinstance(plugins, str) else plugins)
     _load_plugins(early.parse_known_args(overrides)[0].plugins)
-    named_families = [re.match(r"--families\.(\w+)", argument) for argument in overrides]
-    _check_families([*(values.get("families") or {}), *(match[1] for match in named_families if match)])
+    names = re.findall(r"(?m)^--families\.(\w+)", "\n".join(overrides))
+    for name in [*(values.get("families") or {}), *names]:
+        if name not in FAMILY_CLASSES:
+            hint, known = nearest(name, list(FAMILY_CLASSES)), ", ".join(sorted(FAMILY_CLASSES))
+            raise RecipeError(
+                f"Unknown family {name!r}; {hint}known: {known}. Name the module of another one under 'plugins'."
+            )
     sections = {"families": {name: family.settings_class for name, family in FAMILY_CLASSES.items()}}
     description = (
         "Pre-finetune one encoder for all families: one forward, one backward, a LoRA for each family. The\n"
@@ -193,16 +198,6 @@ def _load_plugins(plugins: list[str]) -> None:
                 importlib.import_module(plugin)
         except (ImportError, OSError) as error:
             raise RecipeError(f"The plugin {plugin!r} cannot be imported: {error}") from error
-
-
-def _check_families(names: list[str]) -> None:
-    for name in names:
-        if name not in FAMILY_CLASSES:
-            known = sorted(FAMILY_CLASSES)
-            raise RecipeError(
-                f"Unknown family {name!r}; {nearest(name, known)}known: {', '.join(known)}. "
-                "Name the module that registers another one under 'plugins'."
-            )
 
 
 def _check(recipe: Recipe) -> None:

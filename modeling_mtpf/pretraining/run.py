@@ -20,19 +20,11 @@ from .checkpoint import clear_leftovers, read_state
 from .curves import draw_run
 from .diagnostics import adapter_movement, backbone_movement
 from .joint import JointModel
-from .loop import Progress, train
+from .loop import Loop
 from .metrics_log import MetricsLog
 from .output import save_run
 from .recipe import Recipe
-from .run_record import (
-    PACKAGES,
-    RUN_FILE,
-    check_same_run,
-    hardware,
-    lock_folder,
-    open_output_dir,
-    summary,
-)
+from .run_record import PACKAGES, RUN_FILE, check_same_run, hardware, lock_folder, open_output_dir, summary
 from .setup import load_backbone, make_accelerator, prepare_families, whole_model
 
 
@@ -62,8 +54,12 @@ class Run:
         Raises:
             MtpfError: A mistake in the data or the settings, or a run that broke off.
         """
-        self._announce()
-        model = load_backbone(self.recipe)
+        recipe, families = self.recipe, ", ".join(self.recipe.families) or "no family"
+        saved = f"a checkpoint every {recipe.save_every}" if recipe.save_every else "no checkpoints"
+        job = f"Pre-finetuning {recipe.backbone} (regime {recipe.regime}: {families}), {recipe.steps} steps"
+        if self.accelerator.is_main_process:
+            print(f"{job}, {saved}, into {self.folder}", flush=True)  # noqa: T201
+        model = load_backbone(recipe)
         self.families, context = prepare_families(self.recipe, model, self.folder, self.accelerator)
         self.start_sha256 = backbone_sha256(model)
         state = read_state(self.checkpoint) if self.checkpoint else {}
@@ -83,16 +79,6 @@ class Run:
         write_bytes(self.folder / RUN_FILE, text.encode())
         print(summary(self.folder, record), flush=True)  # noqa: T201
         return joint.model, context.tokenizer
-
-    def _announce(self) -> None:
-        recipe, families = self.recipe, ", ".join(self.recipe.families) or "no family"
-        saved = f"a checkpoint every {recipe.save_every}" if recipe.save_every else "no checkpoints"
-        text = (
-            f"Pre-finetuning {recipe.backbone} (regime {recipe.regime}: {families}), {recipe.steps} steps, "
-            f"{saved}, into {self.folder}"
-        )
-        if self.accelerator.is_main_process:
-            print(text, flush=True)  # noqa: T201
 
     @cached_property
     def _data(self) -> dict[str, Any]:
@@ -116,8 +102,8 @@ class Run:
             clear_leftovers(self.folder)
         log = MetricsLog(self.folder, accelerator.is_main_process, accelerator.device, step, state.get("log"))
         if self.families:
-            progress = Progress(step, self.checkpoint, {**state, "newest": step}, self._facts())
-            train(recipe, joint, self.families, accelerator, log, self.folder, progress)
+            start = self._facts(), self.checkpoint, state
+            Loop(recipe, joint, self.families, accelerator, log, self.folder, *start).train()
         log.close()
         self._counts = log.total_counts()
         joint = whole_model(recipe, joint, self.families, accelerator)

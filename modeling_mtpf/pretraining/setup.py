@@ -1,4 +1,4 @@
-"""What a run needs, from its recipe: accelerator, backbone, families with their data, optimiser."""
+"""What a run needs, from its recipe: accelerator, backbone, families with their data."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, set_seed
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from transformers import get_cosine_schedule_with_warmup
 
 from ..data import backbones
 from ..data.words import load_word_tokenizer
@@ -16,7 +15,7 @@ from ..errors import RecipeError
 from ..model.configuration_mtpf import max_tokens
 from ..model.modeling_mtpf import MtpfModel
 from .families.base import FAMILY_CLASSES, Family, RunContext
-from .joint import JointModel, families_of_regime, parameter_groups
+from .joint import JointModel, families_of_regime
 from .recipe import Recipe
 
 
@@ -95,14 +94,6 @@ def prepare_families(
     return families, context
 
 
-def make_optimizer(recipe: Recipe, joint: JointModel):
-    """Build AdamW with groups by name, and its warm-up and cosine schedule."""
-    groups = parameter_groups(joint, recipe.learning_rate, recipe.adapter_learning_rate, recipe.weight_decay)
-    optimizer = torch.optim.AdamW(groups, fused=True)
-    schedule = get_cosine_schedule_with_warmup(optimizer, int(recipe.warmup * recipe.steps), recipe.steps)
-    return optimizer, schedule
-
-
 def whole_model(
     recipe: Recipe, joint: JointModel, families: list[Family], accelerator: Accelerator
 ) -> JointModel:
@@ -114,10 +105,3 @@ def whole_model(
     if accelerator.is_main_process:
         whole.load_state_dict(weights)
     return whole
-
-
-def start_trackers(recipe: Recipe, accelerator: Accelerator) -> None:
-    """Start the trackers that ``report_to`` names, if any."""
-    if recipe.report_to:
-        plain = {key: value for key, value in vars(recipe).items() if isinstance(value, (int, float, str))}
-        accelerator.init_trackers("mtpf", config=plain)

@@ -218,7 +218,7 @@ def test_a_token_that_is_none_is_one_line(hub, folders, run, monkeypatch):
         ("head.safetensors", "", "head .*does not fit|damaged"),
     ],
 )
-def test_inspect_of_odd_files_gives_findings(hub, folders, tmp_path, run, file, text, message):
+def test_inspect_of_invalid_files_gives_findings(hub, folders, tmp_path, run, file, text, message):
     """In a folder and in a repo: never a traceback, and valid JSON on demand."""
     folder = Path(shutil.copytree(folders / "entities", tmp_path / "app"))
     (folder / file).write_bytes(text.encode("latin-1"))
@@ -231,7 +231,7 @@ def test_inspect_of_odd_files_gives_findings(hub, folders, tmp_path, run, file, 
         assert code == 0 and re.search(message, "\n".join(found["findings"])), found["findings"]
 
 
-def test_inspect_tells_of_foreign_code_beside_other_findings(hub, folders):
+def test_inspect_tells_of_foreign_code_alongside_other_findings(hub, folders):
     push_backbone(folders / "backbone", BACKBONE)
     config = json.loads(hub.files(BACKBONE)["config.json"])
     foreign = {"auto_map": {"AutoModel": "other/repo--evil.Model"}}

@@ -131,9 +131,9 @@ def test_mistakes_are_one_line_and_exit_code_2(run, folders, tmp_path, arguments
     (tmp_path / "a.txt").write_text("Ada\n")
     (tmp_path / "bytes.txt").write_bytes(b"Ada\n\xff\xfe\n")
     (tmp_path / "rows.jsonl").write_text('{"text": "Ada"}\n{"body": "x"}\n')
-    places = {"file": tmp_path / "a.txt", "bytes": tmp_path / "bytes.txt", "json": tmp_path / "rows.jsonl"}
-    places |= {name: folders / name for name in ("entities", "ner", "backbone")}
-    code, out, err = run("predict", *(argument.format(**places) for argument in arguments))
+    sources = {"file": tmp_path / "a.txt", "bytes": tmp_path / "bytes.txt", "json": tmp_path / "rows.jsonl"}
+    sources |= {name: folders / name for name in ("entities", "ner", "backbone")}
+    code, out, err = run("predict", *(argument.format(**sources) for argument in arguments))
     assert code == 2 and "Traceback" not in err and re.search(message, err), err
     good = [json.loads(line)["text"] for line in out.splitlines()]
     assert good == (["Ada"] if "line 2" in err else [])  # what came before the bad line has its result
