@@ -1,6 +1,5 @@
-"""Typed settings: dataclasses filled from YAML and from the command line, and the parser of every command.
+"""Dataclasses filled from YAML and from the command line; options and help follow from their ``Attributes:``.
 
-Options, help and checks follow from the fields and their ``Attributes:`` section, on top of argparse.
 (tyro 1.0 was tried: it reads no YAML, and reports a mistake as a box that only a private hook can change.)
 """
 

@@ -135,7 +135,7 @@ def load_recipe(arguments: list[str], prog: str = "mtpf pretrain") -> Recipe:
         if name not in FAMILY_CLASSES:
             hint, known = nearest(name, list(FAMILY_CLASSES)), ", ".join(sorted(FAMILY_CLASSES))
             raise RecipeError(
-                f"Unknown family {name!r}; {hint}known: {known}. Name the module of another one under 'plugins'."
+                f"Unknown family {name!r}; {hint}known: {known}. Name a module of another one in plugins."
             )
     sections = {"families": {name: family.settings_class for name, family in FAMILY_CLASSES.items()}}
     description = (
