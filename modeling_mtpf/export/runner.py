@@ -116,11 +116,11 @@ class Runner:
         for token, (word, (start, end)) in enumerate(zip(tokens.word_ids, tokens.offsets, strict=True)):
             first, low, high = words.get(word, (token, start, end))
             words[word] = first, min(low, start), max(high, end)
-        words = [span for word, span in words.items() if word is not None and span[1] < span[2]]
-        limits = [*(start for _, start, _ in words[1:]), len(text)]
-        # Byte-level tokenizers also count a text's first character for the space that they put before it.
-        pairs = [(span, limit) for span, limit in zip(words, limits, strict=False) if span[2] <= limit]
-        for (token, start, end), limit in pairs:
+        # Byte-level tokenizers count the space before a word as part of it.
+        spans = [(t, j - len(text[i:j].lstrip()), j) for word, (t, i, j) in words.items() if word is not None]
+        spans = [(token, start, end) for token, start, end in spans if start < end]
+        limits = [*(start for _, start, _ in spans[1:]), len(text)]
+        for (token, start, end), limit in zip(spans, limits, strict=False):
             while end < limit and unicodedata.category(text[end])[0] == "M":  # marks that tokenizers strip
                 end += 1
             prefix, _, kind = labels[int(scores[token].argmax())].partition("-")

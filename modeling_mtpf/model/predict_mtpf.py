@@ -272,7 +272,7 @@ class Predictor:
         if not (app.scheme.group_of[best] >= 0).any():
             return []
         if text not in portion.words:
-            portion.words[text] = portion.tokens[text].words()
+            portion.words[text] = portion.tokens[text].words(portion.texts[text])
         return entities(portion.texts[text], portion.words[text], best, scores, app.scheme)
 
 

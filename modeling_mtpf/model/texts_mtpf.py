@@ -117,10 +117,11 @@ class Tokens:
     ids: np.ndarray
     encoding: Any
 
-    def words(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def words(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the first sub-word of each word, and where the word begins and ends in the text.
 
-        Words without a character of their own are left out.
+        Byte-level tokenizers count the space before a word as part of it; here it is not. Words without a
+        character of their own are left out.
         """
         numbers = np.array([-1 if word is None else word for word in self.encoding.word_ids], dtype=np.int64)
         opens = np.ones(len(numbers), dtype=bool)
@@ -129,14 +130,12 @@ class Tokens:
         if not len(first):
             return first, first, first
         offsets = np.array(self.encoding.offsets, dtype=np.int64)
-        starts = np.minimum.reduceat(offsets[:, 0], first)
+        spaced = np.minimum.reduceat(offsets[:, 0], first)
         ends = np.maximum.reduceat(offsets[:, 1], first)
+        spans = zip(spaced.tolist(), ends.tolist(), strict=True)
+        starts = np.array([end - len(text[start:end].lstrip()) for start, end in spans], dtype=np.int64)
         real = (starts < ends) & (numbers[first] >= 0)
-        first, starts, ends = first[real], starts[real], ends[real]
-        # A byte-level tokenizer may put a space before the text and count the text's first character for it.
-        alone = np.ones(len(first), dtype=bool)
-        alone[:-1] = ends[:-1] <= starts[1:]
-        return first[alone], starts[alone], ends[alone]
+        return first[real], starts[real], ends[real]
 
 
 @dataclass
