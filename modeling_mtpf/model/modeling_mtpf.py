@@ -22,8 +22,10 @@ from .adapter_methods_mtpf import AdapterMethods
 from .adapters_mtpf import check_loaded
 from .backbone_identity_mtpf import backbone_state_dict
 from .configuration_mtpf import MtpfConfig
+from .errors_mtpf import MtpfError
 from .packaged_mtpf import PACKAGED, packaged_encoder
 from .predict_mtpf import Predictor
+from .sources_mtpf import backbone_hint
 from .trunk_mtpf import run_layers, run_trunk, tail_views
 from .views_mtpf import CHANGES, inference_views
 
@@ -155,13 +157,16 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
         ``packaged`` is the encoder of the extra ``demo``.
 
         Raises:
-            ValueError: The checkpoint lacks weights of the encoder. transformers alone would only warn and
-                use random ones.
+            ValueError: The checkpoint lacks weights of the encoder (transformers alone would only warn and use
+                random ones), or the folder only holds the backbone's.
         """
-        if pretrained_model_name_or_path == PACKAGED:
-            pretrained_model_name_or_path = packaged_encoder()
+        source = pretrained_model_name_or_path
+        if source == PACKAGED:
+            source = packaged_encoder()
+        elif source and not kwargs.get("subfolder") and (hint := backbone_hint(source)):
+            raise MtpfError(f"{source} has no config.json.{hint}")
         kwargs.setdefault("key_mapping", {STOCK_PREFIXES: ""})
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return super().from_pretrained(source, *args, **kwargs)
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike, state_dict: dict | None = None, **kwargs

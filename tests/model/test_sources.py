@@ -5,6 +5,7 @@ import time
 import pytest
 from huggingface_hub import HfApi
 
+from modeling_mtpf import MtpfModel
 from modeling_mtpf.hub import HubError, inspect
 from modeling_mtpf.model.errors_mtpf import MtpfError
 from modeling_mtpf.model.sources_mtpf import backbone_hint, find_on_hub, is_hub_id
@@ -93,3 +94,7 @@ def test_the_folder_above_a_backbone_gets_a_hint(tmp_path):
     (tmp_path / "backbone").mkdir()
     (tmp_path / "backbone" / "config.json").write_text("{}")
     assert backbone_hint(tmp_path) == f" Did you mean {tmp_path / 'backbone'}?"
+    with pytest.raises(MtpfError, match="has no config.json. Did you mean .*backbone?"):
+        MtpfModel.from_pretrained(tmp_path)
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        MtpfModel.from_pretrained(tmp_path, subfolder="backbone")
