@@ -157,7 +157,7 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
         ``packaged`` is the encoder of the extra ``demo``.
 
         Raises:
-            ValueError: The checkpoint lacks weights of the encoder (transformers alone would only warn and use
+            ValueError: The checkpoint lacks weights of the encoder (transformers would only warn and use
                 random ones), or the folder only holds the backbone's.
         """
         source = pretrained_model_name_or_path
