@@ -33,6 +33,12 @@ class Interrupted(MtpfError):
     exit_status = 128 + signal.SIGTERM
 
 
+def is_lost_process(error: RuntimeError, accelerator: Accelerator) -> bool:
+    """Return whether an error says that another process of the run has ended."""
+    signs = ("connection", "gloo", "nccl", "timed out", "peer")
+    return accelerator.num_processes > 1 and any(sign in str(error).lower() for sign in signs)
+
+
 class StopRequest:
     """Collects SIGTERM and Ctrl-C in its context instead of ending at once; a second Ctrl-C interrupts."""
 
@@ -99,8 +105,7 @@ class Loop:
                 self._prepare()
                 self._run_steps(request)
             except RuntimeError as error:
-                signs = ("connection", "gloo", "nccl", "timed out", "peer")
-                if self.accelerator.num_processes > 1 and any(sign in str(error).lower() for sign in signs):
+                if is_lost_process(error, self.accelerator):
                     raise MtpfError(
                         f"Step {self.step + 1}: another process was lost. Start again with --resume auto to "
                         "resume from the last checkpoint."

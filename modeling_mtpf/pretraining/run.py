@@ -12,6 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerBase
 
+from ..errors import MtpfError
 from ..files import write_bytes
 from ..model.adapter_files_mtpf import backbone_sha256
 from ..model.modeling_mtpf import MtpfModel
@@ -20,7 +21,7 @@ from .checkpoint import clear_leftovers, read_state
 from .curves import draw_run
 from .diagnostics import adapter_movement, backbone_movement
 from .joint import JointModel
-from .loop import Loop
+from .loop import Loop, is_lost_process
 from .metrics_log import MetricsLog
 from .output import save_run
 from .recipe import Recipe
@@ -137,8 +138,13 @@ def open_run(recipe: Recipe) -> Iterator[Run]:
     accelerator = make_accelerator(recipe)
     folder, checkpoint = open_output_dir(recipe.output_dir, recipe.resume)
     with lock_folder(folder) if accelerator.is_main_process else nullcontext():
-        accelerator.wait_for_everyone()
-        yield Run(recipe, accelerator, folder, checkpoint)
+        try:
+            accelerator.wait_for_everyone()
+            yield Run(recipe, accelerator, folder, checkpoint)
+        except RuntimeError as error:
+            if is_lost_process(error, accelerator):
+                raise MtpfError("Another process of this run has ended; its message says why.") from error
+            raise
 
 
 def pretrain(recipe: Recipe) -> None:
