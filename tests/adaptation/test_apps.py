@@ -141,6 +141,7 @@ def test_the_strength_of_a_probe_is_the_best_of_all():
     assert result.details == {str(s): round(scores[s][0], 4) for s in STRENGTHS}
 
 
+@pytest.mark.slow
 def test_few_held_out_texts_do_not_choose_the_strength():
     """Folds, against scikit-learn's own; a label with one example is always fitted."""
     generator = np.random.default_rng(0)
@@ -286,6 +287,7 @@ def write_conll(path, rows=12):
     return path
 
 
+@pytest.mark.slow
 def test_the_script_and_a_fresh_process_predict_alike(encoders, tmp_path, load, fresh_process, capsys):
     data = write_conll(tmp_path / "people.conll")
     shuffled = tmp_path / "shuffled.conll"
@@ -324,6 +326,7 @@ print(json.dumps(model.predict({TEXTS!r}, adapters=["people"])["people"]))
     assert fresh_process(code) == json.loads(json.dumps(found))
 
 
+@pytest.mark.slow
 def test_text_apps_of_shuffled_data_predict_alike_in_a_fresh_process(
     setting, encoders, tmp_path, fresh_process
 ):

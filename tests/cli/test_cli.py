@@ -105,6 +105,7 @@ def test_mistakes_are_one_line_and_exit_code_2(hub, folders, run, arguments, mes
     assert re.search(message, err)
 
 
+@pytest.mark.slow
 def test_the_command_in_a_pipe(hub, folders):
     push_backbone(folders / "backbone", BACKBONE)
     command = f"{sys.executable} -m modeling_mtpf.cli inspect {BACKBONE} | head -1"

@@ -84,6 +84,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
+@pytest.mark.slow
 def test_a_pipe_that_closes_early_is_no_error(folders):
     line = " ".join(command(folders, "--lines_ahead", "4"))
     done = subprocess.run(
@@ -97,6 +98,7 @@ def test_a_pipe_that_closes_early_is_no_error(folders):
     assert len(done.stdout.splitlines()) == 3 and done.stderr.split() == ["0"]
 
 
+@pytest.mark.slow
 def test_answers_come_while_the_input_is_open(folders):
     with subprocess.Popen(
         command(folders, "--lines_ahead", "1"),

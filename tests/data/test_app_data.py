@@ -310,6 +310,7 @@ def test_empty_rows_are_counted(tmp_path):
     assert len(data.train) + len(data.validation) == 4
 
 
+@pytest.mark.slow
 def test_a_document_of_100000_words_is_cut_and_counted(tmp_path, load, encoders):
     words = ["Ada", "meets", "Noor", "."] * 25_000
     tags = ["B-PER", "O", "B-PER", "O"] * 25_000

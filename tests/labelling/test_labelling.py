@@ -126,6 +126,7 @@ print(json.dumps([stream.fingerprint(), [row.text for row in stream]]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.hub
 def test_a_hub_data_set_is_streamed_at_its_commit(hub, fresh_process, tmp_path):
     hub.create("me/texts", repo_type="dataset")
@@ -250,6 +251,7 @@ print(json.dumps([kills, sorted(seen), [p.name for p in folder.parent.iterdir()]
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_and_ends_the_same(encoders, corpus, tmp_path):
     settings = {
         "teacher": str(encoders["bert"]),
@@ -332,6 +334,7 @@ except DataError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_one_sentence_and_the_run_resumes(encoders, tmp_path, fresh_process):
     """A limit on the size of files fails a write in the middle, as a full disk does."""
     source, folder = tmp_path / "texts.txt", tmp_path / "labels"

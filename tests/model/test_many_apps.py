@@ -51,6 +51,7 @@ def sixteen(folders, tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_sixteen_threads_with_different_apps_give_what_one_gives(folders, sixteen):
     model = MtpfModel.from_pretrained(folders / "backbone").eval()
     names = [model.load_adapter(sixteen / f"app-{number}") for number in range(16)]
@@ -292,6 +293,7 @@ def test_views_keep_no_model_alive(folders):
     assert gone() is None
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_over_add_and_remove(folders, sixteen):
     """``MTPF_CYCLES`` says how often (default 80)."""
     cycles = int(os.environ.get("MTPF_CYCLES", "80"))

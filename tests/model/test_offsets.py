@@ -59,6 +59,7 @@ def predictors(encoders):
     return predictors
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(st.lists(TEXTS, max_size=4))
 @example([""])

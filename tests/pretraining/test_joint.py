@@ -343,6 +343,7 @@ def test_an_unchanged_student_has_not_drifted(load):
 # Gradient caching
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("texts_per_row", [2, 4])
 def test_cached_gradients_equal_plain_ones_with_dropout(make, symmetric, texts_per_row):
@@ -375,6 +376,7 @@ def test_cached_gradients_equal_plain_ones_with_dropout(make, symmetric, texts_p
     ].norm()
 
 
+@pytest.mark.slow
 def test_cached_rows_are_not_held(make):
     """Only one chunk's activations are alive at a time: counted as saved bytes, forward and backward."""
     joint, _ = make(names=("tc",))

@@ -70,6 +70,7 @@ def stop_at(monkeypatch, step: int, number=signal.SIGTERM) -> None:
     monkeypatch.setattr(MetricsLog, "add", counting)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regime", ["tpl", "naive"])
 def test_a_stopped_run_goes_on_bit_for_bit(arguments, tmp_path, monkeypatch, capsys, regime):  # noqa: F811
     settings = {**SETTINGS, "regime": regime}
@@ -247,6 +248,7 @@ def broken_at(monkeypatch, step: int, value: float, rows: int | None) -> None:
     monkeypatch.setattr(ClusterObjective, "loss", counted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "rows", "message"),
     [

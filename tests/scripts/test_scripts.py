@@ -105,6 +105,7 @@ def test_every_regime_leaves_its_folders(arguments, tmp_path, encoders, regime):
         assert all(parameter.any() for parameter in lora_b)  # moved from zero
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights_and_accumulation_counts_steps(arguments, tmp_path):
     for output in ("one", "two"):
         assert pretrain.main(arguments(output_dir=tmp_path / output, gradient_accumulation_steps=2)) == 0
@@ -220,6 +221,7 @@ class ToyFamily(Family):
 """
 
 
+@pytest.mark.slow
 def test_a_third_family_comes_from_a_plugin(arguments, tmp_path):
     from modeling_mtpf.pretraining.families.base import FAMILY_CLASSES
 

@@ -65,6 +65,7 @@ def tagged(tmp_path):
     return [str(tmp_path / name) for name in rows]
 
 
+@pytest.mark.slow
 def test_a_teacher_is_trained_in_pieces_and_learns(encoders, tagged, tmp_path, capsys):
     output = tmp_path / "teacher"
     arguments = ["--data", *tagged, "--encoder", str(encoders["bert"]), "--output_dir", str(output)]

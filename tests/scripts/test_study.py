@@ -139,6 +139,7 @@ def test_runs_of_one_variant_and_seed_replace_each_other(tmp_path):
     assert [(run["seed"], run["seconds"]) for run in read_runs(file)] == [(0, 2.0), (1, 3.0)]
 
 
+@pytest.mark.slow
 def test_a_document_is_filled_in_place_and_only_there(tmp_path):
     study = Study(made_up_records(), [made_up_run()], {"sources": {"pairs": "all"}, "tasks": {}})
     text = "Before.\n\n<!-- table: cpu cost -->old<!-- end -->\n\nAfter.\n"
@@ -489,6 +490,7 @@ def test_differences_on_the_page_computed_otherwise(committed):
         assert float(points) == pytest.approx(difference, abs=0.00501)
 
 
+@pytest.mark.slow
 def test_the_report_is_made_from_the_committed_records(committed):
     documents, studies = committed
     for document in documents.values():
