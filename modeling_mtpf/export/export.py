@@ -56,14 +56,7 @@ class ExportError(MtpfError):
 
 @dataclass
 class Export:
-    """What `export_onnx` wrote.
-
-    Attributes:
-        folder: The export.
-        manifest: Content of its ``export.json``.
-        created: Whether the graphs are new; otherwise apps were added to existing ones.
-        added: Names of the apps that were written.
-    """
+    """What `export_onnx` wrote: whether the graphs are new, and the names of the apps that were added."""
 
     folder: Path
     manifest: dict[str, Any]

@@ -30,12 +30,7 @@ TRUNK_FILE, TAIL_FILE = "trunk.onnx", "tail.onnx"
 
 @dataclass(frozen=True)
 class TailShape:
-    """What the tail graph can hold.
-
-    Attributes:
-        layers: Number of last layers in the tail.
-        targets: Linear modules of one layer that take LoRA, relative to the layer, sorted.
-    """
+    """What the tail holds: N last layers, and the linear modules in each that take LoRA, sorted."""
 
     layers: int
     targets: tuple[str, ...]
@@ -120,10 +115,7 @@ def _copy_of_containers(module: nn.Module) -> Any:
 def export_trunk(encoder: Encoder, shape: TailShape, file: Path) -> None:
     """Write the trunk: ``input_ids``, ``attention_mask`` ``(batch, tokens)`` → ``hidden_states``.
 
-    Args:
-        encoder: A stock encoder in float32 and eval mode, without LoRA.
-        shape: Shape of the tail, which is left out.
-        file: Where to write the graph with its weights.
+    The encoder is in float32 and eval mode, without LoRA.
     """
     mask = torch.ones(2, 7, dtype=torch.int64)
     mask[1, 5:] = 0

@@ -25,15 +25,8 @@ def quantize_export(
 ) -> dict[str, Any]:
     """Replace both graphs of an export by int8 ones.
 
-    Args:
-        folder: Folder of the float32 graphs.
-        tokenizer: The backbone's tokenizer.
-        calibration: Raw text on which the ranges of the activations are measured and then fixed; without it
-            each run measures its own.
-        apps: Tensors of the apps, whose activations count in the ranges of the tail.
-
-    Returns:
-        What was done, as it is noted in the manifest.
+    The ranges of the activations are measured on the raw text ``calibration`` with the apps' tensors and then
+    fixed; without it each run measures its own. Returns what was done, for the manifest.
 
     Raises:
         MtpfError: There is no text or no app to calibrate with.

@@ -236,8 +236,8 @@ def read_adapter(
         folder: As `write_adapter` writes it, or a plain PEFT LoRA.
         encoder: The stock encoder.
         name: Name in memory; by default the one that the folder records.
-        check_backbone: Compare the encoder's weights with those that the adapter was trained on.
-        source: The file that the encoder's weights came from, if known.
+        check_backbone: Whether to compare the encoder's weights with those that it was trained on.
+        source: The file that they came from, if known.
 
     Raises:
         AdapterError: A file is missing or damaged, the head is missing, or the adapter was trained on another
@@ -386,11 +386,7 @@ def read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHe
 
 
 def replace_adapter(encoder: Encoder, files: AdapterFiles, trainable: bool = False) -> None:
-    """Replace the adapter of the same name; on any failure the old one is restored.
-
-    Raises:
-        AdapterError: The new adapter cannot be used.
-    """
+    """Replace the adapter of the same name; on any failure the old one is restored."""
     name = files.name
     trained = [parameter.requires_grad for parameter in lora_parameters(encoder, name)]
     tensors = {key: weight.detach() for key, weight in _lora_weights(encoder, name).items()}

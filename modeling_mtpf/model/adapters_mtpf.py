@@ -107,13 +107,9 @@ def lora_config(encoder: Encoder, settings: LoraSettings) -> Any:
 
 
 def validate_adapter_name(encoder: Encoder, name: str) -> None:
-    """Refuse names that PEFT would confuse with parts of the model.
+    """Raise `AdapterError` for a name that is malformed, in use, or that of a part of the model.
 
-    A name equal to a component of a module or parameter path makes *other* adapters save truncated or empty
-    files without an error (peft#3584).
-
-    Raises:
-        AdapterError: The name is malformed, collides, or is in use.
+    The last makes *other* adapters save truncated or empty files without an error (peft#3584).
     """
     if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
         raise AdapterError(

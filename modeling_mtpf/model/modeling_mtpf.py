@@ -53,14 +53,9 @@ STOCK_PREFIXES = r"^(bert|roberta|distilbert|electra|model)\."
 
 
 def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Average the token vectors of each text.
+    """Average the vectors ``(batch, tokens, hidden)`` of each text's real tokens, those with mask 1.
 
-    Args:
-        hidden_states: ``(batch, tokens, hidden)``.
-        attention_mask: ``(batch, tokens)``, 1 for real tokens.
-
-    Returns:
-        ``(batch, hidden)`` in the dtype of ``hidden_states``; zeros for a row without tokens.
+    Returns ``(batch, hidden)`` in the dtype of ``hidden_states``; zeros for a row without tokens.
     """
     mask = attention_mask.unsqueeze(-1).to(hidden_states.dtype)
     return (hidden_states * mask).sum(1) / mask.sum(1).clamp(min=1e-9)

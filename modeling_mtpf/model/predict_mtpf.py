@@ -46,14 +46,10 @@ class _App:
 
 @dataclass
 class _Portion:
-    """Texts that are processed together.
+    """Texts that are processed together, with the indices of the apps that each wants.
 
-    Attributes:
-        texts: The texts.
-        tokens: Their sub-words.
-        wanted: For each text the indices of its apps.
-        labels: For each (text, token app) label number and probability of each sub-word.
-        sums: For each (text, text app) the weighted sum of probabilities, and the weight.
+    ``labels`` has for each (text, token app) label number and probability of each sub-word, ``sums`` for each
+    (text, text app) the weighted sum of probabilities, and the weight.
     """
 
     texts: list[str]
@@ -65,12 +61,12 @@ class _Portion:
 
 
 class Predictor:
-    """Applies loaded apps to texts.
+    """Applies the apps of an `MtpfModel` to texts.
 
     Args:
-        model: An `MtpfModel` with apps loaded.
-        tokenizer: A fast tokenizer; by default the backbone's, from where its weights came.
-        token: Hub token, to read it from a private repo.
+        model: With apps loaded.
+        tokenizer: As in `MtpfModel.predict`.
+        token: Likewise.
         batch_tokens: Tokens of a batch, padding included; by default 1,024 on a CPU and 16,384 elsewhere.
         batch_size: Windows of a batch at most.
         portion: Texts that are read ahead.

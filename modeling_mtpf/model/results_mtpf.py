@@ -7,11 +7,7 @@ import numpy as np
 
 
 class TagScheme:
-    """IOB2 labels as numbers.
-
-    Args:
-        labels: In the order of the logits; labels without ``B-`` or ``I-`` are outside.
-    """
+    """IOB2 labels, in the order of the logits, as numbers; those without ``B-`` or ``I-`` are outside."""
 
     def __init__(self, labels: list[str]):
         parts = [label.partition("-") for label in labels]
@@ -22,11 +18,7 @@ class TagScheme:
         self.begins = np.array([prefix == "B" for prefix, _, _ in parts])
 
     def spans(self, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the first word of each entity, and the one after its last.
-
-        Args:
-            best: Label numbers of a text's words.
-        """
+        """Return the first word of each entity and the one after its last, from the words' label numbers."""
         groups = self.group_of[best]
         before = np.concatenate([[-1], groups[:-1]])
         inside = groups >= 0
@@ -46,7 +38,7 @@ def entities(
 
     Args:
         text: The text.
-        words: First sub-word, first character and end (exclusive) of each word.
+        words: As `Tokens.words` returns them.
         best: Label number of each sub-word.
         score: Its probability.
         scheme: The app's labels.
@@ -78,11 +70,6 @@ def _with_marks(text: str, end: int, limit: int) -> int:
 
 
 def text_label(probabilities: np.ndarray, labels: list[str]) -> dict[str, Any]:
-    """Return the best label of a text.
-
-    Args:
-        probabilities: ``(labels,)``, the mean over the text's windows, weighted by their length.
-        labels: In the order of the logits.
-    """
+    """Return the best label of a text from its probabilities ``(labels,)``."""
     best = int(probabilities.argmax())
     return {"label": labels[best], "score": float(probabilities[best])}

@@ -24,9 +24,7 @@ FILE_ENDINGS = (
 def is_hub_id(name: str, *, bare: bool = False) -> bool:
     """Say whether a string has the form of a Hub id; nothing is looked up.
 
-    Args:
-        name: What the user wrote.
-        bare: Accept names without an owner as well: those of the Hub's oldest models and data sets.
+    With ``bare`` also accept names without an owner: those of the Hub's oldest models and data sets.
 
     Example:
         >>> [is_hub_id(name) for name in ("ada/notes", "user/intents.csv", "./apps", "a/b/c", "bert-base")]
@@ -60,8 +58,8 @@ def find_on_hub(
         what: What the path could have been, for the message: ``folder``, ``file or folder``.
         repo_type: ``model`` or ``dataset``.
         bare: As in `is_hub_id`.
-        token: Hub token for private repos.
-        error: Type of the error to raise.
+        token: Hub token.
+        error: What to raise.
 
     Raises:
         MtpfError: It can only be a path, which does not exist; or there is no such repo or revision, or the

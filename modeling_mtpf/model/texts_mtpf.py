@@ -30,15 +30,12 @@ _TABLE_ROWS = 1000
 def read_texts(texts: Any, column: str | None = None, max_characters: int = MAX_CHARACTERS) -> Iterator[str]:
     """Yield the texts of a string, list, iterator, pandas Series, or a column of a table, in order.
 
-    Args:
-        texts: One text, or anything that yields texts. Of a table (`datasets.Dataset`, pandas DataFrame) or
-            of rows that are dicts, a column is read.
-        column: Which one; ``text`` by default.
-        max_characters: A longer text is refused.
+    Of a table (`datasets.Dataset`, pandas DataFrame) or of rows that are dicts, ``column`` is read; it is
+    ``text`` by default.
 
     Raises:
         TypeError: A text is not a string, or ``texts`` is not iterable.
-        ValueError: A text is too long, or there is no such column.
+        ValueError: A text is longer than ``max_characters``, or there is no such column.
     """
     for position, text in enumerate(_rows(texts, column)):
         if not isinstance(text, str):
@@ -107,12 +104,7 @@ def in_portions(
 
 @dataclass
 class Tokens:
-    """One text in sub-words, without special tokens.
-
-    Attributes:
-        ids: ``(tokens,)``.
-        encoding: The tokenizer's own record, which knows words and offsets.
-    """
+    """One text in sub-words, without special tokens: ids ``(tokens,)`` and the tokenizer's own record."""
 
     ids: np.ndarray
     encoding: Any
@@ -140,16 +132,10 @@ class Tokens:
 
 @dataclass
 class Window:
-    """A piece of one text.
+    """The sub-words ``start:stop`` of one text, for the apps with these indices.
 
-    Attributes:
-        text: Index of the text.
-        start: First sub-word.
-        stop: After the last one.
-        label_start: From here on words take their label from this window: the middle of an overlap, where
-            both windows show equally much of a word's surroundings.
-        label_stop: Up to here.
-        apps: Indices of the apps that want it.
+    Sub-words ``label_start:label_stop`` take their labels from it: up to the middle of an overlap, where both
+    windows show equally much of a word's surroundings.
     """
 
     text: int
@@ -182,14 +168,7 @@ def plain_backend(tokenizer: Any) -> Any:
 
 
 class TextTokenizer:
-    """A private, unchanging copy of a fast tokenizer; safe to use from several threads.
-
-    Args:
-        tokenizer: A fast tokenizer of transformers.
-
-    Raises:
-        ValueError: The tokenizer is not a fast one.
-    """
+    """A private, unchanging copy of a fast tokenizer; safe to use from several threads."""
 
     def __init__(self, tokenizer: Any):
         self._backend = plain_backend(tokenizer)
@@ -213,12 +192,9 @@ class TextTokenizer:
         return [Tokens(np.array(encoding.ids, dtype=np.int64), encoding) for encoding in encodings]
 
     def windows(self, text: int, tokens: int, max_length: int | None) -> list[Window]:
-        """Cut a text into windows that overlap by a quarter.
+        """Cut a text of N sub-words into windows that overlap by a quarter.
 
-        Args:
-            text: Index of the text.
-            tokens: Number of its sub-words.
-            max_length: Longest window, special tokens included; ``None`` where the text is known to fit.
+        ``max_length`` counts special tokens; it is ``None`` where the text is known to fit.
 
         Raises:
             ValueError: Nothing fits next to the special tokens.

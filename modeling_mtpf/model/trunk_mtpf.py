@@ -43,12 +43,11 @@ def shallow_view(module: nn.Module) -> nn.Module:
 
 @dataclass
 class TrunkOutput:
-    """What the tails need: the trunk's hidden states and the calls the encoder makes to its last layers.
+    """What the tails need from the trunk.
 
     Attributes:
         hidden_states: ``(batch, tokens, hidden)``, the input of the first tail layer.
-        calls: For each tail layer the further positional and keyword arguments (masks, rotary embeddings,
-            ...).
+        calls: For each tail layer its other arguments, positional and by keyword (masks, rotary tables, ...).
     """
 
     hidden_states: torch.Tensor
@@ -59,11 +58,7 @@ class TrunkOutput:
         return self._part(slice(start, stop))
 
     def pick(self, rows: torch.Tensor) -> "TrunkOutput":
-        """Return the part that belongs to some batch rows, in their order.
-
-        Args:
-            rows: Row numbers, int64 ``(picked,)``, on the device of the hidden states.
-        """
+        """Return the part that belongs to some batch rows, int64 ``(picked,)`` on the states' device."""
         return self._part(rows)
 
     def _part(self, rows: Any) -> "TrunkOutput":
@@ -185,11 +180,7 @@ def adapter_view(module: nn.Module, adapter: str | None) -> nn.Module:
 
 
 def run_tail(encoder: Encoder, trunk: TrunkOutput, adapter: str | None) -> torch.Tensor:
-    """Run the last layers with one adapter active (or none) on a trunk output.
-
-    Returns:
-        The last hidden states, ``(batch, tokens, hidden)``.
-    """
+    """Run the last layers with one adapter (or none); return hidden states ``(batch, tokens, hidden)``."""
     return run_layers(encoder, trunk, tail_views(encoder, len(trunk.calls), adapter))
 
 
