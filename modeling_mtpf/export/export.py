@@ -136,7 +136,10 @@ def export_onnx(
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ExportError(f"Two adapters are named {twice!r}; give one another name: --adapter NAME={twice}.")
-    shape = _shape(model, apps, layers) if manifest is None else _tail_of(manifest)
+    if manifest is None:
+        shape = _shape(model, apps, layers)
+    else:
+        shape = TailShape(manifest["tail"]["layers"], tuple(manifest["tail"]["targets"]))
     for app in apps:
         _check_fits(folder, app, shape)
         _fill(app, model, shape)
@@ -242,10 +245,6 @@ def _shape(model: MtpfModel, apps: list[_AppTensors], layers: int | None) -> Tai
     targets = sorted(set(default).union(*(app.targets for app in apps)))
     lora_targets(model.backbone, LoraSettings(layers=layers, targets=targets))  # raises for missing ones
     return TailShape(layers, tuple(targets))
-
-
-def _tail_of(manifest: dict[str, Any]) -> TailShape:
-    return TailShape(manifest["tail"]["layers"], tuple(manifest["tail"]["targets"]))
 
 
 def _check_fits(folder: Path, app: _AppTensors, shape: TailShape) -> None:

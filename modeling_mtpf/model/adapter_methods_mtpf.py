@@ -28,7 +28,6 @@ from .adapters_mtpf import (
     lora_parameters,
     remove_lora,
     set_active_adapter,
-    switched_adapter,
 )
 from .errors_mtpf import AdapterError
 from .hub_cache_mtpf import weights_file
@@ -144,7 +143,7 @@ class AdapterMethods:
     def delete_adapter(self, name: str) -> None:  # type: ignore[override]
         """Remove an adapter and its head from memory; the others are untouched."""
         with CHANGES:
-            self.adapter_depth(name)  # raises for an unknown name
+            check_loaded(self.backbone, name)
             if name in self.heads:
                 self.heads.pop(name)
             remove_lora(self.backbone, name)
@@ -163,7 +162,7 @@ class AdapterMethods:
     def set_adapter(self, name: str | None) -> None:  # type: ignore[override]
         """Choose the adapter that plain forwards use from now on; ``None`` for the bare backbone."""
         if name is not None:
-            self.adapter_depth(name)
+            check_loaded(self.backbone, name)
         set_active_adapter(self.backbone, name)
 
     def active_adapters(self) -> list[str]:
@@ -178,8 +177,12 @@ class AdapterMethods:
         Gradients stay on for all adapters, so a loss computed inside may be back-propagated outside, without
         activation checkpointing. The choice is one per model; threads use `encode_adapters` or `predict`.
         """
-        with switched_adapter(self.backbone, name):
+        before = active_adapter(self.backbone)
+        self.set_adapter(name)
+        try:
             yield
+        finally:
+            set_active_adapter(self.backbone, before)
 
     def save_adapter(
         self,

@@ -8,8 +8,6 @@ import copy
 import importlib
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -279,19 +277,6 @@ def set_active_adapter(encoder: Encoder, name: str | None) -> None:
     for _, module in lora_modules(encoder):
         module._active_adapter = [] if name is None else [name]
         module._disable_adapters = False
-
-
-@contextmanager
-def switched_adapter(encoder: Encoder, name: str | None) -> Iterator[None]:
-    """Activate one adapter for the duration of a ``with`` block, then restore the previous one."""
-    if name is not None:
-        check_loaded(encoder, name)
-    before = active_adapter(encoder)
-    set_active_adapter(encoder, name)
-    try:
-        yield
-    finally:
-        set_active_adapter(encoder, before)
 
 
 # ------------------------------------------------------------------------------------------------- heads

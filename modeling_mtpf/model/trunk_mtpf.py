@@ -55,13 +55,10 @@ class TrunkOutput:
 
     def rows(self, start: int, stop: int) -> "TrunkOutput":
         """Return the part that belongs to the batch rows ``start:stop``."""
-        return self._part(slice(start, stop))
+        return self.pick(slice(start, stop))
 
-    def pick(self, rows: torch.Tensor) -> "TrunkOutput":
+    def pick(self, rows: torch.Tensor | slice) -> "TrunkOutput":
         """Return the part that belongs to some batch rows, int64 ``(picked,)`` on the states' device."""
-        return self._part(rows)
-
-    def _part(self, rows: Any) -> "TrunkOutput":
         size = self.hidden_states.shape[0]
 
         def select(value: Any) -> Any:
