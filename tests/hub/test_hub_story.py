@@ -23,7 +23,9 @@ from modeling_mtpf.cli.main import main
 def push(kind, *arguments):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert main(["push", kind, *arguments]) == 0
-    return out.getvalue().strip()
+    address, sha = out.getvalue().strip().split("/tree/")
+    assert address.endswith(arguments[1])
+    return sha
 
 folder, backbone, adapters = json.loads({story!r})
 shas = {{"backbone": push("backbone", folder + "/backbone", backbone)}}
