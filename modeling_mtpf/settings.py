@@ -214,7 +214,7 @@ def _meanings(cls: type) -> dict[str, str]:
 
 def nearest(value: str, known: list[str]) -> str:
     """Return ``did you mean …?`` where one of the known values is close, else nothing."""
-    close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(value), known, n=1, cutoff=0.6)
     return f"did you mean {close[0]!r}? " if close else ""
 
 

@@ -68,14 +68,16 @@ def run_commands(commands: Sequence[Command], workers: int, logs: Path, variable
     free, failures = list(range(workers)), []
     running: dict[subprocess.Popen, tuple[Command, int]] = {}
 
-    def finish(command: Command) -> None:
-        command.after()
-        sorter.done(command.name)
-        print(f"{command.name}: done", flush=True)
-
     def fail(message: str) -> None:
         failures.append(message)
         print(f"error: {message}", file=sys.stderr, flush=True)
+
+    def finish(command: Command, status: int = 0) -> None:
+        if fault := _fault(command, status, logs):
+            fail(fault)
+            return
+        sorter.done(command.name)
+        print(f"{command.name}: done", flush=True)
 
     try:
         while True:
@@ -96,11 +98,7 @@ def run_commands(commands: Sequence[Command], workers: int, logs: Path, variable
                 for process in _wait_for_one(running):
                     command, slot = running.pop(process)
                     free.append(slot)
-                    if process.returncode:
-                        log = logs / f"{command.name}.log"
-                        fail(f"{command.name} ended with status {process.returncode}; see {log}.")
-                    else:
-                        finish(command)
+                    finish(command, process.returncode)
             else:
                 break
     except BaseException:
@@ -108,6 +106,17 @@ def run_commands(commands: Sequence[Command], workers: int, logs: Path, variable
         raise
     if failures:
         raise MtpfError(f"{len(failures)} of {len(commands)} commands failed, the first: {failures[0]}")
+
+
+def _fault(command: Command, status: int, logs: Path) -> str | None:
+    """Carry out what follows a command that has ended; return what went wrong, if anything."""
+    if status:
+        return f"{command.name} ended with status {status}; see {logs / command.name}.log."
+    try:
+        command.after()
+    except MtpfError as error:  # other commands that run are still wanted
+        return f"{command.name}: {error}"
+    return None
 
 
 def _wait_for_one(processes: Iterable[subprocess.Popen]) -> list[subprocess.Popen]:

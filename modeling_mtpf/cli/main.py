@@ -93,8 +93,10 @@ def exit_status(action: Callable[[], str | None]) -> int:
         if (result := action()) is not None:
             print(result, flush=True)  # noqa: T201
     except MtpfError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return getattr(error, "exit_status", 2)
+        status = getattr(error, "exit_status", 2)
+        # A run that was stopped in order is not an error.
+        sys.stderr.write(f"error: {error}\n" if status == 2 else f"{error}\n")
+        return status
     except SystemExit as stop:  # argparse has printed its help
         if stop.code:
             raise

@@ -87,8 +87,10 @@ def run(arguments: list[str], prog: str) -> None:
             sys.stdout.write(json.dumps(line, ensure_ascii=escaped) + "\n")
             if not waiting:
                 sys.stdout.flush()
+    except MtpfError:
+        raise
     except ValueError as error:  # a text that is too long, a tokenizer that cannot be read
-        raise error if isinstance(error, MtpfError) else MtpfError(str(error)) from error
+        raise MtpfError(str(error)) from error
     if faults:
         raise faults[0]
 

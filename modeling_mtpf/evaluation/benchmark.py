@@ -75,7 +75,7 @@ class BenchmarkSettings:
         mixed_precision: ``auto`` (bf16 where the device is fast at it), ``bf16`` or ``float32``.
         ner_rows: Most rows of train that NER apps are fitted on, with a quarter as many of validation, drawn
             by the seed; ``ner10`` takes a tenth of them. By default all.
-        ner_steps: Steps of each NER fit, without early stopping; by default as `train/adapt.py` has it.
+        ner_steps: Steps of each NER fit, without early stopping; by default as `mtpf adapt` has it.
         test_rows: Most rows of each test set, the same for every seed. By default all.
         backbone_per_seed: The seeds are those of pre-finetuning runs, and each has its own backbone: the
             records of other seeds may come from another one.

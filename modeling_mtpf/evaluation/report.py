@@ -40,7 +40,7 @@ def gather(records: Sequence[dict[str, Any]]) -> Cells:
 
 def _check_records(records: Sequence[dict[str, Any]]) -> None:
     if not records:
-        raise DataError("There are no records to report; run eval/benchmark.py first.")
+        raise DataError("There are no records to report; run mtpf benchmark first.")
     seen: dict[Key, dict[str, Any]] = {}
     data: dict[str, str] = {}
     for record in records:

@@ -2,17 +2,16 @@
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from huggingface_hub import HfApi, ResolvedRevision
-from huggingface_hub.errors import (
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    RevisionResolutionError,
-)
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from .errors_mtpf import MtpfError, first_line
+
+if TYPE_CHECKING:
+    from huggingface_hub import ResolvedRevision
 
 FILE_ENDINGS = (
     *(".arrow", ".bin", ".bio", ".conll", ".csv", ".gz", ".iob", ".iob2", ".json", ".jsonl", ".onnx"),
@@ -46,7 +45,7 @@ def find_on_hub(
     bare: bool = False,
     token: str | None = None,
     error: type[MtpfError] = MtpfError,
-) -> ResolvedRevision:
+) -> "ResolvedRevision":
     """Return the commit of the Hub repo that a user named, where no local path of that name exists.
 
     Without a network this fails at once, unless the cache knows the revision.
@@ -74,6 +73,9 @@ def find_on_hub(
             f"{missing} in the local folder {owner}; to mean the repo {name} on the Hub, name its revision, "
             "for instance main."
         )
+    # Here: a stranger who loads a backbone from a folder may have an older client, which lacks it.
+    from huggingface_hub.errors import RevisionResolutionError
+
     repo = "data set" if repo_type == "dataset" else "repo"
     try:
         return HfApi(token=token).resolve_revision(name, repo_type=repo_type, revision=revision)

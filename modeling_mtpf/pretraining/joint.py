@@ -71,7 +71,7 @@ class JointModel(nn.Module):
         self.objectives = nn.ModuleDict({family.name: family.objective(hidden) for family in families})
         self.start: Any = None
         if any(objective.needs_start for objective in self.objectives.values()):
-            # In a tuple it is no submodule: not trained, saved, sharded or put into training mode.
+            # In a tuple it is not a submodule: not trained, saved, sharded or put into training mode.
             self.start = (copy.deepcopy(model.backbone).eval().requires_grad_(False),)
         self.adapters: dict[str, str | None] = dict.fromkeys(self.weights)
         for family in families if task_primary else []:

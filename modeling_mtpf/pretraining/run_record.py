@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from filelock import FileLock, Timeout
 
 from ..errors import MtpfError
 from .checkpoint import list_checkpoints
+from .families.base import FAMILY_CLASSES
 from .metrics_log import METRICS_FILE
+from .recipe import Recipe
 
 RUN_FILE = "run.json"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "huggingface_hub", "tokenizers")
@@ -76,6 +79,7 @@ def check_same_run(facts: dict[str, Any], checkpoint: Path, state: dict[str, Any
         MtpfError: It names what differs.
     """
     now, then = json.loads(json.dumps(facts)), {key: state.get(key, {}) for key in facts}
+    then["recipe"] = _with_new_keys(then["recipe"])
     for key in (*FREE_KEYS, "demo"):  # older checkpoints record whether they were the demo
         now["recipe"].pop(key, None)
         then["recipe"].pop(key, None)
@@ -84,6 +88,15 @@ def check_same_run(facts: dict[str, Any], checkpoint: Path, state: dict[str, Any
             f"{checkpoint} was written with {path.removeprefix('recipe.')} = {old!r}, this run has {new!r}; "
             "resume with the same value, or choose another --output_dir."
         )
+
+
+def _with_new_keys(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Fill keys that an older version did not know with their defaults, which do what it did."""
+    families = {
+        name: asdict(FAMILY_CLASSES[name].settings_class()) | settings if name in FAMILY_CLASSES else settings
+        for name, settings in recipe.get("families", {}).items()
+    }
+    return json.loads(json.dumps({**asdict(Recipe()), **recipe, "families": families}))
 
 
 def _differences(new: Any, old: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,11 @@ from modeling_mtpf.pretraining.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
+from modeling_mtpf.pretraining.families.base import FAMILY_CLASSES
 from modeling_mtpf.pretraining.families.ner import ClusterObjective
 from modeling_mtpf.pretraining.metrics_log import MetricsLog
-from modeling_mtpf.pretraining.run_record import lock_folder
+from modeling_mtpf.pretraining.recipe import Recipe
+from modeling_mtpf.pretraining.run_record import check_same_run, lock_folder
 from train import pretrain
 
 
@@ -125,6 +128,17 @@ def test_another_run_is_not_resumed(arguments, tmp_path, monkeypatch, capsys, da
     with lock_folder(tmp_path / "run"):
         assert pretrain.main(arguments(**base)) == 2
     assert "Another run writes to" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_an_older_version_lacks_new_keys(tmp_path):
+    recipe = asdict(Recipe(families={"tc": FAMILY_CLASSES["tc"].settings_class()}))
+    older = json.loads(json.dumps(recipe | {"demo": True}))
+    for key in ("contrastive_weight", "keep_similarities", "keep_vectors"):
+        del older["families"]["tc"][key]
+    check_same_run({"recipe": recipe}, tmp_path, {"recipe": older})
+    recipe["families"]["tc"]["keep_vectors"] = 5.0
+    with pytest.raises(MtpfError, match=r"keep_vectors = 0\.0, this run has 5\.0"):
+        check_same_run({"recipe": recipe}, tmp_path, {"recipe": older})
 
 
 class Small(torch.nn.Linear):

@@ -241,14 +241,18 @@ def test_a_failure_takes_only_what_depends_on_it(tmp_path, capsys):
         Command("labels", ["-c", "raise SystemExit(3)"]),
         Command("train", ["-c", f"open({str(tmp_path / 'begun')!r}, 'w')"], ["labels"]),
         Command("refused", ["-c", ""], is_done=refuse),
+        Command("unreadable", ["-c", ""], after=refuse),
+        Command("counted", ["-c", f"open({str(tmp_path / 'begun')!r}, 'w')"], ["unreadable"]),
         Command("other", ["-c", f"open({str(tmp_path / 'other')!r}, 'w')"]),
     ]
     with pytest.raises(
-        MtpfError, match=r"2 of 4 commands failed, the first: labels ended with status 3; see .*labels\.log"
+        MtpfError, match=r"3 of 6 commands failed, the first: labels ended with status 3; see .*labels\.log"
     ):
         run_commands(chain, 1, tmp_path / "logs", {})
     assert (tmp_path / "other").exists() and not (tmp_path / "begun").exists()
-    assert "error: made with other settings" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "error: made with other settings" in errors
+    assert "error: unreadable: made with other settings" in errors
 
 
 @pytest.fixture

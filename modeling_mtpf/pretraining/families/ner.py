@@ -108,9 +108,7 @@ class NerFamily(Family):
             self._check_rows(rows, folder)
             self.num_clusters = 1 + (pc.max(pc.list_flatten(rows.data.column("clusters"))).as_py() or 0)
             if self.num_clusters < 2:
-                raise DataError(
-                    f"{folder} holds no cluster labels; label the text with train/pseudo_label.py."
-                )
+                raise DataError(f"{folder} holds no cluster labels; label the text with mtpf label.")
             table = tokenize_labelled_words(
                 rows, context.tokenizer, settings.max_length, "words", "clusters", source_name(folder)
             )
