@@ -38,9 +38,8 @@ def _usable_texts(stream: TextStream, settings: PseudoLabelSettings) -> Iterator
     for number, row in enumerate(stream):
         fault = _fault(row.text, stream.column)
         if fault and settings.bad_rows == "error":
-            raise DataError(
-                f"{row.file}, row {row.row}: {fault} Fix or remove the row; --bad_rows skip leaves such rows out."
-            )
+            remedy = "Fix or remove the row; --bad_rows skip leaves such rows out."
+            raise DataError(f"{row.file}, row {row.row}: {fault} {remedy}")
         usable = not fault and bool(row.text and not row.text.isspace())
         yield number, row.text if usable else None
         used += usable

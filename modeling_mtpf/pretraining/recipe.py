@@ -129,8 +129,8 @@ def load_recipe(arguments: list[str], prog: str = "mtpf pretrain") -> Recipe:
     early.add_argument("--plugins", nargs="*", action="extend", default=[])
     plugins = values.get("plugins") or []
     _load_plugins([plugins] if isinstance(plugins, str) else plugins)
-    named = ",".join(early.parse_known_args(overrides)[0].plugins).strip("[]")
-    _load_plugins([plugin.strip() for plugin in named.split(",") if plugin.strip()])
+    listed = ",".join(early.parse_known_args(overrides)[0].plugins).strip("[]")
+    _load_plugins([plugin.strip() for plugin in listed.split(",") if plugin.strip()])
     names = re.findall(r"(?m)^--families\.(\w+)", "\n".join(overrides))
     for name in [*(values.get("families") or {}), *names]:
         if name not in FAMILY_CLASSES:
