@@ -45,7 +45,7 @@ floors:  ## Install exactly the lowest versions that pyproject.toml allows (FLOO
 	$(FLOORS)/bin/python -m pytest -m "not slow" --numprocesses auto --dist worksteal
 
 docs: install  ## Build the documentation site into site/, every link checked
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## Remove virtual environments, the site and caches, not the runs
 	rm -rf $(VENV) $(FLOORS) site build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -26,7 +26,8 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """Rewrite the links of a page from the repository's folders to the site's."""
     source = next((name for name, uri in PAGES.items() if uri == page.file.src_uri), None)
-    folder = "" if source else "docs"
+    folder = posixpath.dirname(source or f"docs/{page.file.src_uri}")
+    here = posixpath.dirname(page.file.src_uri) or "."
 
     def rewrite(link: re.Match) -> str:
         image, text, target = link.groups()
@@ -37,6 +38,7 @@ def on_page_markdown(markdown, page, config, files):
         uri = PAGES.get(path, path.removeprefix("docs/"))
         if files.get_file_from_path(uri) is None and (ROOT / path).exists():
             return text
+        uri = posixpath.relpath(uri, here)
         return f"{image}[{text}]({uri}{'#' + anchor if anchor else ''})"
 
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.DOTALL | re.MULTILINE)

@@ -84,7 +84,7 @@ def max_tokens(config: PreTrainedConfig) -> int:
 class MtpfConfig(PreTrainedConfig):
     """Configuration of [`MtpfModel`] and its task classes.
 
-    Args:
+    Attributes:
         encoder_config: Config of the wrapped encoder, as an object or as a dict with ``model_type``.
         num_tail_layers: How many of the last layers carry LoRA by default; 2 in arXiv 2510.07566.
         regime: What the backbone was pre-finetuned for: ``base``, a family name, ``naive`` or ``tpl``.

@@ -109,7 +109,7 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
         common = {"token_type_ids"} if getattr(self.config, "type_vocab_size", 0) else set()
         return {*named, *common, "output_hidden_states", "output_attentions", "return_dict"} - {"kwargs"}
 
-    def encode_adapters(self, adapters: list[str | None], **inputs) -> dict[str | None, torch.Tensor]:
+    def encode_adapters(self, adapters: list[str | None], **inputs: Any) -> dict[str | None, torch.Tensor]:
         """Run the trunk once and one short tail per adapter.
 
         Args:
