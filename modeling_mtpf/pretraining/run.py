@@ -56,7 +56,7 @@ class Run:
             MtpfError: A mistake in the data or the settings, or a run that broke off.
         """
         recipe, families = self.recipe, ", ".join(self.recipe.families) or "no family"
-        saved = f"a checkpoint every {recipe.save_every}" if recipe.save_every else "no checkpoints"
+        saved = f"a checkpoint every {recipe.save_every}" if recipe.save_every else "a checkpoint if stopped"
         job = f"Pre-finetuning {recipe.backbone} (regime {recipe.regime}: {families}), {recipe.steps} steps"
         if self.accelerator.is_main_process:
             print(f"{job}, {saved}, into {self.folder}", flush=True)  # noqa: T201
