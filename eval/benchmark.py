@@ -4,7 +4,7 @@ All tasks of one regime, a smoke run, and the report of several files:
 
     python eval/benchmark.py --backbone me/encoder --adapter_ner me/encoder-ner --adapter_tc me/encoder-tc \
         --regime tpl --seeds 0,1,2 --output eval/results/tpl.json --cache_dir cache
-    python eval/benchmark.py --regime base --tasks snips --quick --output /tmp/quick.json
+    python eval/benchmark.py --regime base --tasks snips --quick --output quick.json
     python eval/benchmark.py --report eval/results/base.json,eval/results/tpl.json --output report.md
 
 """

@@ -16,7 +16,7 @@ from ..settings import COMMAS, read_settings
 EXAMPLES = """\
   mtpf benchmark --backbone me/encoder --adapter_ner me/encoder-ner --adapter_tc me/encoder-tc \\
       --regime tpl --seeds 0 1 2 --output eval/results/tpl.json --cache_dir cache
-  mtpf benchmark --regime base --tasks snips --quick --output /tmp/quick.json
+  mtpf benchmark --regime base --tasks snips --quick --output quick.json
   mtpf benchmark --report eval/results/base.json eval/results/tpl.json --output report.md"""
 
 
