@@ -59,6 +59,12 @@ def labels_of(words: list[str]) -> list[int]:
     return [sum(word.encode()) % CLUSTERS for word in words]
 
 
+def peer_labels(word_ids: list[int | None], words: list[str]) -> list[int]:
+    """Put each word's label on its first token, as transformers' recipe for token classification does."""
+    labels, before = labels_of(words), [None, *word_ids[:-1]]
+    return [-100 if w is None or w == last else labels[w] for w, last in zip(word_ids, before, strict=True)]
+
+
 def our_run(
     options: dict,
     *,
@@ -83,12 +89,10 @@ def our_run(
     import datasets
     import psutil
 
-    from modeling_mtpf.pretraining.families.ner import NerSettings
-    from modeling_mtpf.pretraining.families.tc import TcFamily, TcSettings
+    from modeling_mtpf.pretraining.families.tc import TcFamily
     from modeling_mtpf.pretraining.joint import JointModel
     from modeling_mtpf.pretraining.loop import Loop
     from modeling_mtpf.pretraining.metrics_log import MetricsLog
-    from modeling_mtpf.pretraining.recipe import Recipe
     from modeling_mtpf.pretraining.setup import load_backbone, make_accelerator, prepare_families
 
     class Timed(MetricsLog):
@@ -102,26 +106,13 @@ def our_run(
         inputs = _write_inputs(
             options, Path(work), regime, steps, pairs * batches_per_source, steps // batches_per_source
         )
-        settings: dict[str, Any] = {
-            "ner": NerSettings(batch_size=SENTENCES_PER_BATCH, max_length=MAX_LENGTH, data=inputs["ner"]),
-            "tc": TcSettings(batch_size=pairs, max_length=MAX_LENGTH, pairs=inputs["tc"]),
-        }
-        recipe = Recipe(
-            regime=regime,
-            families={name: settings[name] for name in ("ner", "tc") if regime in (name, "tpl")},
-            steps=PASSES * steps,
-            threads=options["threads"],
-            save_every=0,
-            diagnostics_every=0,
-            log_every=10**6,
-            gradient_cache=cache,
-            chunk_tokens=chunk_tokens,
-            output_dir=work,
-        )
+        recipe = _recipe(inputs, regime, steps, pairs)
+        recipe.threads, recipe.output_dir = options["threads"], work
+        recipe.gradient_cache, recipe.chunk_tokens = cache, chunk_tokens
         accelerator = make_accelerator(recipe)
         model = load_backbone(recipe)
         started = time.perf_counter()
-        families, _ = prepare_families(recipe, model, Path(work), accelerator)
+        families, _ = prepare_families(recipe, model, Path(work))
         prepared = time.perf_counter() - started
         for family in families:
             if isinstance(family, TcFamily):  # every source once a pass, as for the peer
@@ -143,6 +134,26 @@ def our_run(
         "padding": log.lines[-1]["padding"],
         "before_mb": round(before / (1 << 20), 1),
     }
+
+
+def _recipe(inputs: dict[str, Any], regime: str, steps: int, pairs: int) -> Any:
+    """Return the recipe of all passes over the inputs, without checkpoints, diagnostics and log lines."""
+    from modeling_mtpf.pretraining.families.ner import NerSettings
+    from modeling_mtpf.pretraining.families.tc import TcSettings
+    from modeling_mtpf.pretraining.recipe import Recipe
+
+    settings: dict[str, Any] = {
+        "ner": NerSettings(batch_size=SENTENCES_PER_BATCH, max_length=MAX_LENGTH, data=inputs["ner"]),
+        "tc": TcSettings(batch_size=pairs, max_length=MAX_LENGTH, pairs=inputs["tc"]),
+    }
+    return Recipe(
+        regime=regime,
+        families={name: settings[name] for name in ("ner", "tc") if regime in (name, "tpl")},
+        steps=PASSES * steps,
+        save_every=0,
+        diagnostics_every=0,
+        log_every=10**6,
+    )
 
 
 class InTurn:

@@ -11,7 +11,6 @@ import random
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from ..errors import MtpfError, first_line
-from .distributed import num_processes
+from .distributed import num_processes, process_index, wait_for_all
 
 FOLDER = "checkpoints"
 MODEL_FILE, OPTIMIZER_FILE, STATE_FILE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -56,10 +55,7 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
-    *,
     keep: int,
-    rank: int = 0,
-    barrier: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write a checkpoint under a temporary name, and rename it when everything is on disk.
 
@@ -72,15 +68,14 @@ def save_checkpoint(
         optimizer: Its optimiser.
         state: Plain values that `read_state` returns.
         keep: Number of newest checkpoints to keep.
-        rank: Number of this process.
-        barrier: Waits for all processes.
     """
+    rank = process_index()
     folder = run / FOLDER / f"step-{step}"
     partial = folder.with_name(f".{folder.name}.partial")
     if rank == 0:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    barrier()
+    wait_for_all()
     weights = get_model_state_dict(model, options=_FULL)
     moments = get_optimizer_state_dict(model, optimizer, options=_FULL)
     _save(random_state(), partial / f"random-{rank}.safetensors")
@@ -89,7 +84,7 @@ def save_checkpoint(
         _save(_flat(moments), partial / OPTIMIZER_FILE)
         (partial / STATE_FILE).write_text(json.dumps({"step": step, **state}, ensure_ascii=False), "utf-8")
         _to_disk(partial / STATE_FILE)
-    barrier()
+    wait_for_all()
     if rank == 0:
         if folder.exists():
             _remove(folder)
@@ -97,7 +92,7 @@ def save_checkpoint(
         _to_disk(folder.parent)
         for old in list_checkpoints(run)[:-keep]:
             _remove(old)
-    barrier()
+    wait_for_all()
     return folder
 
 
@@ -117,9 +112,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise MtpfError(f"The checkpoint {folder} cannot be read: {error}.") from error
 
 
-def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, *, rank: int = 0
-) -> None:
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Load model, optimiser and random numbers of this process from a checkpoint.
 
     Raises:
@@ -134,7 +127,7 @@ def load_checkpoint(
         template: dict[str, Any] = dict(get_optimizer_state_dict(model, optimizer, options=_READ))
         template["state"] = _nested(load_file(folder / OPTIMIZER_FILE))
         set_optimizer_state_dict(model, optimizer, template, options=_READ)
-        set_random_state(load_file(folder / f"random-{rank}.safetensors"))
+        set_random_state(load_file(folder / f"random-{process_index()}.safetensors"))
     except (OSError, SafetensorError) as error:
         message = f"The checkpoint {folder} is damaged: {error}. Remove it to resume from the one before."
         raise MtpfError(message) from error

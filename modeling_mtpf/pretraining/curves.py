@@ -1,7 +1,6 @@
 """Draw runs: losses, accuracies and diagnostics over the steps."""
 
 from pathlib import Path
-from typing import Any
 
 CURVES_FILE = "curves.png"
 PANELS = {
@@ -41,9 +40,3 @@ def draw(runs: dict[str, list[dict]], output: Path, smooth: int) -> None:
     axes.flat[-1].axhline(0, color="black", linewidth=0.6)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)
-
-
-def draw_run(folder: Path, name: str, lines: list[dict[str, Any]]) -> Path:
-    """Draw the curves of one run into its folder."""
-    draw({name: lines}, folder / CURVES_FILE, smooth=10)
-    return folder / CURVES_FILE

@@ -14,6 +14,12 @@ def process_index() -> int:
     return distributed.get_rank() if num_processes() > 1 else 0
 
 
+def wait_for_all() -> None:
+    """Wait until every process gets here."""
+    if num_processes() > 1:
+        distributed.barrier()
+
+
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """Join all processes' rows ``(rows, ...)`` in the order of the processes.
 

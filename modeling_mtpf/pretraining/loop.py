@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from .distributed import mean_over_processes
 from .dropout import fast_dropout_in
 from .families.base import Family
 from .joint import JointModel, JointOutput, parameter_groups
-from .loader import Batches, load_batches
+from .loader import joint_batch, load_batches
 from .metrics_log import MetricsLog
 from .recipe import Recipe
 
@@ -125,9 +126,13 @@ class Loop:
         longest = max(family.settings.max_length for family in self.families)
         few_shapes = wants_few_shapes(accelerator.device, accelerator.mixed_precision)
         self.shape = chunk_shape(accelerator.device, longest, recipe.chunk_tokens, few_shapes)
-        padding, parts = joint.model.config.pad_token_id or 0, recipe.gradient_accumulation_steps
-        rank, processes = accelerator.process_index, accelerator.num_processes
-        self.batches = Batches(self.families, self.shape, padding, rank, processes, parts)
+        self.batch_of = partial(
+            joint_batch,
+            families=self.families,
+            shape=self.shape,
+            pad_token_id=joint.model.config.pad_token_id or 0,
+            parts=recipe.gradient_accumulation_steps,
+        )
         if recipe.report_to:
             plain = {
                 key: value for key, value in vars(recipe).items() if isinstance(value, (int, float, str))
@@ -135,7 +140,7 @@ class Loop:
             accelerator.init_trackers("mtpf", config=plain)
         if self.checkpoint is not None:
             inner = self.optimizer.optimizer
-            load_checkpoint(self.checkpoint, joint, inner, rank=rank)
+            load_checkpoint(self.checkpoint, joint, inner)
             self.schedule.load_state_dict(self.state["schedule"])
             for group, rate in zip(inner.param_groups, self.schedule.get_last_lr(), strict=True):
                 group["lr"] = rate
@@ -144,9 +149,8 @@ class Loop:
         """Train to the last step, or until asked to stop."""
         recipe, accelerator, first = self.recipe, self.accelerator, self.step
         parts = recipe.gradient_accumulation_steps
-        stream = load_batches(
-            self.batches, first * parts, recipe.steps * parts, recipe.prefetch, accelerator.device
-        )
+        first_last = first * parts, recipe.steps * parts
+        stream = load_batches(self.batch_of, *first_last, recipe.prefetch, accelerator.device)
         self.wrapped.train()
         silent = not accelerator.is_main_process
         with tqdm(total=recipe.steps, initial=first, desc=recipe.regime, disable=silent) as bar:
@@ -217,12 +221,9 @@ class Loop:
 
     def _save(self, step: int) -> None:
         state = {"schedule": self.schedule.state_dict(), "log": self.log.state(), **self.facts}
-        accelerator, optimizer = self.accelerator, self.optimizer.optimizer
-        rank, barrier, keep = accelerator.process_index, accelerator.wait_for_everyone, self.recipe.keep
+        optimizer = self.optimizer.optimizer
         try:
-            save_checkpoint(
-                self.folder, step, self.joint, optimizer, state, keep=keep, rank=rank, barrier=barrier
-            )
+            save_checkpoint(self.folder, step, self.joint, optimizer, state, self.recipe.keep)
         except OSError as error:
             raise MtpfError(
                 f"Step {step}: the checkpoint cannot be written: {error}. {self._last()}"

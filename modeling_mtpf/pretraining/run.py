@@ -18,14 +18,22 @@ from ..model.adapter_files_mtpf import backbone_sha256
 from ..model.modeling_mtpf import MtpfModel
 from ..version import versions
 from .checkpoint import clear_leftovers, read_state
-from .curves import draw_run
+from .curves import CURVES_FILE, draw
 from .diagnostics import adapter_movement, backbone_movement
 from .joint import JointModel
 from .loop import Loop, is_lost_process
 from .metrics_log import MetricsLog
-from .output import save_run
 from .recipe import Recipe
-from .run_record import PACKAGES, RUN_FILE, check_same_run, hardware, lock_folder, open_output_dir, summary
+from .run_record import (
+    PACKAGES,
+    RUN_FILE,
+    check_same_run,
+    hardware,
+    lock_folder,
+    open_output_dir,
+    save_run,
+    summary,
+)
 from .setup import load_backbone, make_accelerator, prepare_families, whole_model
 
 
@@ -61,7 +69,7 @@ class Run:
         if self.accelerator.is_main_process:
             print(f"{job}, {saved}, into {self.folder}", flush=True)  # noqa: T201
         model = load_backbone(recipe)
-        self.families, context = prepare_families(self.recipe, model, self.folder, self.accelerator)
+        self.families, context = prepare_families(recipe, model, self.folder)
         self.start_sha256 = backbone_sha256(model)
         state = read_state(self.checkpoint) if self.checkpoint else {}
         if self.checkpoint:
@@ -75,7 +83,7 @@ class Run:
         record = self._record(log, moved, state.get("step"))
         save_run(self.folder, joint.model, context.tokenizer, record)
         if log.lines:
-            draw_run(self.folder, self.recipe.regime, log.lines)
+            draw({self.recipe.regime: log.lines}, self.folder / CURVES_FILE, smooth=10)
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         write_bytes(self.folder / RUN_FILE, text.encode())
         print(summary(self.folder, record), flush=True)  # noqa: T201

@@ -1,4 +1,4 @@
-"""The output folder of a run, the comparison before it is resumed, and its record ``run.json``."""
+"""The output folder of a run: opening it, the comparison before it is resumed, what a finished run leaves."""
 
 import json
 import os
@@ -12,8 +12,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
+from transformers import PreTrainedTokenizerBase
+
+from hub_cards import adapter_card, backbone_card, training_summary
 
 from ..errors import MtpfError
+from ..hub.files import TRAINING_FILE
+from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, TASK_FILE
+from ..model.adapters_mtpf import count_parameters
+from ..model.modeling_mtpf import MtpfModel
 from .checkpoint import list_checkpoints
 from .families.base import FAMILY_CLASSES
 from .metrics_log import METRICS_FILE
@@ -119,6 +126,25 @@ def hardware(accelerator: Accelerator) -> dict[str, Any]:
         "precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
     }
+
+
+def save_run(folder: Path, model: MtpfModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]):
+    """Write the backbone and one adapter per family, each with its card, below the run's folder."""
+    backbone = folder / "backbone"
+    model.save_pretrained(backbone)
+    tokenizer.save_pretrained(backbone)
+    training = training_summary(record, model.adapters)
+    (backbone / TRAINING_FILE).write_text(json.dumps(training, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    backbone_card(training).save(backbone / "README.md")
+    for name in model.adapters:
+        final = record["last"].items()
+        metrics = {key.split("/")[0]: value for key, value in final if key.endswith(f"/{name}")}
+        facts = {"family": name, "metrics": metrics, "training_data": record["data"].get(name)}
+        target = model.save_adapter(folder / "adapters" / name, name, task=facts)
+        files = [(target / file).read_text("utf-8") for file in (TASK_FILE, ADAPTER_CONFIG_FILE)]
+        task, config = map(json.loads, files)
+        size = count_parameters(model.backbone, name)
+        adapter_card(task, config, num_parameters=size).save(target / "README.md")
 
 
 def summary(folder: Path, record: dict[str, Any]) -> str:

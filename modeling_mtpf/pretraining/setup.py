@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from ..data import backbones
 from ..data.words import load_word_tokenizer
-from ..devices import available_cores, fast_bf16
+from ..devices import available_cores, uses_bf16
 from ..errors import RecipeError
 from ..model.configuration_mtpf import max_tokens
 from ..model.modeling_mtpf import MtpfModel
@@ -21,16 +21,13 @@ from .recipe import Recipe
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
     """Start accelerate: device, processes, precision, threads, seed."""
-    precision = recipe.mixed_precision
-    if precision == "auto":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        precision = "bf16" if fast_bf16(device) else "float32"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     try:
         accelerator = Accelerator(
             # Without this, several processes on a CPU machine do not join each other.
-            cpu=processes > 1 and not torch.cuda.is_available(),
-            mixed_precision="bf16" if precision == "bf16" else "no",
+            cpu=processes > 1 and device.type == "cpu",
+            mixed_precision="bf16" if uses_bf16(device, recipe.mixed_precision) else "no",
             log_with=recipe.report_to,
             project_dir=recipe.output_dir,
         )
@@ -63,22 +60,14 @@ def load_backbone(recipe: Recipe) -> MtpfModel:
     return model
 
 
-def prepare_families(
-    recipe: Recipe, model: MtpfModel, folder: Path, accelerator: Accelerator
-) -> tuple[list[Family], RunContext]:
+def prepare_families(recipe: Recipe, model: MtpfModel, folder: Path) -> tuple[list[Family], RunContext]:
     """Open the data of the families that the regime trains."""
-    context = RunContext(
-        tokenizer=load_word_tokenizer(model.config.name_or_path, recipe.revision),
-        seed=recipe.seed,
-        work_dir=folder,
-        is_main=accelerator.is_main_process,
-        barrier=accelerator.wait_for_everyone,
-        main_first=accelerator.main_process_first,
-    )
+    tokenizer = load_word_tokenizer(model.config.name_or_path, recipe.revision)
+    context = RunContext(tokenizer, recipe.seed, work_dir=folder)
     encoder = model.config.encoder_config
-    if len(context.tokenizer) > encoder.vocab_size:
+    if len(tokenizer) > encoder.vocab_size:
         raise RecipeError(
-            f"The tokenizer of {recipe.backbone} has {len(context.tokenizer)} tokens, the encoder's "
+            f"The tokenizer of {recipe.backbone} has {len(tokenizer)} tokens, the encoder's "
             f"embedding {encoder.vocab_size}: they do not belong together."
         )
     families = []

@@ -1,6 +1,7 @@
 """Pair sources: drawn by seed and turn, streamed like mapped, hard negatives, errors that name source and row."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from modeling_mtpf.pretraining.chunks import ChunkShape, JointBatch
 from modeling_mtpf.pretraining.families.base import RunContext
 from modeling_mtpf.pretraining.families.pairs import StreamedPairs
 from modeling_mtpf.pretraining.families.tc import TcFamily, TcSettings
-from modeling_mtpf.pretraining.loader import Batches, load_batches
+from modeling_mtpf.pretraining.loader import joint_batch, load_batches
 
 
 @pytest.fixture
@@ -116,13 +117,16 @@ def test_every_row_comes_once_an_epoch_and_no_step_depends_on_another(context, s
     assert sorted(halves[0] + halves[1]) == sorted(batches[2])
 
 
+def batches_of(family):
+    return partial(joint_batch, families=[family], shape=ChunkShape(max_length=16), pad_token_id=0)
+
+
 def test_announced_steps_are_delivered_whatever_the_sizes_and_prefetching(context):
     sources = [write(context.work_dir / f"s{n}.jsonl", numbered(n)) for n in (5, 40, 7)]
     family = family_of(context, *sources, source_temperature=2.0)
 
     def steps(prefetch, first=0) -> list:
-        batches = Batches([family], ChunkShape(max_length=16), 0)
-        loaded = load_batches(batches, first, 60, prefetch, torch.device("cpu"))
+        loaded = load_batches(batches_of(family), first, 60, prefetch, torch.device("cpu"))
         return [(b.batches["tc"].source, [row.tolist() for row in b.batches["tc"].rows]) for b in loaded]
 
     plain = steps(0)
@@ -139,9 +143,7 @@ def test_a_bad_row_of_a_stream_is_named_with_its_step(context, prefetch):
     rows[17] = {"anchor": "a", "positive": None}
     source = write(context.work_dir / "bad.jsonl", rows)
     family = family_of(context, source, streaming=True, block_rows=8, source_cap=30)
-    loaded = load_batches(
-        Batches([family], ChunkShape(max_length=16), 0), 0, 20, prefetch, torch.device("cpu")
-    )
+    loaded = load_batches(batches_of(family), 0, 20, prefetch, torch.device("cpu"))
     with pytest.raises(
         DataError, match=r"Step 5, family 'tc': The pair source 'bad', row 18: column 'positive'"
     ):

@@ -109,12 +109,10 @@ def work(folder: str, rank: int, world: int) -> None:
         (own / f"losses-{rank}.json").write_text(json.dumps(losses))
         optimizer.step()
         optimizer.zero_grad()
-        checkpoint = save_checkpoint(
-            own, 1, joint, optimizer, {}, keep=1, rank=rank, barrier=torch.distributed.barrier
-        )
+        checkpoint = save_checkpoint(own, 1, joint, optimizer, {}, keep=1)
         wrapped(batch).loss.backward()  # away from the checkpoint, and back
         optimizer.step()
-        load_checkpoint(checkpoint, joint, optimizer, rank=rank)
+        load_checkpoint(checkpoint, joint, optimizer)
         again = wrapped(batch).loss
         (own / f"after-{rank}.json").write_text(json.dumps(again.item()))
 

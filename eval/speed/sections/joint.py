@@ -1,6 +1,9 @@
 """A joint step against a step of each family in a plain loop, all in the precision that `auto` chooses."""
 
 import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 CONTESTANTS = {"mtpf": 99, "plain_ner": 99, "plain_tc": 99, "mtpf_ner": 99, "mtpf_tc": 99}
 
@@ -20,65 +23,23 @@ def _plain(family: str, sources: dict, options: dict) -> dict[str, float]:
     """One family in a loop over padded batches: forward, backward, clipping, fused AdamW."""
     import torch
     from torch import nn
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
-    from eval.speed.inputs import (
-        CLUSTERS,
-        MAX_LENGTH,
-        PASSES,
-        SENTENCES_PER_BATCH,
-        labels_of,
-        last_pass,
-        read_sentences,
-    )
+    from eval.speed.inputs import CLUSTERS, PASSES, last_pass
     from modeling_mtpf.data.packaged_encoder import packaged_encoder
-    from modeling_mtpf.model.modeling_mtpf import mean_pool
-    from modeling_mtpf.pretraining.setup import fast_bf16
+    from modeling_mtpf.devices import fast_bf16
 
     torch.set_num_threads(options["threads"])
-    folder = str(packaged_encoder())
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).train()
+    model = AutoModel.from_pretrained(str(packaged_encoder())).train()
     model.pooler = None
     head = nn.Linear(model.config.hidden_size, CLUSTERS)
     parameters = [*model.parameters(), *(head.parameters() if family == "ner" else ())]
     optimizer = torch.optim.AdamW(parameters, lr=5e-5, fused=True)
-    sentences = read_sentences(options["text"], len(sources) * SENTENCES_PER_BATCH)
-
-    def encode(texts, split: bool):
-        return tokenizer(
-            texts,
-            is_split_into_words=split,
-            truncation=True,
-            max_length=MAX_LENGTH,
-            padding=True,
-            return_tensors="pt",
-        )
-
-    def ner_loss(step: int) -> torch.Tensor:
-        words = sentences[step * SENTENCES_PER_BATCH : (step + 1) * SENTENCES_PER_BATCH]
-        inputs = encode(words, True)
-        labels = torch.full(inputs["input_ids"].shape, -100)
-        for row, sentence in enumerate(words):
-            word_ids, numbers = inputs.word_ids(row), labels_of(sentence)
-            for token, word in enumerate(word_ids):
-                if word is not None and word != word_ids[token - 1]:
-                    labels[row, token] = numbers[word]
-        logits = head(model(**inputs)[0])
-        return nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
-
-    def tc_loss(step: int) -> torch.Tensor:
-        rows = list(sources.values())[step]
-        vectors = []
-        for side in range(2):
-            inputs = encode([row[side] for row in rows], False)
-            vectors.append(mean_pool(model(**inputs)[0].float(), inputs["attention_mask"]))
-        a, p = (nn.functional.normalize(v, dim=-1) for v in vectors)
-        return nn.functional.cross_entropy(a @ p.T / 0.05, torch.arange(len(a)))
-
+    loss_of = _ner_loss(model, head, len(sources), options) if family == "ner" else _tc_loss(model, sources)
     marks: list[float] = []
     for step in [*range(len(sources))] * PASSES:
         with torch.autocast("cpu", torch.bfloat16, enabled=fast_bf16(torch.device("cpu"))):
-            loss = ner_loss(step) if family == "ner" else tc_loss(step)
+            loss = loss_of(step)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -86,6 +47,55 @@ def _plain(family: str, sources: dict, options: dict) -> dict[str, float]:
         marks.append(time.perf_counter())
     seconds = last_pass(marks)
     return {"seconds": round(seconds, 3), "seconds_per_step": round(seconds / len(sources), 4)}
+
+
+def _encoding() -> Callable:
+    """Return a function that tokenizes and pads a batch of texts or split sentences."""
+    from transformers import AutoTokenizer
+
+    from eval.speed.inputs import MAX_LENGTH
+    from modeling_mtpf.data.packaged_encoder import packaged_encoder
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(packaged_encoder()))
+    return partial(tokenizer, truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt")
+
+
+def _ner_loss(model: Any, head: Any, steps: int, options: dict) -> Callable[[int], Any]:
+    """Return a function from a step to the cross-entropy of its sentences."""
+    import torch
+
+    from eval.speed.inputs import SENTENCES_PER_BATCH, peer_labels, read_sentences
+
+    encode, sentences = _encoding(), read_sentences(options["text"], steps * SENTENCES_PER_BATCH)
+
+    def loss(step: int) -> torch.Tensor:
+        words = sentences[step * SENTENCES_PER_BATCH : (step + 1) * SENTENCES_PER_BATCH]
+        inputs = encode(words, is_split_into_words=True)
+        labels = torch.tensor([peer_labels(inputs.word_ids(row), part) for row, part in enumerate(words)])
+        logits = head(model(**inputs)[0])
+        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+
+    return loss
+
+
+def _tc_loss(model: Any, sources: dict) -> Callable[[int], Any]:
+    """Return a function from a step to the contrastive loss of its source's pairs."""
+    import torch
+
+    from modeling_mtpf.model.modeling_mtpf import mean_pool
+
+    encode, batches = _encoding(), list(sources.values())
+
+    def loss(step: int) -> torch.Tensor:
+        vectors = []
+        for texts in zip(*batches[step], strict=True):
+            inputs = encode(list(texts))
+            pooled = mean_pool(model(**inputs)[0].float(), inputs["attention_mask"])
+            vectors.append(torch.nn.functional.normalize(pooled, dim=-1))
+        a, p = vectors
+        return torch.nn.functional.cross_entropy(a @ p.T / 0.05, torch.arange(len(a)))
+
+    return loss
 
 
 def compare(medians: dict) -> dict[str, tuple[float, str, float]]:

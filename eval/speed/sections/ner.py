@@ -9,22 +9,32 @@ STEPS = 12
 
 def measure(contestant: str, options: dict) -> dict[str, float]:
     """Train on the same sentences several times; the last pass counts."""
+    from eval.speed.inputs import SENTENCES_PER_BATCH, our_run
+
+    if contestant == "mtpf":
+        return our_run(options, regime="ner", steps=STEPS)
+    seconds = _peer_seconds(options, bf16=contestant == "peer_bf16")
+    return {
+        "seconds": round(seconds, 3),
+        "sentences_per_second": round(STEPS * SENTENCES_PER_BATCH / seconds, 2),
+        "seconds_per_step": round(seconds / STEPS, 4),
+    }
+
+
+def _peer_seconds(options: dict, bf16: bool) -> float:
+    """Train by transformers' recipe; return the seconds of tokenizing and of the last pass."""
     import torch
 
     from eval.speed.inputs import (
         CLUSTERS,
         MAX_LENGTH,
         SENTENCES_PER_BATCH,
-        labels_of,
         last_pass,
-        our_run,
         peer_arguments,
+        peer_labels,
         read_sentences,
         step_marks,
     )
-
-    if contestant == "mtpf":
-        return our_run(options, regime="ner", steps=STEPS)
 
     torch.set_num_threads(options["threads"])
     from datasets import Dataset
@@ -45,19 +55,12 @@ def measure(contestant: str, options: dict) -> dict[str, float]:
     sentences = read_sentences(options["text"], STEPS * SENTENCES_PER_BATCH)
     started = time.perf_counter()
     encoding = tokenizer(sentences, is_split_into_words=True, truncation=True, max_length=MAX_LENGTH)
-    aligned = []
-    for row, words in enumerate(sentences):
-        labels, word_ids = labels_of(words), encoding.word_ids(row)
-        before = [None, *word_ids[:-1]]
-        aligned.append(
-            [-100 if w is None or w == last else labels[w] for w, last in zip(word_ids, before, strict=True)]
-        )
+    aligned = [peer_labels(encoding.word_ids(row), words) for row, words in enumerate(sentences)]
     data = Dataset.from_dict(
         {"input_ids": encoding["input_ids"], "attention_mask": encoding["attention_mask"], "labels": aligned}
     )
     prepared = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as work:
-        bf16 = contestant == "peer_bf16"
         arguments = peer_arguments(TrainingArguments, work, SENTENCES_PER_BATCH, bf16)
         trainer = Trainer(
             model=model,
@@ -67,12 +70,7 @@ def measure(contestant: str, options: dict) -> dict[str, float]:
             callbacks=[callback],
         )
         trainer.train()
-    seconds = last_pass(marks) + prepared
-    return {
-        "seconds": round(seconds, 3),
-        "sentences_per_second": round(STEPS * SENTENCES_PER_BATCH / seconds, 2),
-        "seconds_per_step": round(seconds / STEPS, 4),
-    }
+    return last_pass(marks) + prepared
 
 
 def compare(medians: dict) -> dict[str, tuple[float, str, float]]:

@@ -4,8 +4,6 @@ A family is one module: a settings dataclass, the data of a step, and an objecti
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,18 +41,13 @@ class RunContext:
     Attributes:
         tokenizer: The backbone's tokenizer, made for split words.
         seed: Seed of the run.
-        work_dir: Folder for intermediate files of the run.
-        is_main: Whether this process is the one that writes and shows progress.
-        barrier: Waits for all processes.
-        main_first: Returns a context that the main process passes before the others.
+        work_dir: Folder for intermediate files of the run, shared by all its processes
+            (`accelerate.PartialState`).
     """
 
     tokenizer: PreTrainedTokenizerBase
     seed: int
     work_dir: Path
-    is_main: bool = True
-    barrier: Callable[[], Any] = staticmethod(lambda: None)
-    main_first: Callable[[], AbstractContextManager] = nullcontext
 
 
 @dataclass

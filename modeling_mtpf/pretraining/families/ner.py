@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from torch import nn
 
@@ -86,13 +87,13 @@ class NerFamily(Family):
 
     def prepare(self, context: RunContext) -> None:
         """Open the labelled shards; label the raw text first if the settings name one."""
-        settings: NerSettings = self.settings
+        settings, state = self.settings, PartialState()
         folder = settings.data
         if folder is None:
             if settings.text is None:
                 raise RecipeError("The family 'ner' needs data: set families.ner.data or families.ner.text.")
             folder = str(context.work_dir / "pseudo_labels")
-            if context.is_main:
+            if state.is_main_process:
                 labelling = PseudoLabelSettings(
                     teacher=settings.teacher,
                     revision=settings.teacher_revision,
@@ -102,8 +103,8 @@ class NerFamily(Family):
                     seed=context.seed,
                 )
                 label_corpus(settings.text, labelling, Path(folder))
-            context.barrier()
-        with context.main_first():  # it fills the cache of tokenized tables, the others read it
+            state.wait_for_everyone()
+        with state.main_process_first():  # it fills the cache of tokenized tables, the others read it
             rows = open_source(folder, LABEL_COLUMNS)
             self._check_rows(rows, folder)
             self.num_clusters = 1 + (pc.max(pc.list_flatten(rows.data.column("clusters"))).as_py() or 0)

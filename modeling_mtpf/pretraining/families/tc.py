@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 
 from ...data.sources import expand_pair_sources
@@ -167,7 +168,7 @@ class TcFamily(Family):
 def open_pair_sources(settings: TcSettings, context: RunContext) -> list[PairSource]:
     """Open all pair sources of the settings."""
     opened: list[PairSource] = []
-    with context.main_first():  # it fills the cache of tokenized tables, the others read it
+    with PartialState().main_process_first():  # it fills the cache of tokenized tables, the others read it
         for name, source in expand_pair_sources(settings.pairs).items():
             arguments = (name, source, context.tokenizer, settings.max_length, settings.batch_size)
             if settings.streaming:
