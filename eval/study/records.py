@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from eval.study.contrasts import Contrast, contrast
 from modeling_mtpf.errors import DataError
 from modeling_mtpf.evaluation.records import config_value, locked, read_records, write_records
 from modeling_mtpf.evaluation.report import gather
-from modeling_mtpf.evaluation.statistics import Cells, Contrast, contrast, mean_interval, tasks_of
+from modeling_mtpf.evaluation.statistics import Cells, mean_interval, tasks_of
 
 REGIMES = ("base", "ner", "tc", "naive", "tpl")
 MAIN_PROTOCOLS = {"ner": "ner", "tc": "mteb"}
@@ -130,5 +131,5 @@ class Study:
         return str(mean_interval([float(np.mean([by_seed[seed] for by_seed in values])) for seed in seeds]))
 
     def contrast(self, protocol: str, first: str, second: str) -> Contrast | None:
-        """See `statistics.contrast`."""
+        """See `contrasts.contrast`."""
         return contrast(self.cells, protocol, first, second)

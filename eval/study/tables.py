@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eval.study.contrasts import Contrast
 from eval.study.records import MAIN_PROTOCOLS, NAMES, REGIMES, Study
 from modeling_mtpf.errors import DataError, MtpfError
 from modeling_mtpf.evaluation.report import markdown_table
-from modeling_mtpf.evaluation.statistics import Contrast, mean_interval, tasks_of
+from modeling_mtpf.evaluation.statistics import mean_interval, tasks_of
 
 COMPARABLE = 0.5
 """Points within which two regimes count as comparable."""

@@ -16,13 +16,13 @@ from datasets import Dataset
 from eval.study import commands
 from eval.study import run as script
 from eval.study.commands import Command, run_commands
+from eval.study.contrasts import contrast, sign_flip_test
 from eval.study.pictures import draw_pictures
 from eval.study.plan import Job, needed_stages, plan_name, read_jobs, read_plan, save_plan
 from eval.study.records import Study, add_run, read_runs, read_study
 from eval.study.tables import CLAIMS, average_table, claim_table, fill, layer_order
 from modeling_mtpf.errors import DataError, MtpfError, RecipeError
 from modeling_mtpf.evaluation.records import locked
-from modeling_mtpf.evaluation.statistics import contrast, sign_flip_test
 
 ROOT = Path(__file__).parents[2]
 GAINS = {"base": 0.0, "ner": 0.02, "tc": -0.01, "naive": 0.0, "tpl": 0.02}
