@@ -183,28 +183,27 @@ class Bench:
         }
         if settings.adapter_tc is not None:
             self.model.load_adapter(settings.adapter_tc, "bench-tc", settings.adapter_tc_revision)
-        self.facts = {protocol: self._facts(protocol) for protocol in settings.protocol_names()}
+        self.configs = {protocol: self._config(protocol) for protocol in settings.protocol_names()}
 
-    def _facts(self, protocol: str) -> dict[str, Any]:
-        """Everything except task, data and seed that decides a protocol's values, by path in ``config``."""
-        family = FAMILY_OF[protocol]
-        facts: dict[str, Any] = {
-            "backbone.sha256": self.sha256,
-            "tokenizer.sha256": self.tokenizer_sha256,
-            "adapter.sha256": self.hashes[family],
+    def _config(self, protocol: str) -> dict[str, Any]:
+        """Everything except task, data and seed that decides a protocol's values, as records have it."""
+        settings, family = self.settings, FAMILY_OF[protocol]
+        config = {
+            "backbone": {"name": public_name(settings.backbone), "sha256": self.sha256},
+            "tokenizer": {"sha256": self.tokenizer_sha256},
+            "adapter": {"name": public_name(self.adapters[family]), "sha256": self.hashes[family]},
             "precision": self.precision,
-            "quick": self.settings.quick,
-            "test_rows": self.settings.test_rows,
+            "quick": settings.quick,
+            "test_rows": settings.test_rows,
+            "max_length": settings.max_length if family == "tc" else None,
+            "ner_rows": settings.ner_rows if family == "ner" else None,
         }
-        if family == "tc":
-            facts["max_length"] = self.settings.max_length
-        else:
-            facts["ner_rows"] = self.settings.ner_rows
-            chosen = vars(self._fit_settings(0)).items()
-            facts |= {f"settings.{key}": value for key, value in chosen if key not in ("seed", "progress")}
         if protocol == "mteb":
-            facts["normalize"] = self.settings.normalize
-        return facts
+            config["normalize"] = settings.normalize
+        if family == "ner":
+            chosen = vars(self._fit_settings(0)).items()
+            config["settings"] = {key: value for key, value in chosen if key not in ("seed", "progress")}
+        return config
 
     def _fit_settings(self, seed: int) -> FitSettings:
         steps = 20 if self.settings.quick else self.settings.ner_steps
@@ -223,8 +222,8 @@ class Bench:
         samples = {task.name: task.samples_per_label for task in all_tasks() if task.family == "tc"}
         for record in (record for record in records if record["regime"] == settings.regime):
             # A protocol that this run does not have was at least measured on the same backbone.
-            wanted = dict(self.facts.get(record["protocol"], {"backbone.sha256": self.sha256}))
-            if record["protocol"] == "mteb" and "mteb" in self.facts:
+            wanted = _facts(self.configs.get(record["protocol"], {"backbone": {"sha256": self.sha256}}))
+            if record["protocol"] == "mteb" and "mteb" in self.configs:
                 wanted["samples_per_label"] = samples[record["task"]]
             if settings.backbone_per_seed and record["seed"] not in settings.seed_numbers():
                 wanted = {key: value for key, value in wanted.items() if key not in SEED_FACTS}
@@ -308,7 +307,6 @@ class Bench:
         config = {
             "samples_per_label": task.samples_per_label,
             "draws": [round(draw["accuracy"], 6) for draw in draws],
-            "normalize": self.settings.normalize,
         }
         return self._record(task, "mteb", seed, "accuracy", mean, len(labels), data, config)
 
@@ -340,7 +338,6 @@ class Bench:
     def _record(
         self, task: Task, protocol: str, seed: int, metric: str, scores, n_train: int, data, config
     ) -> dict[str, Any]:
-        adapter = {"name": public_name(self.adapters[task.family]), "sha256": self.hashes[task.family]}
         return {
             "regime": self.settings.regime,
             "seed": seed,
@@ -352,21 +349,21 @@ class Bench:
             "scores": {key: round(value, 6) for key, value in scores.items() if value is not None},
             "n_train": n_train,
             "n_test": len(data.test),
-            "config": {
-                **config,
-                "backbone": {"name": public_name(self.settings.backbone), "sha256": self.sha256},
-                "tokenizer": {"sha256": self.tokenizer_sha256},
-                "adapter": adapter,
-                "max_length": self.settings.max_length if task.family == "tc" else None,
-                "precision": self.precision,
-                "data": data.notes.get("fingerprint"),
-                "quick": self.settings.quick,
-                "test_rows": self.settings.test_rows,
-                "ner_rows": self.settings.ner_rows if task.family == "ner" else None,
-            },
+            "config": {**self.configs[protocol], **config, "data": data.notes.get("fingerprint")},
             "versions": versions(*PACKAGES),
             "date": today(),
         }
+
+
+def _facts(config: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Flatten a config to dotted path → value, without names: two may stand for the same backbone."""
+    facts: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            facts |= _facts(value, f"{path}{key}.")
+        elif key != "name":
+            facts[path + key] = value
+    return facts
 
 
 def _unit_length(vectors: np.ndarray) -> np.ndarray:
