@@ -136,16 +136,18 @@ def train(arguments: argparse.Namespace) -> bool:
         if step % 50 == 0:
             rate = seen / (time.time() - started)
             print(f"step {step}/{len(plan)} loss {np.mean(losses[-50:]):.3f} {rate:.0f} tokens/s", flush=True)
-    state = {
-        "facts": facts,
-        "step": step,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
     if step < len(plan):
-        torch.save(state | {"schedule": schedule.state_dict()}, state_file)
+        parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+        states = {name: part.state_dict() for name, part in parts.items()}
+        torch.save({"facts": facts, "step": step, **states}, state_file)
         return False
     state_file.unlink(missing_ok=True)
+    save_teacher(arguments, sets, backbone, tokenizer, losses)
+    return True
+
+
+def save_teacher(arguments: argparse.Namespace, sets: list[TaggedSet], backbone, tokenizer, losses) -> None:
+    """Write encoder, tokenizer and the record ``teacher.json``."""
     backbone.save_pretrained(arguments.output_dir)
     tokenizer.save_pretrained(arguments.output_dir)
     record = {
@@ -159,7 +161,6 @@ def train(arguments: argparse.Namespace) -> bool:
         "last_loss": float(np.mean(losses[-100:])) if losses else None,
     }
     (arguments.output_dir / "teacher.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-    return True
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -37,7 +37,7 @@ from modeling_mtpf.data.app_data import AppData, load_app_data
 from modeling_mtpf.data.batches import row_batches
 from modeling_mtpf.data.encoding import encode_rows, padded
 from modeling_mtpf.data.packaged_encoder import resolve_encoder
-from modeling_mtpf.data.words import IGNORE, first_subwords, load_word_tokenizer
+from modeling_mtpf.data.words import IGNORE, align_labels, load_word_tokenizer
 from modeling_mtpf.errors import MtpfError
 from modeling_mtpf.evaluation.records import PACKAGES, today
 from modeling_mtpf.metrics import entity_scores
@@ -133,12 +133,10 @@ def with_package(folder: str, start: Path, data: AppData, arguments: Arguments, 
     tokenizer = load_word_tokenizer(folder)
     model = MtpfForTokenClassification.from_pretrained(start)
     encoded = encode_rows(tokenizer, data.train.inputs, arguments.max_length)
-    targets = []
-    for word_ids, tags in zip(encoded.word_ids, data.train.labels, strict=True):
-        first = first_subwords(word_ids[None])[0]
-        target = np.full(len(word_ids), IGNORE)
-        target[first] = [data.labels.index(tags[word]) for word in word_ids[first]]
-        targets.append(target)
+    targets = [
+        align_labels(word_ids, [data.labels.index(tag) for tag in tags])[0]
+        for word_ids, tags in zip(encoded.word_ids, data.train.labels, strict=True)
+    ]
     set_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.0)
     steps = arguments.epochs * -(-len(encoded) // arguments.batch_size)

@@ -96,28 +96,12 @@ def train_tail(
     for parameter in parameters:
         parameter.requires_grad_(True)
     steps = settings.steps_for(len(train.encoded))
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.01, fused=True)
-    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
-    multiple = LENGTH_MULTIPLE if wants_few_shapes(model.device, settings.mixed_precision) else 1
-    generator = np.random.default_rng([settings.seed, 2])
-    lengths = train.encoded.lengths
-    batches = shuffled_batches(lengths, settings.batch_size, settings.max_length, generator, multiple)
     every = math.ceil(steps / settings.evaluations)
     scores: list[float] = []
     best: dict[str, Any] = {"score": -math.inf}
-    with tqdm(total=steps, desc=name, disable=not settings.progress) as progress:
-        for step in range(1, steps + 1):
-            rows, length = next(batches)
-            trunk = train.batch(rows, length)
-            with precision(model.device, settings.mixed_precision):
-                hidden = run_tail(model.backbone, trunk, name)
-            loss = loss_of(hidden.float(), rows)
-            if not torch.isfinite(loss):
-                raise DataError(f"The loss at step {step} is not finite; lower the learning rate.")
-            _set_gradients(parameters, loss)
-            optimizer.step()
-            schedule.step()
-            progress.update()
+    taken = _take_steps(model, name, train, parameters, loss_of, steps, settings)
+    with tqdm(taken, total=steps, desc=name, disable=not settings.progress) as progress:
+        for step in progress:
             if step % every and step != steps:
                 continue
             scores.append(score())
@@ -132,6 +116,29 @@ def train_tail(
         parameter.grad = None
     model.heads[name].eval()
     return {"steps": step, "best_step": best["step"], "validation_scores": [round(s, 4) for s in scores]}
+
+
+def _take_steps(
+    model: MtpfModel, name: str, train: TrunkCache, parameters, loss_of, steps: int, settings: FitSettings
+) -> Iterator[int]:
+    """Yield the number of each optimiser step once it is taken."""
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.01, fused=True)
+    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
+    multiple = LENGTH_MULTIPLE if wants_few_shapes(model.device, settings.mixed_precision) else 1
+    generator = np.random.default_rng([settings.seed, 2])
+    lengths = train.encoded.lengths
+    batches = shuffled_batches(lengths, settings.batch_size, settings.max_length, generator, multiple)
+    for step, (rows, length) in zip(range(1, steps + 1), batches, strict=False):
+        trunk = train.batch(rows, length)
+        with precision(model.device, settings.mixed_precision):
+            hidden = run_tail(model.backbone, trunk, name)
+        loss = loss_of(hidden.float(), rows)
+        if not torch.isfinite(loss):
+            raise DataError(f"The loss at step {step} is not finite; lower the learning rate.")
+        _set_gradients(parameters, loss)
+        optimizer.step()
+        schedule.step()
+        yield step
 
 
 def _set_gradients(parameters: list[nn.Parameter], loss: torch.Tensor) -> None:

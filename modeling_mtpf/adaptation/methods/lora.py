@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.app_data import AppData
 from ...data.encoding import EncodedRows, encode_rows, padded
-from ...data.words import IGNORE, first_subwords
+from ...data.words import IGNORE, align_labels
 from ...metrics import entity_scores
 from ...model.adapters_mtpf import AdapterHead
 from ...model.modeling_mtpf import MtpfModel, mean_pool
@@ -40,10 +40,7 @@ class _WordLabels:
         self.rows: list[np.ndarray] = []
         beyond = 0
         for word_ids, tags, cut in zip(train.word_ids, data.train.labels, train.cut, strict=True):
-            first = np.nonzero(first_subwords(word_ids[None])[0])[0]
-            target = np.full(len(word_ids), IGNORE, dtype=np.int64)
-            target[first] = np.array([index[tag] for tag in tags], dtype=np.int64)[word_ids[first]]
-            self.rows.append(target)
+            self.rows.append(align_labels(word_ids, [index[tag] for tag in tags])[0])
             beyond += len(tags) - 1 - int(word_ids.max(initial=-1)) if cut else 0
         self.cut = {"words_cut_off_in_train": beyond}
         labelled = np.concatenate([target[target != IGNORE] for target in self.rows])
