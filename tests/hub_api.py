@@ -6,8 +6,8 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
-from urllib.parse import parse_qs, unquote
+from typing import NamedTuple
+from urllib.parse import unquote
 
 from hub_storage import HubError, HubStorage, Repository, check_card
 from hub_xet import LargeFileApi, Request, Response, User
@@ -33,12 +33,10 @@ class Route(NamedTuple):
 
 
 ROUTES = (
-    Route("whoami", "GET", r"/api/whoami-v2"),
     Route("validate_yaml", "POST", r"/api/validate-yaml"),
     Route("create_repo", "POST", r"/api/repos/create"),
     Route("repo_info", "GET", rf"{REPO}(?:/revision/{REVISION})?", "read"),
     Route("tree", "GET", rf"{REPO}/tree/{REVISION}(?:/(?P<path>.*))?", "read"),
-    Route("paths_info", "POST", rf"{REPO}/paths-info/{REVISION}", "read"),
     Route("commits", "GET", rf"{REPO}/commits/{REVISION}", "read"),
     Route("create_tag", "POST", rf"{REPO}/tag/{REVISION}", "write"),
     Route("preupload", "POST", rf"{REPO}/preupload/{REVISION}", "write"),
@@ -110,14 +108,6 @@ class HubApi(LargeFileApi):
 
     # Users and repositories
 
-    def whoami(self, request: Request, _: None) -> Response:
-        if request.user is None:
-            raise HubError(401, "Invalid credentials in Authorization header")
-        orgs = [{"type": "org", "name": name} for name in self.organizations if request.user.role == "write"]
-        token = {"displayName": "test", "role": request.user.role}
-        auth = {"type": "access_token", "accessToken": token}
-        return Response({"type": "user", "name": request.user.name, "orgs": orgs, "auth": auth})
-
     def validate_yaml(self, request: Request, _: None) -> Response:
         """The check that precedes every upload of a README."""
         errors, warnings = check_card(request.json()["content"])[1:]
@@ -127,7 +117,8 @@ class HubApi(LargeFileApi):
 
     def create_repo(self, request: Request, _: None) -> Response:
         data = request.json()
-        repo_type, repo_id = self._named_repository(data, request.user)
+        namespace = data.get("organization") or (request.user.name if request.user else "")
+        repo_type, repo_id = data.get("type") or "model", f"{namespace}/{data['name']}"
         self._require_write(request.user, repo_id)
         url = f"{self.url}/{'datasets/' if repo_type == 'dataset' else ''}{repo_id}"
         private = data.get("visibility") == "private" or bool(data.get("private"))
@@ -135,10 +126,6 @@ class HubApi(LargeFileApi):
             raise HubError(409, f"You already created this {repo_type} repo: {repo_id}", url=url)
         self.storage.create(repo_type, repo_id, private)
         return Response({"url": url, "name": repo_id})
-
-    def _named_repository(self, data: dict[str, Any], user: User | None) -> tuple[str, str]:
-        namespace = data.get("organization") or (user.name if user else "")
-        return data.get("type") or "model", f"{namespace}/{data['name']}"
 
     def repo_info(self, request: Request, repository: Repository) -> Response:
         commit = repository.resolve(request.params.get("revision", "main"))
@@ -151,14 +138,14 @@ class HubApi(LargeFileApi):
             header, operations = lines[0]["value"], lines[1:]
         except (ValueError, LookupError) as error:
             raise HubError(400, "A commit is JSON lines, the first one its header") from error
-        commit, pull_request = self.storage.commit(
+        commit, number = self.storage.commit(
             *(repository, request.params["revision"], header, operations, request.user.name),
             as_pull_request=request.query.get("create_pr") == "1",
         )
         page = f"{self.url}/{repository.path}"
         body = {"success": True, "commitOid": commit.sha, "commitUrl": f"{page}/commit/{commit.sha}"}
-        if pull_request is not None:
-            body["pullRequestUrl"] = f"{page}/discussions/{pull_request.number}"
+        if number is not None:
+            body["pullRequestUrl"] = f"{page}/discussions/{number}"
         return Response(body)
 
     # Revisions
@@ -168,12 +155,6 @@ class HubApi(LargeFileApi):
         folder = request.params.get("path", "").strip("/")
         recursive = request.query.get("recursive", "").lower() in ("1", "true")
         return Response(commit.entries(folder, recursive))
-
-    def paths_info(self, request: Request, repository: Repository) -> Response:
-        commit = repository.resolve(request.params["revision"])
-        is_json = "json" in request.headers.get("Content-Type", "")
-        paths = (request.json() if is_json else parse_qs(request.body.decode())).get("paths", [])
-        return Response([entry for entry in commit.entries() if entry["path"] in paths])
 
     def commits(self, request: Request, repository: Repository) -> Response:
         log = repository.log(request.params["revision"])

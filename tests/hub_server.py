@@ -14,8 +14,8 @@
         hub.tamper("mtpf/demo", "model.safetensors")  # wrong bytes, from now on
 
 A fault is named after its route in `hub_api.ROUTES`. `HF_ENDPOINT` is read when `huggingface_hub` is
-imported, so within the running process pass `endpoint=hub.url`. Nothing but stdlib, and PyYAML
-for the cards' metadata.
+imported, so within the running process pass `endpoint=hub.url`. Nothing but stdlib, PyYAML for the cards'
+metadata, and pyarrow for LZ4.
 """
 
 from __future__ import annotations
@@ -136,11 +136,8 @@ class HubServer:
             **offline,
             **{name: str(folder / place) for name, place in names.items()},
             **{"HF_ENDPOINT": self.url, "HF_TOKEN": self.token if token is None else token},
-            **{
-                "HF_HUB_DISABLE_XET": "0",
-                "HF_HUB_DISABLE_TELEMETRY": "1",
-                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            },
+            **dict.fromkeys(("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"), "1"),
+            "HF_HUB_DISABLE_XET": "0",
             **{"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"},
         }
 

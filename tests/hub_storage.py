@@ -20,22 +20,7 @@ if TYPE_CHECKING:
 
 REPO_TYPES = ("model", "dataset")
 LARGE_FILE_SIZE = 10 * 1024 * 1024
-LARGE_PATTERNS = (
-    *(
-        "*.7z",
-        "*.arrow",
-        "*.bin",
-        "*.bz2",
-        "*.ckpt",
-        "*.gz",
-        "*.h5",
-        "*.joblib",
-        "*.msgpack",
-        "*.npy",
-        "*.npz",
-    ),
-    *("*.onnx", "*.parquet", "*.pb", "*.pickle", "*.pkl", "*.pt", "*.pth", "*.safetensors", "*.tar", "*.zip"),
-)
+LARGE_PATTERNS = "*.arrow *.bin *.h5 *.npz *.onnx *.parquet *.pkl *.pt *.safetensors *.zip".split()
 INITIAL_FILES = {
     ".gitattributes": "".join(
         f"{name} filter=lfs diff=lfs merge=lfs -text\n" for name in LARGE_PATTERNS
@@ -50,13 +35,8 @@ class HubError(Exception):
         self, status: int, message: str, code: str = "", headers: dict[str, str] | None = None, **details: Any
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.headers, self.details = (
-            status,
-            message,
-            code,
-            headers or {},
-            details,
-        )
+        self.status, self.message, self.code = status, message, code
+        self.headers, self.details = headers or {}, details
 
 
 @dataclass(frozen=True)
@@ -123,17 +103,6 @@ class Commit:
         return list(entries.values())
 
 
-@dataclass(frozen=True)
-class PullRequest:
-    """A pull request; its commits are those of `refs/pr/<number>`."""
-
-    number: int
-    title: str
-    author: str
-    base: str
-    date: float
-
-
 @dataclass
 class Repository:
     """Commits and the names that point to them (`refs/heads/main`, `refs/tags/v1`, `refs/pr/1`)."""
@@ -141,10 +110,9 @@ class Repository:
     repo_id: str
     repo_type: str
     private: bool
-    created: float = field(default_factory=time.time)
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
-    pull_requests: dict[int, PullRequest] = field(default_factory=dict)
+    num_pull_requests: int = 0
 
     @property
     def path(self) -> str:
@@ -182,13 +150,6 @@ class Repository:
         if name in self.refs:
             raise HubError(409, f"Reference already exists: {name}")
         self.refs[name] = self.resolve(revision).sha
-
-    def open_pull_request(self, title: str, author: str, base: str, revision: str) -> PullRequest:
-        """Open a pull request whose first commit is `revision`."""
-        number = len(self.pull_requests) + 1
-        self.refs[f"refs/pr/{number}"] = self.resolve(revision).sha
-        self.pull_requests[number] = PullRequest(number, title, author, base, time.time())
-        return self.pull_requests[number]
 
     def add_commit(
         self, ref: str, files: Mapping[str, StoredFile], title: str, message: str, author: str
@@ -289,8 +250,8 @@ class HubStorage:
         operations: Iterable[dict[str, Any]],
         author: str,
         as_pull_request: bool = False,
-    ) -> tuple[Commit, PullRequest | None]:
-        """Make a commit wholly or not at all, on a branch or as a new pull request against it.
+    ) -> tuple[Commit, int | None]:
+        """Make a commit wholly or not at all, on a branch or as a pull request; return it and the request's number.
 
         Raises:
             HubError: 412 when the branch has moved on from `header["parentCommit"]`, 400 for an operation
@@ -303,17 +264,16 @@ class HubStorage:
                 base = repository.resolve(parent)
             elif parent and not base.sha.startswith(parent):
                 raise HubError(412, "A commit has happened since. Please refresh and try again.")
-            files, title = self._apply(base.files, operations), header["summary"]
-            pull_request = None
+            files, number = self._apply(base.files, operations), None
             if as_pull_request:
-                pull_request = repository.open_pull_request(title, author, branch, base.sha)
-                branch = f"refs/pr/{pull_request.number}"
-            return repository.add_commit(
-                branch, files, title, header.get("description", ""), author
-            ), pull_request
+                number = repository.num_pull_requests = repository.num_pull_requests + 1
+                branch = f"refs/pr/{number}"
+                repository.refs[branch] = base.sha
+            description = header.get("description", "")
+            return repository.add_commit(branch, files, header["summary"], description, author), number
 
     def describe(self, repository: Repository, commit: Commit, with_blobs: bool = False) -> dict[str, Any]:
-        """Describe a repository at a revision, with what its card says."""
+        """Describe a repository at a revision, as far as its clients read it."""
         card: dict[str, Any] = {}
         if "README.md" in commit.files:
             card = check_card(self.get(commit.files["README.md"].content).decode(errors="replace"))[0]
@@ -323,24 +283,12 @@ class HubStorage:
             if with_blobs:
                 sibling |= {"size": file.size, "blobId": file.oid}
                 if file.sha256 is not None:
-                    lfs = file.entry(path)["lfs"]
-                    sibling["lfs"] = {
-                        "sha256": lfs["oid"],
-                        "size": lfs["size"],
-                        "pointerSize": lfs["pointerSize"],
-                    }
+                    sizes = {"size": file.size, "pointerSize": len(lfs_pointer(file.sha256, file.size))}
+                    sibling["lfs"] = {"sha256": file.sha256, **sizes}
             siblings.append(sibling)
-        info = {
-            **{"_id": hashlib.sha1(repository.path.encode()).hexdigest()[:24], "id": repository.repo_id},
-            **{"author": repository.repo_id.split("/")[0], "sha": commit.sha, "private": repository.private},
-            **{"gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": card_tags(card)},
-            **{"createdAt": timestamp(repository.created), "lastModified": timestamp(commit.date)},
-            **{"cardData": card, "siblings": siblings},
-        }
-        if repository.repo_type == "model":
-            info |= {"modelId": repository.repo_id, "spaces": []}
-            info |= {key: card[key] for key in ("library_name", "pipeline_tag", "model-index") if key in card}
-        return info
+        names = {key: card[key] for key in ("library_name", "pipeline_tag") if key in card}
+        info = {"id": repository.repo_id, "sha": commit.sha, "private": repository.private, **names}
+        return {**info, "tags": _listed(card, "tags"), "cardData": card, "siblings": siblings}
 
     def _apply(
         self, files: Mapping[str, StoredFile], operations: Iterable[dict[str, Any]]
@@ -434,20 +382,6 @@ def _card_errors(metadata: dict[str, Any]) -> list[str]:
         if not (isinstance(model, dict) and model.get("name") and isinstance(model.get("results"), list)):
             errors.append(f'"model-index[{index}]" must have a "name" and an array of "results"')
     return errors
-
-
-def card_tags(metadata: dict[str, Any]) -> list[str]:
-    """Derive the tags that the Hub shows and filters by."""
-    tags = [str(metadata[key]) for key in ("library_name", "pipeline_tag") if metadata.get(key)]
-    tags += [str(tag) for tag in _listed(metadata, "tags")] + [
-        str(code) for code in _listed(metadata, "language")
-    ]
-    for key, prefix in (("license", "license"), ("datasets", "dataset"), ("base_model", "base_model")):
-        tags += [f"{prefix}:{value}" for value in _listed(metadata, key)]
-    relation = metadata.get("base_model_relation")
-    if relation:
-        tags += [f"base_model:{relation}:{base}" for base in _listed(metadata, "base_model")]
-    return list(dict.fromkeys(tags))
 
 
 def _listed(metadata: dict[str, Any], key: str) -> list[Any]:

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from email.message import Message
-from fnmatch import fnmatch
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -25,7 +24,6 @@ from hub_storage import HubError, HubStorage, Repository
 
 SHARD_MAGIC = b"HFRepoMetaData\0"
 XORB_FOOTER_MAGIC = b"XETBLOB"
-LZ4_FRAME_MAGIC = b"\x04\x22\x4d\x18"
 ENTRY_SIZE = 48  # every record of a shard, its header included
 WITH_VERIFICATION, WITH_METADATA = 1 << 31, 1 << 30
 NO_COMPRESSION, LZ4, LZ4_BYTE_GROUPED = 0, 1, 2
@@ -201,11 +199,13 @@ def _files_of_shard(shard: bytes) -> Iterator[tuple[str, str | None, list[Segmen
 
 
 def _decompress(stored: bytes, scheme: int, size: int) -> bytes:
+    import pyarrow  # late: whoever asks for no content does without
+
     if scheme == NO_COMPRESSION:
         return stored
     if scheme not in (LZ4, LZ4_BYTE_GROUPED):
         raise XetFormatError(f"Unknown compression scheme {scheme}.")
-    data = _decompress_lz4(stored)
+    data = bytearray(pyarrow.decompress(stored, size, codec="lz4"))
     if scheme == LZ4_BYTE_GROUPED:  # all first bytes of four, then all second ones, …: floats compress better
         grouped, data, start = data, bytearray(size), 0
         for place in range(4):
@@ -213,55 +213,6 @@ def _decompress(stored: bytes, scheme: int, size: int) -> bytes:
             data[place::4] = grouped[start : start + count]
             start += count
     return bytes(data)
-
-
-def _decompress_lz4(frame: bytes) -> bytearray:
-    """Decode an LZ4 frame (https://github.com/lz4/lz4/blob/dev/doc/lz4_Frame_format.md)."""
-    if not frame.startswith(LZ4_FRAME_MAGIC):
-        raise XetFormatError("The chunk is not an LZ4 frame.")
-    flags = frame[4]
-    block_checksum, content_size, dictionary = flags & 0x10, flags & 0x08, flags & 0x01
-    position = 7 + (8 if content_size else 0) + (4 if dictionary else 0)
-    out = bytearray()
-    while True:
-        (length,) = struct.unpack_from("<I", frame, position)
-        if length == 0:
-            return out
-        block = frame[position + 4 : position + 4 + (length & 0x7FFFFFFF)]
-        if length >> 31:
-            out += block
-        else:
-            _decompress_lz4_block(block, out)
-        position += 4 + len(block) + (4 if block_checksum else 0)
-
-
-def _decompress_lz4_block(block: bytes, out: bytearray) -> None:
-    """Append a decoded LZ4 block to `out`, which holds the blocks before it."""
-    position = 0
-
-    def length_of(nibble: int) -> int:
-        nonlocal position
-        length = nibble
-        extra = 255 if nibble == 15 else 0
-        while extra == 255:
-            extra = block[position]
-            length += extra
-            position += 1
-        return length
-
-    while position < len(block):
-        token = block[position]
-        position += 1
-        literals = length_of(token >> 4)
-        out += block[position : position + literals]
-        position += literals
-        if position >= len(block):
-            return
-        distance = block[position] | block[position + 1] << 8
-        position += 2
-        length = length_of(token & 15) + 4
-        pattern = out[len(out) - distance : len(out) - distance + length]
-        out += (pattern * (length // distance + 1))[:length]
 
 
 @dataclass(frozen=True)
@@ -314,16 +265,6 @@ class Response:
         return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
 
 
-def is_ignored(path: str, gitignore: str) -> bool:
-    """Say whether plain patterns, one a line, name a file or a folder on the way to it; `!` is not known."""
-    patterns = [
-        line.strip().strip("/") for line in gitignore.splitlines() if line.strip()[:1] not in ("", "#")
-    ]
-    parts = path.split("/")
-    places = [*parts, *("/".join(parts[: end + 1]) for end in range(len(parts)))]
-    return any(fnmatch(place, pattern) for place in places for pattern in patterns)
-
-
 def parse_range(header: str, size: int) -> tuple[int, int]:
     """Read a `Range` header; return the first and the last byte, or raise `HubError` 416."""
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", header)
@@ -348,19 +289,15 @@ class LargeFileApi:
     # Uploads
 
     def preupload(self, request: Request, repository: Repository) -> Response:
-        """Say how each file is to be uploaded, what is there already, and what the client is to leave out."""
+        """Say how each file is to be uploaded, and what is there already."""
         files = repository.resolve(request.params["revision"]).files
-        answers, data = [], request.json()
-        ignored = data.get("gitIgnore")
-        if ignored is None and ".gitignore" in files:
-            ignored = self.storage.get(files[".gitignore"].content).decode(errors="replace")
-        for wanted in data["files"]:
+        answers = []
+        for wanted in request.json()["files"]:
             path, sample = wanted["path"], base64.b64decode(wanted.get("sample", ""))
             large = self.storage.is_large(files, path, wanted["size"], sample)
             present = {"oid": files[path].etag} if path in files else {}
             mode = "lfs" if large else "regular"
-            answer = {"path": path, "uploadMode": mode, "shouldIgnore": is_ignored(path, ignored or "")}
-            answers.append({**answer, **present})
+            answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, **present})
         return Response({"files": answers})
 
     # Downloads

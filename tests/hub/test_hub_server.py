@@ -112,12 +112,6 @@ def test_tokens_open_what_they_should(hub, api):
         assert refusal.value.response.status_code == 403
 
 
-def test_what_a_gitignore_names_is_left_out_by_the_client(hub, api, published):
-    hub.commit(REPO, {".gitignore": b"*.bin\n/logs/\n"})
-    commit(api, {"a.bin": b"1", "logs/b.txt": b"2", "c.txt": b"3"})
-    assert {"a.bin", "logs/b.txt", "c.txt"} & set(hub.files(REPO)) == {"c.txt"}
-
-
 @pytest.mark.parametrize(
     "route, effects, message",
     [
