@@ -80,33 +80,25 @@ def encoder_config(architecture: str, vocab_size: int, **overrides):
     if architecture == "distilbert":
         common |= {"dim": 32, "n_layers": 4, "n_heads": 2, "hidden_dim": 64}
     else:
-        common |= {
-            "hidden_size": 32,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-        }
+        common |= {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+        common["intermediate_size"] = 64
     if architecture == "electra":
         common["embedding_size"] = 16
     if architecture == "modernbert":
         # A window of 16 tokens, so that local and global layers differ on the test sentences.
-        common |= {
-            "local_attention": 16,
-            "cls_token_id": 2,
-            "sep_token_id": 3,
-            "bos_token_id": 2,
-            "eos_token_id": 3,
-        }
+        common |= {"local_attention": 16, "cls_token_id": 2, "sep_token_id": 3}
+        common |= {"bos_token_id": 2, "eos_token_id": 3}
     return CONFIG_MAPPING[architecture](**(common | overrides))
 
 
-def randomize(model: torch.nn.Module, seed: int = 0, std: float = 0.2) -> None:
-    """Give every matrix large random values, so that a missed module changes the output visibly."""
+def randomize(model: torch.nn.Module, seed: int = 0, std: float = 0.2, within: str = "") -> torch.Generator:
+    """Give the matrices with ``within`` in their names large random values: a missed module then shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and within in name:
                 parameter.normal_(0, std, generator=generator)
+    return generator
 
 
 def pytest_collection_modifyitems(config, items):
@@ -154,11 +146,7 @@ def load(encoders):
         model = MtpfModel.from_pretrained(encoders[architecture], **kwargs).eval()
         for number, (name, settings) in enumerate((adapters or {}).items()):
             model.add_adapter(name, settings)
-            generator = torch.Generator().manual_seed(number)
-            with torch.no_grad():
-                for key, parameter in model.named_parameters():
-                    if f".{name}." in key:
-                        parameter.normal_(0, 0.2, generator=generator)
+            randomize(model, number, within=f".{name}.")
         return model
 
     return load_model
@@ -208,12 +196,8 @@ def fresh_process(tmp_path):
 
     def run(code: str, *, package: bool = True, **environment: str):
         prelude = "" if package else WITHOUT_PACKAGE
-        variables = {
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "HF_MODULES_CACHE": str(tmp_path / "modules"),
-            **environment,
-        }
+        modules = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+        variables = {**os.environ, **modules, **environment}
         done = subprocess.run(
             [sys.executable, "-c", prelude + code], capture_output=True, text=True, env=variables, timeout=300
         )
@@ -288,11 +272,7 @@ def folders(encoders, tmp_path_factory) -> Path:
     model = MtpfModel.from_pretrained(encoders["bert"]).eval()
     for seed, name in enumerate(("ner", *LABELS)):
         model.add_adapter(name, LoraSettings(r=4))
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for key, parameter in model.named_parameters():
-                if f".{name}." in key:
-                    parameter.normal_(0, 0.2, generator=generator)
+        generator = randomize(model, seed, within=f".{name}.")
         if name in LABELS:
             torch.manual_seed(seed)
             model.heads[name] = AdapterHead(*LABELS[name], 32)
@@ -308,37 +288,19 @@ def folders(encoders, tmp_path_factory) -> Path:
     (root / "backbone" / "training.json").write_text(json.dumps(TRAINING))
     for name in ("ner", *LABELS):
         metrics = {"ner": {"loss": 0.6}, "entities": {"entity_f1": 0.8}, "intent": {"accuracy": 0.67}}[name]
-        task = {
-            "family": "tc" if name == "intent" else "ner",
-            "metrics": metrics,
-            "training_data": "made-up messages",
-        }
+        family = "tc" if name == "intent" else "ner"
+        task = {"family": family, "metrics": metrics, "training_data": "made-up messages"}
         model.save_adapter(root / name, name, task=task)
     return root
 
 
+SHAPE = {"batch_size": 32, "max_length": 48, "weight": 1.0}
 TRAINING = {
     "regime": "tpl",
     "start": "packaged",
     "families": [
-        {
-            "name": "ner",
-            "data": "text",
-            "first": 4.6,
-            "last": 0.6,
-            "batch_size": 32,
-            "max_length": 48,
-            "weight": 1.0,
-        },
-        {
-            "name": "tc",
-            "data": "pairs",
-            "first": 0.03,
-            "last": 0.05,
-            "batch_size": 32,
-            "max_length": 48,
-            "weight": 1.0,
-        },
+        {"name": "ner", "data": "text", "first": 4.6, "last": 0.6, **SHAPE},
+        {"name": "tc", "data": "pairs", "first": 0.03, "last": 0.05, **SHAPE},
     ],
     "datasets": [],
     "adapters": ["ner", "tc"],

@@ -59,11 +59,7 @@ def make_app(
     """Save an app with random LoRA and head."""
     model = MtpfModel.from_pretrained(backbone).eval()
     model.add_adapter(name, settings)
-    generator = torch.Generator().manual_seed(len(name))
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if f".{name}." in key:
-                parameter.normal_(0, 0.2, generator=generator)
+    randomize(model, len(name), within=f".{name}.")
     torch.manual_seed(0)
     model.heads[name] = AdapterHead(kind, ["O", "B-PER", "I-PER"], model.config.hidden_size)
     model.save_adapter(root / name, name)

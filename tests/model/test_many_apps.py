@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 import torch
-from conftest import assert_close
+from conftest import assert_close, randomize
 
 from modeling_mtpf import AdapterError, AdapterHead, LoraSettings, MtpfModel
 from modeling_mtpf.model.backbone_identity_mtpf import backbone_sha256, bits_digest
@@ -37,11 +37,7 @@ def sixteen(folders, tmp_path_factory):
     for number in range(16):
         name = f"app-{number}"
         model.add_adapter(name, LoraSettings(r=2, layers=1 + number % 3))
-        generator = torch.Generator().manual_seed(number)
-        with torch.no_grad():
-            for key, parameter in model.named_parameters():
-                if f".{name}." in key:
-                    parameter.normal_(0, 0.3, generator=generator)
+        randomize(model, number, 0.3, within=f".{name}.")
         kind = ("token-classification", "text-classification")[number % 2]
         torch.manual_seed(number)
         model.heads[name] = AdapterHead(kind, ["O", "B-A", "I-A"], 32, 16 + number)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import randomize
 from torch import nn
 
 from modeling_mtpf import LoraSettings
@@ -91,11 +92,7 @@ def make(load):
             if name == "tc":
                 family.settings.keep_similarities = keep_similarities
         joint = JointModel(load(architecture), families, task_primary).double().eval()
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for key, parameter in joint.named_parameters():
-                if "lora_B" in key:  # zero at the start, which would hide lora_A's gradient
-                    parameter.normal_(0, 0.1, generator=generator)
+        randomize(joint, 3, 0.1, within="lora_B")  # zero at the start, which would hide lora_A's gradient
         return joint, {family.name: family.batch(0) for family in families}
 
     return build

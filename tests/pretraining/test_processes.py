@@ -71,6 +71,8 @@ def joined():
 
 
 def model_for(folder: Path, recompute: bool):
+    from conftest import randomize
+
     from modeling_mtpf import MtpfModel
     from modeling_mtpf.pretraining.joint import JointModel
 
@@ -78,11 +80,7 @@ def model_for(folder: Path, recompute: bool):
     joint = (
         JointModel(MtpfModel.from_pretrained(folder / "encoder"), families(), True, recompute).double().eval()
     )
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for key, parameter in joint.named_parameters():
-            if "lora_B" in key:
-                parameter.normal_(0, 0.1, generator=generator)
+    randomize(joint, 3, 0.1, within="lora_B")
     return joint
 
 

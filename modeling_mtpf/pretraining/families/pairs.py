@@ -3,6 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,7 @@ class StreamedPairs(PairSource):
                 "then stands for it."
             )
         self._rows, self._next_block = self._endless(), 0
-        self._block: tuple[int, PairTable, int] | None = None
+        self._open = lru_cache(maxsize=1)(self._read)
 
     def draw(self, turn: int, batch_size: int, seed: Seed) -> tuple[PairTable, list[int]]:
         """Return rows of the block that the turn falls into."""
@@ -161,14 +162,8 @@ class StreamedPairs(PairSource):
         block, first = divmod(turn * batch_size, self._block_rows)
         return {"empty_left_out": self._open(block)[1]} if first == 0 else {}
 
-    def _open(self, block: int) -> tuple[PairTable, int]:
-        """Return a block's pairs, and how many were left out on the way."""
-        if self._block is None or self._block[0] != block:
-            self._block = (block, *self._read(block))
-        return self._block[1:]
-
     def _read(self, block: int) -> tuple[PairTable, int]:
-        """Read one block; an earlier one than the last means reading from the start again."""
+        """Return a block's pairs and how many were left out; for an earlier one, start the source again."""
         if block < self._next_block:
             self._rows, self._next_block = self._endless(), 0
         for _ in range(block - self._next_block):

@@ -131,7 +131,14 @@ class TcFamily(Family):
             raise RecipeError(
                 f"families.tc.source_temperature is {settings.source_temperature}; it must be at least 0.1."
             )
-        self.sources = open_pair_sources(settings, context)
+        self.sources: list[PairSource] = []
+        with PartialState().main_process_first():  # it fills the cache of tables that the others read
+            for name, source in expand_pair_sources(settings.pairs).items():
+                rows = name, source, context.tokenizer, settings.max_length, settings.batch_size
+                if settings.streaming:
+                    self.sources.append(StreamedPairs(*rows, settings.block_rows, settings.source_cap))
+                else:
+                    self.sources.append(MappedPairs(*rows))
         self.seed = context.seed
         sizes = [source.num_rows for source in self.sources]
         cap = settings.source_cap or None
@@ -163,16 +170,3 @@ class TcFamily(Family):
             source.name: {**source.describe(), "share": round(float(share), 4)}
             for source, share in zip(self.sources, self.chooser.shares, strict=True)
         }
-
-
-def open_pair_sources(settings: TcSettings, context: RunContext) -> list[PairSource]:
-    """Open all pair sources of the settings."""
-    opened: list[PairSource] = []
-    with PartialState().main_process_first():  # it fills the cache of tokenized tables, the others read it
-        for name, source in expand_pair_sources(settings.pairs).items():
-            arguments = (name, source, context.tokenizer, settings.max_length, settings.batch_size)
-            if settings.streaming:
-                opened.append(StreamedPairs(*arguments, settings.block_rows, settings.source_cap))
-            else:
-                opened.append(MappedPairs(*arguments))
-    return opened
