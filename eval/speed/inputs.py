@@ -87,6 +87,27 @@ def our_run(
         chunk_tokens: Size of a chunk; by default that of the device.
     """
     import datasets
+
+    with tempfile.TemporaryDirectory() as work:
+        datasets.config.HF_DATASETS_CACHE = Path(work) / "cache"  # tokenizing must not be done already
+        inputs = _write_inputs(
+            options, Path(work), regime, steps, pairs * batches_per_source, steps // batches_per_source
+        )
+        recipe = _recipe(inputs, regime, steps, pairs)
+        recipe.threads, recipe.output_dir = options["threads"], work
+        recipe.gradient_cache, recipe.chunk_tokens = cache, chunk_tokens
+        seconds, measured = _timed_run(recipe, batches_per_source)
+    return {
+        "seconds": round(seconds, 3),
+        "pairs_per_second": round(steps * pairs / seconds, 2),
+        "sentences_per_second": round(steps * SENTENCES_PER_BATCH / seconds, 2),
+        "seconds_per_step": round(seconds / steps, 4),
+        **measured,
+    }
+
+
+def _timed_run(recipe: Any, batches_per_source: int) -> tuple[float, dict[str, float]]:
+    """Train; return the seconds of tokenizing and of the last pass together, and what else was measured."""
     import psutil
 
     from modeling_mtpf.pretraining.families.tc import TcFamily
@@ -101,35 +122,22 @@ def our_run(
             marks.append(time.perf_counter())
 
     marks: list[float] = []
-    with tempfile.TemporaryDirectory() as work:
-        datasets.config.HF_DATASETS_CACHE = Path(work) / "cache"  # tokenizing must not be done already
-        inputs = _write_inputs(
-            options, Path(work), regime, steps, pairs * batches_per_source, steps // batches_per_source
-        )
-        recipe = _recipe(inputs, regime, steps, pairs)
-        recipe.threads, recipe.output_dir = options["threads"], work
-        recipe.gradient_cache, recipe.chunk_tokens = cache, chunk_tokens
-        accelerator = make_accelerator(recipe)
-        model = load_backbone(recipe)
-        started = time.perf_counter()
-        families, _ = prepare_families(recipe, model, Path(work))
-        prepared = time.perf_counter() - started
-        for family in families:
-            if isinstance(family, TcFamily):  # every source once a pass, as for the peer
-                family.chooser = InTurn(len(family.sources), batches_per_source)  # type: ignore[assignment]
-        joint = JointModel(model, families, regime == "tpl", cache)
-        before = psutil.Process().memory_info().rss
-        log = Timed(Path(work), True)
-        Loop(recipe, joint, families, accelerator, log, Path(work)).train()
-        log.close()
-        diagnostics = _time_diagnostics(joint, families, accelerator) if regime == "tpl" else 0.0
-    seconds = last_pass(marks)
-    return {
-        "seconds": round(seconds + prepared, 3),
+    folder, joined = Path(recipe.output_dir), recipe.regime == "tpl"
+    accelerator, model = make_accelerator(recipe), load_backbone(recipe)
+    started = time.perf_counter()
+    families, _ = prepare_families(recipe, model, folder)
+    prepared = time.perf_counter() - started
+    for family in families:
+        if isinstance(family, TcFamily):  # every source once a pass, as for the peer
+            family.chooser = InTurn(len(family.sources), batches_per_source)  # type: ignore[assignment]
+    joint = JointModel(model, families, joined, recipe.gradient_cache)
+    before = psutil.Process().memory_info().rss
+    log = Timed(folder, True)
+    Loop(recipe, joint, families, accelerator, log, folder).train()
+    log.close()
+    diagnostics = _time_diagnostics(joint, families, accelerator) if joined else 0.0
+    return last_pass(marks) + prepared, {
         "seconds_tokenizing": round(prepared, 3),
-        "pairs_per_second": round(steps * pairs / (seconds + prepared), 2),
-        "sentences_per_second": round(steps * SENTENCES_PER_BATCH / (seconds + prepared), 2),
-        "seconds_per_step": round((seconds + prepared) / steps, 4),
         "seconds_diagnostics": round(diagnostics, 4),
         "padding": log.lines[-1]["padding"],
         "before_mb": round(before / (1 << 20), 1),

@@ -92,7 +92,7 @@ def run_commands(commands: Sequence[Command], workers: int, logs: Path, variable
                 if done:
                     finish(command)
                 else:
-                    slot = free.pop(free.index(min(free)))
+                    free.remove(slot := min(free))
                     running[_start(command, slot, cores_each(workers), logs, variables)] = command, slot
             elif running:
                 for process in _wait_for_one(running):
