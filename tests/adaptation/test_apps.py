@@ -293,16 +293,7 @@ def test_the_script_and_a_fresh_process_predict_alike(encoders, tmp_path, load, 
     shuffled = tmp_path / "shuffled.conll"
     shuffled.write_text("\n\n".join(reversed(data.read_text().strip().split("\n\n"))) + "\n")
     arguments = ["--family", "ner", "--backbone", str(encoders["bert"]), "--steps", "20", "--seeds", "2"]
-    arguments += [
-        "--batch_size",
-        "4",
-        "--mixed_precision",
-        "float32",
-        "--progress",
-        "false",
-        "--threads",
-        "1",
-    ]
+    arguments += "--batch_size 4 --mixed_precision float32 --progress false --threads 1".split()
     labels = ["--labels", "O,B-LOC,B-PER"]
     for name, source, more in (("plain", data, labels), ("other", shuffled, labels), ("free", data, [])):
         output = ["--data", str(source), "--output_dir", str(tmp_path / name), "--test", str(data)]
@@ -396,14 +387,8 @@ def test_mistakes_are_one_sentence_and_leave_nothing(
 ):
     monkeypatch.chdir(tmp_path)
     write_conll(tmp_path / "people.conll")
-    arguments = {
-        "--family": "ner",
-        "--data": "people.conll",
-        "--output_dir": "app",
-        "--steps": "1",
-        "--threads": "1",
-    }
-    arguments |= {"--backbone": str(encoders["bert"]), **dict([change])}
+    arguments = {"--family": "ner", "--data": "people.conll", "--output_dir": "app", "--steps": "1"}
+    arguments |= {"--threads": "1", "--backbone": str(encoders["bert"]), **dict([change])}
     assert adapt.main([part for pair in arguments.items() for part in pair]) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
@@ -546,10 +531,10 @@ def test_predict_reads_the_tokens_that_apps_are_fitted_on(encoders, tmp_path, ar
         assert [text[a:b] for a, b in zip(starts, ends, strict=True)][0] in text.split()
 
 
-def test_rows_without_a_token_are_batched():
-    for precision in ("bf16", "float32"):
-        batches = row_batches([0, 0, 0], 64, torch.device("cpu"), precision)
-        assert sorted(np.concatenate([b.rows[: b.real] for b in batches])) == [0, 1, 2]
+@pytest.mark.parametrize("precision", ["bf16", "float32"])
+def test_rows_without_a_token_are_batched(precision):
+    batches = row_batches([0, 0, 0], 64, torch.device("cpu"), precision)
+    assert sorted(np.concatenate([b.rows[: b.real] for b in batches])) == [0, 1, 2]
 
 
 HUB = """

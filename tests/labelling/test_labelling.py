@@ -295,12 +295,8 @@ def test_a_run_that_was_stopped_while_labelling_keeps_its_shards(encoders, corpu
 
 @pytest.mark.slow
 def test_two_processes_equal_one(encoders, corpus, tmp_path):
-    settings = {
-        "teacher": str(encoders["bert"]),
-        "clusters": "4,7",
-        "layer": "-1,-2",
-        "shard_characters": 500,
-    }
+    settings = {"teacher": str(encoders["bert"]), "clusters": "4,7", "layer": "-1,-2"}
+    settings["shard_characters"] = 500
     options = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
     torchrun = [sys.executable, *"-m torch.distributed.run --nproc_per_node 2 --master_port 29573".split()]
     script = [str(ROOT / "train" / "pseudo_label.py"), "--text", str(corpus)]

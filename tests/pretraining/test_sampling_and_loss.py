@@ -5,17 +5,8 @@ import pytest
 import torch
 
 from modeling_mtpf.errors import DataError
-from modeling_mtpf.pretraining.families.contrastive import (
-    info_nce,
-    similarity_drift,
-    vector_drift,
-)
-from modeling_mtpf.pretraining.families.sampling import (
-    EpochSampler,
-    Shuffle,
-    SourceSampler,
-    distinct_rows,
-)
+from modeling_mtpf.pretraining.families.contrastive import info_nce, similarity_drift, vector_drift
+from modeling_mtpf.pretraining.families.sampling import EpochSampler, Shuffle, SourceSampler, distinct_rows
 
 
 @pytest.mark.parametrize("negatives", [0, 7, 21])

@@ -17,15 +17,8 @@ def arguments(encoders, tmp_path):
     text = tmp_path / "text.parquet"
     Dataset.from_dict({"text": ["Ada came to London with Grace and Noor."] * 60}).to_parquet(text)
     sizes = ["--steps", "3", "--batch_size", "2", "--length", "16", "--fresh_layers", "2"]
-    return [
-        "--text",
-        str(text),
-        "--encoder",
-        str(encoders["bert"]),
-        "--output_dir",
-        str(tmp_path / "out"),
-        *sizes,
-    ]
+    where = {"--text": text, "--encoder": encoders["bert"], "--output_dir": tmp_path / "out"}
+    return [*(str(part) for pair in where.items() for part in pair), *sizes]
 
 
 def test_the_top_is_fresh_and_everything_is_trained(arguments, encoders, tmp_path):

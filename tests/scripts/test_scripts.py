@@ -306,15 +306,7 @@ def launch(command: list[str], tmp_path: Path) -> str:
 @pytest.mark.slow
 def test_two_processes_train_together(arguments, tmp_path):
     """DDP needs no flag: one forward covers all families, and every trained parameter gets a gradient."""
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        "29571",
-    ]
+    torchrun = [sys.executable, *"-m torch.distributed.run --nproc_per_node 2 --master_port 29571".split()]
     launch([*torchrun, str(ROOT / "train" / "pretrain.py"), *arguments()], tmp_path)
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert set(record["moved"]) == {"backbone", "ner", "tc"} and all(record["moved"].values())
@@ -337,13 +329,7 @@ def test_the_demo_from_launch_to_prediction(tmp_path, fresh_process):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
     shorter = ["--steps", "2", "--families.ner.max_texts", "300", "--output_dir", str(tmp_path / "demo")]
     output = launch([*launcher, str(ROOT / "train" / "pretrain.py"), *shorter], tmp_path)
-    for expected in (
-        "loss first → last",
-        "adapters/ner",
-        "MtpfModel.from_pretrained",
-        "entities:",
-        "intent:",
-    ):
-        assert expected in output
+    shown = "loss first → last", "adapters/ner", "MtpfModel.from_pretrained", "entities:", "intent:"
+    assert all(expected in output for expected in shown), output
     names, regime, label = fresh_process(LOAD_DEMO.format(run=tmp_path / "demo"), package=False)
     assert (names, regime) == (["entities", "intent"], "tpl") and label
