@@ -1,6 +1,5 @@
 """Metrics of both families."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,8 +10,6 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 
 from .errors import DataError
 
-logger = logging.getLogger(__name__)
-
 PIECE = 100
 """Words after which a long sentence is cut for counting."""
 
@@ -20,20 +17,18 @@ PIECE = 100
 def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Strict IOB2 scores over entities: type and both borders must be right.
 
-    seqeval's defaults are lenient, and ``mode="strict"`` without a scheme scores wrong predictions 1.0. A
-    sentence with fewer predicted tags than words was cut off: the words beyond it count as ``O``, so their
-    entities are missed.
+    seqeval's defaults are lenient, and ``mode="strict"`` without a scheme scores wrong predictions 1.0.
 
     Args:
         gold: IOB2 tags of every word.
-        predicted: IOB2 tags, one a word, perhaps fewer at the end of a sentence.
+        predicted: Likewise.
 
     Returns:
-        ``entity_f1``, ``precision`` and ``recall`` over all entities, ``types`` with the scores and the
-        number of gold entities (``support``) of each type, and ``words_cut_off``.
+        ``entity_f1``, ``precision`` and ``recall`` over all entities, and ``types`` with the scores and the
+        number of gold entities (``support``) of each type.
 
     Raises:
-        DataError: More tags than words, or another number of sentences.
+        DataError: The numbers of sentences or of their words differ.
 
     Example:
         >>> entity_scores([["B-PER", "I-PER", "O"]], [["B-PER", "O", "O"]])["entity_f1"]
@@ -41,18 +36,12 @@ def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
     """
     if len(gold) != len(predicted):
         raise DataError(f"There are {len(gold)} sentences but {len(predicted)} predictions.")
-    filled, cut = [], 0
     for row, (tags, guesses) in enumerate(zip(gold, predicted, strict=True), start=1):
-        missing = len(tags) - len(guesses)
-        if missing < 0:
+        if len(tags) != len(guesses):
             raise DataError(f"Sentence {row} has {len(tags)} words but {len(guesses)} predicted tags.")
-        cut += missing
-        filled.append([*guesses, *["O"] * missing])
-    if cut:
-        logger.warning("%d words were cut off; entities in them count as missed.", cut)
     overall, types = {"f1": 0.0, "precision": 0.0, "recall": 0.0}, {}
-    if any(tag != "O" for rows in (gold, filled) for row in rows for tag in row):
-        pieces = [piece for rows in zip(gold, filled, strict=True) for piece in _pieces(*rows)]
+    if any(tag != "O" for rows in (gold, predicted) for row in rows for tag in row):
+        pieces = [piece for rows in zip(gold, predicted, strict=True) for piece in _pieces(*rows)]
         report = classification_report(
             [tags for tags, _ in pieces],
             [guesses for _, guesses in pieces],
@@ -68,8 +57,38 @@ def entity_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
         "precision": overall["precision"],
         "recall": overall["recall"],
         "types": types,
-        "words_cut_off": cut,
     }
+
+
+def span_scores(
+    gold: Sequence[Sequence[tuple[int, int, str]]], predicted: Sequence[Sequence[tuple[int, int, str]]]
+) -> dict[str, Any]:
+    """Strict scores of entities given as character spans ``(start, end, type)``, see `entity_scores`.
+
+    Spans of one side do not overlap.
+
+    Example:
+        >>> span_scores([[(0, 3, "PER")]], [[(0, 3, "PER"), (7, 9, "LOC")]])["precision"]
+        0.5
+    """
+    tags = [_tags_of_pieces(*row) for row in zip(gold, predicted, strict=True)]
+    return entity_scores([row for row, _ in tags], [row for _, row in tags])
+
+
+def _tags_of_pieces(*readings: Sequence[tuple[int, int, str]]) -> list[list[str]]:
+    """Return the tags of each reading for the pieces between all borders, so that no piece is split."""
+    borders = sorted({border for spans in readings for start, end, _ in spans for border in (start, end)})
+    position = {border: piece for piece, border in enumerate(borders)}
+    tags = []
+    for spans in readings:
+        row = ["O"] * max(len(borders) - 1, 0)
+        for start, end, kind in spans:
+            pieces = range(position[start], position[end])
+            row[pieces.start : pieces.stop] = [
+                f"{'I' if piece > pieces.start else 'B'}-{kind}" for piece in pieces
+            ]
+        tags.append(row)
+    return tags
 
 
 def _as_numbers(values: dict[str, Any]) -> dict[str, float]:
@@ -81,12 +100,12 @@ def _as_numbers(values: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _pieces(gold: Sequence[str], predicted: list[str]) -> Iterator[tuple[list[str], list[str]]]:
+def _pieces(gold: Sequence[str], predicted: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
     """Cut a sentence where no entity of either continues: seqeval takes quadratic time in its length."""
     start = 0
     for i in range(1, len(gold) + 1):
         if i == len(gold) or (i - start >= PIECE and "I" not in (gold[i][0], predicted[i][0])):
-            yield list(gold[start:i]), predicted[start:i]
+            yield list(gold[start:i]), list(predicted[start:i])
             start = i
 
 

@@ -31,7 +31,6 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from modeling_mtpf import MtpfForTokenClassification
-from modeling_mtpf.adaptation.scoring import word_tags
 from modeling_mtpf.adaptation.tail_training import cross_entropy, shuffled_batches
 from modeling_mtpf.data.app_data import AppData, load_app_data
 from modeling_mtpf.data.batches import row_batches
@@ -163,8 +162,9 @@ def with_package(folder: str, start: Path, data: AppData, arguments: Arguments, 
         for batch in row_batches(encoded.lengths, arguments.max_length, model.device):
             best = model(**encoded.inputs(batch.rows, batch.length)).logits.argmax(-1).numpy()
             for position, row in enumerate(batch.rows[: batch.real]):
-                words, cut = len(test.inputs[row]), encoded.cut[row]
-                predicted[row] = word_tags(best[position], encoded.word_ids[row], words, cut, data.labels)
+                predicted[row] = ["O"] * len(test.inputs[row])  # of words that are cut off
+                for token in np.flatnonzero(first_subwords(encoded.word_ids[row])):
+                    predicted[row][encoded.word_ids[row][token]] = data.labels[best[position][token]]
     return entity_scores(test.labels, predicted)["entity_f1"]
 
 

@@ -37,7 +37,7 @@ _NOTES = ("empty_rows_skipped", "comment_lines_skipped", "labels_not_in_train", 
 """Counts of the data that the summary shows where they are not zero."""
 
 _SCORED_BY = {
-    "ner": "strict F1 over whole entities (IOB2, seqeval) at word level; words that are cut off count as O",
+    "ner": "strict F1 over the entities that predict delivers: type and both borders right (seqeval, IOB2)",
     "tc": "accuracy, macro F1, and the mean of each label's average precision",
 }
 

@@ -23,7 +23,8 @@ class FitSettings:
 
     Attributes:
         seed: Of everything random in one fit.
-        max_length: Longest input in tokens; what is beyond is cut off, counted and logged.
+        max_length: Longest input in tokens. A longer sentence is read in windows, of a longer text the
+            beginning is fitted.
         learning_rate: Peak learning rate of LoRA and head.
         batch_size: Rows per step.
         steps: Steps of LoRA training; 0: twenty passes over the data, but 400 to 2,500 steps.

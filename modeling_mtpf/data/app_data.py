@@ -156,6 +156,9 @@ def _labels(whole: Examples, train: Examples, family: str, named: list[str] | No
         return labels
     if named and not any(label == "O" or label[:2] in ("B-", "I-") for label in labels):
         labels = [f"{prefix}-{kind}" for kind in labels for prefix in "BI"]
+    elif not named:  # the tokenizer may split a word, whose parts continue its entity
+        pairs = ([tag, f"I-{tag[2:]}"] if tag[0] == "B" else [tag] for tag in labels)
+        labels = list(dict.fromkeys(tag for pair in pairs for tag in pair))
     return labels if "O" in labels else ["O", *labels]
 
 
@@ -226,7 +229,8 @@ def check_app_data(data: AppData, labels_named: bool = False) -> None:
         raise DataError("The training data has no entity, every tag is O; check the column of the tags.")
     if not len(data.validation):
         raise DataError("Nothing can be held out for validation: every label has one example. Add some.")
-    untrained = [label for label in data.labels if label not in trained and label != "O"]
+    usual = {"O", *(f"I-{tag[2:]}" for tag in trained if tag[:2] == "B-" and data.family == "ner")}
+    untrained = [label for label in data.labels if label not in trained | usual]
     if untrained:
         data.notes["labels_without_example"] = untrained
         logger.warning("%d labels have no training example, e.g. %s.", len(untrained), untrained[0])

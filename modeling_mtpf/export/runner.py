@@ -110,7 +110,7 @@ class Runner:
         return {"label": labels[int(mean.argmax())], "score": float(mean.max())}
 
     def _entities(self, text, tokens, pieces, labels):
-        """Label words by their first sub-word and join IOB2 spans."""
+        """Label words by their first sub-word with the best valid IOB2 tags, and join them."""
         scores = _softmax(np.concatenate([logits[part] for _, logits, part in pieces]))  # (tokens, labels)
         words, runs, group = {}, [], None
         for token, (word, (start, end)) in enumerate(zip(tokens.word_ids, tokens.offsets, strict=True)):
@@ -120,17 +120,33 @@ class Runner:
         spans = [(t, j - len(text[i:j].lstrip()), j) for word, (t, i, j) in words.items() if word is not None]
         spans = [(token, start, end) for token, start, end in spans if start < end]
         limits = [*(start for _, start, _ in spans[1:]), len(text)]
-        for (token, start, end), limit in zip(spans, limits, strict=False):
+        scores = scores[[token for token, _, _ in spans]]
+        tags = _decode(np.log(np.maximum(scores, 1e-30)), labels)
+        for row, best, (_, start, end), limit in zip(scores, tags, spans, limits, strict=False):
             while end < limit and unicodedata.category(text[end])[0] == "M":  # marks that tokenizers strip
                 end += 1
-            prefix, _, kind = labels[int(scores[token].argmax())].partition("-")
-            score = [scores[token].max()]
+            prefix, _, kind = labels[best].partition("-")
             if prefix == "I" and kind == group:
-                runs[-1].update(end=end, score=runs[-1]["score"] + score)
+                runs[-1].update(end=end, score=[*runs[-1]["score"], row[best]])
             elif prefix in ("B", "I"):
-                runs.append(dict(entity_group=kind, score=score, word="", start=start, end=end))
+                runs.append(dict(entity_group=kind, score=[row[best]], word="", start=start, end=end))
             group = kind if prefix in ("B", "I") else None
         return [{**s, "score": float(np.mean(s["score"])), "word": text[s["start"] : s["end"]]} for s in runs]
+
+
+def _decode(scores, labels):
+    """Return the best labels of words, from log-probabilities, in which I-X follows B-X or I-X (Viterbi)."""
+    continues = np.array([label[:2] == "I-" and "B" + label[1:] in labels for label in labels])
+    kinds = np.array([label[2:] if label[:2] in ("B-", "I-") else "" for label in labels])
+    step = np.where(~continues | (kinds[:, None] == kinds), 0, -np.inf)
+    total, steps = np.where(continues, -np.inf, 0), []
+    for row in scores:
+        steps.append((total[:, None] + step).argmax(0))
+        total = (total[:, None] + step).max(0) + row if len(steps) > 1 else total + row
+    best = [int(total.argmax())] if steps else []
+    for back in steps[:0:-1]:
+        best.append(int(back[best[-1]]))
+    return best[::-1]
 
 
 def _softmax(logits):

@@ -248,12 +248,14 @@ class MtpfModel(MtpfPreTrainedModel):
             column: Where ``texts`` is a table or yields dicts: what to read; ``text`` by default.
             tokenizer: The backbone's tokenizer; by default read from where the backbone came from.
             token: Hub token, to read the tokenizer from a private repo; by default that of ``hf auth login``.
-            **options: ``batch_tokens``, ``batch_size``, ``portion``, ``max_characters`` of `Predictor`.
+            **options: ``top_k``, ``batch_tokens``, ``batch_size``, ``portion``, ``max_characters`` of
+                `Predictor`.
 
         Returns:
             With ``adapters``, for each app one result per text, shaped like transformers' pipelines: a list
-            of ``{"entity_group", "score", "word", "start", "end"}`` or one ``{"label", "score"}``. With
-            ``adapter_names``, one result per text. Offsets count the characters of the given text.
+            of ``{"entity_group", "score", "word", "start", "end"}``, or one ``{"label", "score"}``, with
+            ``top_k`` a list of them. With ``adapter_names``, one result per text. Offsets count the
+            characters of the given text.
 
         Raises:
             AdapterError: An unknown adapter, or one without a head.

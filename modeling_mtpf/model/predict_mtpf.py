@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from .adapters_mtpf import check_loaded
 from .configuration_mtpf import max_tokens
 from .errors_mtpf import AdapterError
-from .results_mtpf import TagScheme, entities, text_label
+from .results_mtpf import TagScheme, entities, text_labels
 from .texts_mtpf import MAX_CHARACTERS, TextTokenizer, Tokens, Window, in_portions, read_texts
 from .trunk_mtpf import run_layers, run_trunk
 from .views_mtpf import CHANGES, InferenceViews, inference_views
@@ -48,14 +48,14 @@ class _App:
 class _Portion:
     """Texts that are processed together, with the indices of the apps that each wants.
 
-    ``labels`` has for each (text, token app) label number and probability of each sub-word, ``sums`` for each
+    ``scores`` has for each (text, token app) the log-probabilities ``(sub-words, labels)``, ``sums`` for each
     (text, text app) the weighted sum of probabilities, and the weight.
     """
 
     texts: list[str]
     tokens: list[Tokens]
     wanted: list[list[int]]
-    labels: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    scores: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
     sums: dict[tuple[int, int], list] = field(default_factory=dict)
     words: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=dict)
 
@@ -71,6 +71,8 @@ class Predictor:
         batch_size: Windows of a batch at most.
         portion: Texts that are read ahead.
         max_characters: A longer text is refused.
+        top_k: Number of labels of a TC app, the most probable first: 1 gives the best as a dict; more, or
+            ``None`` for all, give a list of dicts.
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class Predictor:
         batch_size: int | None = None,
         portion: int = PORTION,
         max_characters: int = MAX_CHARACTERS,
+        top_k: int | None = 1,
     ):
-        for name, value in (("batch_tokens", batch_tokens), ("batch_size", batch_size), ("portion", portion)):
+        sizes = {"batch_tokens": batch_tokens, "batch_size": batch_size, "portion": portion, "top_k": top_k}
+        for name, value in sizes.items():
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
         self.model = model
@@ -92,7 +96,7 @@ class Predictor:
         self.device = model.device
         self.batch_tokens = batch_tokens or (CPU_TOKENS if self.device.type == "cpu" else DEVICE_TOKENS)
         self.batch_size = batch_size or self.batch_tokens
-        self.portion, self.max_characters = portion, max_characters
+        self.portion, self.max_characters, self.top_k = portion, max_characters, top_k
 
     def stream(
         self,
@@ -165,10 +169,8 @@ class Predictor:
                 fits = size + self.tokenizer.special <= apps[index].limit
                 by_limit.setdefault(None if fits else apps[index].limit, []).append(index)
                 if apps[index].scheme is not None:
-                    portion.labels[text, index] = (
-                        np.zeros(size, dtype=np.int64),
-                        np.zeros(size, dtype=np.float32),
-                    )
+                    shape = size, len(apps[index].head.labels)
+                    portion.scores[text, index] = np.zeros(shape, dtype=np.float32)
                 else:
                     portion.sums[text, index] = [0.0, 0]
             for limit, indices in by_limit.items():
@@ -239,7 +241,7 @@ class Predictor:
         states: torch.Tensor,
         lengths: np.ndarray,
     ) -> None:
-        """Turn hidden states ``(rows, tokens, hidden)`` into labels and probabilities of the portion."""
+        """Turn hidden states ``(rows, tokens, hidden)`` into scores of the portion."""
         states = states.to(app.head.weight.dtype)
         if app.scheme is None:
             if lengths.min() < states.shape[1]:
@@ -251,25 +253,22 @@ class Predictor:
                 entry = portion.sums[window.text, index]
                 entry[0], entry[1] = entry[0] + row * length, entry[1] + length
             return
-        scores, best = app.head(states).float().softmax(-1).max(-1)
-        scores, best = scores.cpu().numpy(), best.cpu().numpy()
+        scores = app.head(states).float().log_softmax(-1).cpu().numpy()
         for row, window in enumerate(batch):
-            labels, probabilities = portion.labels[window.text, index]
-            part = slice(window.label_start, window.label_stop)
             shift = len(self.tokenizer.prefix) - window.start
-            labels[part] = best[row, part.start + shift : part.stop + shift]
-            probabilities[part] = scores[row, part.start + shift : part.stop + shift]
+            part = slice(window.label_start, window.label_stop)
+            portion.scores[window.text, index][part] = scores[row, part.start + shift : part.stop + shift]
 
     def _result(self, portion: _Portion, text: int, index: int, app: _App) -> Any:
         if app.scheme is None:
             total, weight = portion.sums[text, index]
-            return text_label(total / weight, app.head.labels)
-        best, scores = portion.labels[text, index]
-        if not (app.scheme.group_of[best] >= 0).any():
+            return text_labels(total / weight, app.head.labels, self.top_k)
+        scores = portion.scores[text, index]
+        if not (app.scheme.group_of[scores.argmax(-1)] >= 0).any():
             return []
         if text not in portion.words:
             portion.words[text] = portion.tokens[text].words(portion.texts[text])
-        return entities(portion.texts[text], portion.words[text], best, scores, app.scheme)
+        return entities(portion.texts[text], portion.words[text], scores, app.scheme)
 
 
 def check_choice(adapters: Any, names: Any) -> None:

@@ -1,7 +1,11 @@
 """Fitting apps on the frozen backbone: what changes, what does not, and what comes back from disk."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +21,8 @@ from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.adaptation.methods import lora, probe
 from modeling_mtpf.adaptation.methods.probe import STRENGTHS, choose_by_folds, choose_probe
 from modeling_mtpf.adaptation.methods.registry import METHODS, register_method
-from modeling_mtpf.adaptation.scoring import tag_words
 from modeling_mtpf.adaptation.settings import FitResult
+from modeling_mtpf.adaptation.tagged_texts import TaggedTexts
 from modeling_mtpf.adaptation.tail_training import add_app, label_weights, shuffled_batches, train_tail
 from modeling_mtpf.adaptation.text_vectors import embed_texts
 from modeling_mtpf.adaptation.trunk_cache import TrunkCache
@@ -26,9 +30,9 @@ from modeling_mtpf.data.app_data import AppData, Examples
 from modeling_mtpf.data.backbones import open_backbone
 from modeling_mtpf.data.batches import row_batches
 from modeling_mtpf.data.encoding import encode_rows
+from modeling_mtpf.data.spans import join_words
 from modeling_mtpf.data.words import load_word_tokenizer
 from modeling_mtpf.errors import MissingExtraError, MtpfError, RecipeError, require_extra
-from modeling_mtpf.metrics import entity_scores
 from modeling_mtpf.model.adapter_files_mtpf import (
     ADAPTER_WEIGHTS_FILE,
     HEAD_FILE,
@@ -92,7 +96,11 @@ def test_a_token_app_learns_and_leaves_everything_else_alone(setting, family_ada
     assert (tmp_path / "people" / "README.md").read_text().startswith("---\n")
     again = load("bert")
     again.load_adapter(tmp_path / "people")
-    assert tag_words(again, tokenizer, "people", TOKENS) == tag_words(model, tokenizer, "people", TOKENS)
+    texts = [" ".join(words) for words in TOKENS]
+    results = again.predict(texts, adapters=["people"], tokenizer=tokenizer)
+    assert results == model.predict(texts, adapters=["people"], tokenizer=tokenizer) and any(
+        results["people"]
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["people", "tpl"]  # nothing half-written
 
 
@@ -302,7 +310,7 @@ def test_the_script_and_a_fresh_process_predict_alike(encoders, tmp_path, load, 
     labels = [
         json.loads((tmp_path / n / "task.json").read_text())["labels"] for n in ("plain", "other", "free")
     ]
-    assert labels == [["O", "B-LOC", "B-PER"]] * 2 + [["B-PER", "O", "B-LOC"]]
+    assert labels == [["O", "B-LOC", "B-PER"]] * 2 + [["B-PER", "I-PER", "O", "B-LOC", "I-LOC"]]
     model = load("bert")
     model.load_adapter(tmp_path / "plain", "people")
     tokenizer = load_word_tokenizer(str(encoders["bert"]))
@@ -446,26 +454,70 @@ def test_data_in_memory_is_checked(setting, change, message):
         fit_app(ner_data(), "ner", backbone=setting, train_fraction=0.1)
 
 
-def test_words_that_are_cut_off_are_missed_and_counted(setting):
-    model, tokenizer = setting
-    data = ner_data()
-    data.test = Examples([["Ada"] * 30], [["B-PER"] * 30])
-    app = fit_app(data, "ner", backbone=setting, settings=FitSettings(steps=1, max_length=16, **FLOAT))
-    seen = len(tag_words(model, tokenizer, "app", data.test.inputs)[0])
-    assert 0 < seen < 30 and app.metrics["words_cut_off"] == 30 - seen
-    assert entity_scores([["B-PER"] * 30], [["B-PER"] * seen])["recall"] == pytest.approx(seen / 30)
+def test_a_long_sentence_is_fitted_and_scored_in_windows(setting):
+    """Every word counts once, whichever window shows it."""
+    _, tokenizer = setting
+    words = [f"Ada{'!' * (i % 3)}" for i in range(60)]
+    examples = Examples([words, ["Hi"]], [["B-PER"] * 60, ["O"]])
+    texts = TaggedTexts(tokenizer, examples, ["O", "B-PER", "I-PER"], 16)
+    assert len(texts.targets) > 5 and max(texts.encoded.lengths) == 16
+    labelled = np.concatenate(texts.targets)
+    assert (labelled == 1).sum() == 60 and (labelled == 2).sum() == 60  # 0, 1 or 2 marks continue a word
+    whole = TaggedTexts(tokenizer, examples, ["O", "B-PER", "I-PER"], 512)
+    assert np.concatenate(whole.targets).tolist().count(1) == 60 and len(whole.targets) == 2
+
+    def right(rows):  # logits that are sure of the labels
+        for row, (targets, length) in enumerate(zip(rows.targets, rows.encoded.lengths, strict=True)):
+            logits = np.zeros((1, length, 3), dtype=np.float32)
+            logits[0, np.arange(length), np.maximum(targets, 0)] = 9
+            yield np.array([row]), torch.from_numpy(logits)
+
+    assert texts.score(right(texts))["entity_f1"] == 1.0
 
 
-def test_what_the_tokenizer_drops_is_not_cut_off(setting):
-    """The last word maps to no token, and a row may end exactly at the limit."""
+def test_printed_scores_are_those_of_what_predict_delivers(setting, tmp_path):
+    """An independent count over the files of a fresh process: NER by spans, TC by labels; long texts, too."""
     model, tokenizer = setting
+    model.save_pretrained(tmp_path / "backbone")
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    words = [*TOKENS, ["Ada's", "friend", "O'Noor", "in", "U.S.", *["London"] * 60]]
+    tags = [*TAGS, ["B-PER", "O", "B-PER", "O", "B-LOC", *["B-LOC", "I-LOC", "O"] * 20]]
+    settings = FitSettings(steps=30, learning_rate=3e-3, batch_size=4, max_length=32, **FLOAT)
     data = ner_data()
-    data.test = data.train = Examples([["Ada", "is", "\u200b"]], [["B-PER", "O", "O"]])
-    app = fit_app(data, "ner", backbone=setting, settings=FitSettings(steps=1, max_length=16, **FLOAT))
-    assert app.metrics["words_cut_off"] == 0 == app.record["seeds"]["0"]["words_cut_off_in_train"]
-    assert len(tag_words(model, tokenizer, "app", data.test.inputs)[0]) == 3
-    length = len(tokenizer("Ada")["input_ids"])
-    assert encode_rows(tokenizer, ["Ada", "Ada."], length).cut == [False, True]
+    data.test = Examples(words, tags)
+    text = tc_data(2)
+    text.test = Examples(
+        [*text.train.inputs, "good Ada bad " * 40], [*text.train.labels, text.train.labels[0]]
+    )
+    rows = {"ner": [" ".join(row) for row in words], "tc": text.test.inputs}
+    for family, of_family in (("ner", data), ("tc", text)):
+        app = fit_app(
+            of_family,
+            family,
+            backbone=setting,
+            output_dir=tmp_path / f"app-{family}",
+            settings=settings,
+            method="lora",
+        )
+        (tmp_path / "texts.txt").write_text("\n".join(rows[family]))
+        command = f"{sys.executable} -m modeling_mtpf.cli predict --backbone backbone --adapter app-{family} texts.txt"
+        environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+        lines = subprocess.check_output(
+            command.split(), cwd=tmp_path, env=environment, text=True
+        ).splitlines()
+        results = [json.loads(line)["results"] for line in lines]
+        assert len(results) == len(rows[family])
+        if family == "tc":
+            right = [
+                row["app-tc"]["label"] == label for row, label in zip(results, text.test.labels, strict=True)
+            ]
+            assert app.metrics["accuracy"] == round(sum(right) / len(right), 4)
+            continue
+        delivered = [{(s["start"], s["end"], s["entity_group"]) for s in row["app-ner"]} for row in results]
+        gold = [set(join_words(*row)[1]) for row in zip(words, tags, strict=True)]
+        right = sum(len(a & b) for a, b in zip(gold, delivered, strict=True))
+        assert app.metrics["recall"] == round(right / sum(map(len, gold)), 4) > 0
+        assert app.metrics["precision"] == round(right / sum(map(len, delivered)), 4)
 
 
 def test_a_missing_extra_names_the_installation():
@@ -553,7 +605,7 @@ def test_an_app_reads_a_hub_data_set_at_its_commit(hub, fresh_process):
     files = {f"{split}.jsonl": data for split in ("train", "validation", "test")}
     sha = hub.commit("me/people", files, repo_type="dataset")
     labels, words, tags = fresh_process(HUB.format(source=f"me/people@{sha}"), **hub.environment())
-    assert (labels, words, tags) == (["B-PER", "O", "B-LOC"], TOKENS, TAGS)
+    assert (labels, words, tags) == (["B-PER", "I-PER", "O", "B-LOC", "I-LOC"], TOKENS, TAGS)
 
 
 def test_an_app_of_a_real_size_is_small(tmp_path):

@@ -24,7 +24,7 @@ from modeling_mtpf.evaluation.report import published_table, report
 from modeling_mtpf.evaluation.statistics import mean_interval, paired_bootstrap
 from modeling_mtpf.evaluation.tasks import all_tasks, load_task, select_tasks
 from modeling_mtpf.evaluation.vector_cache import StoredVectors
-from modeling_mtpf.metrics import entity_scores, text_scores
+from modeling_mtpf.metrics import entity_scores, span_scores, text_scores
 
 # Metrics
 
@@ -71,10 +71,21 @@ def test_an_entity_across_the_cut_of_a_long_sentence_stays_whole():
     assert entity_scores([gold], [gold])["recall"] == 1.0
 
 
-def test_words_that_are_cut_off_are_missed(caplog):
-    scores = entity_scores([["B-PER", "O", "B-LOC"], ["B-PER"]], [["B-PER"], ["B-PER"]])
-    assert scores["words_cut_off"] == 2 and scores["recall"] == pytest.approx(2 / 3)
-    assert scores["precision"] == 1.0 and "2 words were cut off" in caplog.text
+def test_spans_are_scored_as_seqeval_scores_their_tags():
+    generator = random.Random(1)
+    gold, predicted = ([], [])
+    for rows in (gold, predicted):
+        for _ in range(200):
+            borders = sorted(generator.sample(range(8), generator.choice([0, 2, 4])))
+            pairs = zip(borders[::2], borders[1::2], strict=True)
+            rows.append([(start, end, generator.choice("PQ")) for start, end in pairs])
+    right = sum(len({*a} & {*b}) for a, b in zip(gold, predicted, strict=True))
+    scores = span_scores(gold, predicted)
+    assert scores["recall"] == pytest.approx(right / sum(map(len, gold))) and right > 1
+    assert scores["precision"] == pytest.approx(right / sum(map(len, predicted)))
+
+
+def test_a_prediction_for_other_words_is_refused():
     with pytest.raises(DataError, match="Sentence 1 has 1 words but 2"):
         entity_scores([["O"]], [["O", "O"]])
     with pytest.raises(DataError, match="1 sentences but 0"):

@@ -26,10 +26,11 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from modeling_mtpf import AdapterError, AdapterHead, LoraSettings, MtpfModel
 from modeling_mtpf.cli.main import main
 from modeling_mtpf.errors import DataError, MissingExtraError
-from modeling_mtpf.export import ExportError, export, export_onnx, read_manifest
+from modeling_mtpf.export import ExportError, export, export_onnx, read_manifest, runner
 from modeling_mtpf.export.graphs import TailShape, tail_modules
 from modeling_mtpf.export.int8 import quantize_tables
 from modeling_mtpf.model.hub_cache_mtpf import sha256_of
+from modeling_mtpf.model.results_mtpf import TagScheme
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -183,6 +184,14 @@ print(json.dumps(Runner({str(exported)!r}).predict(texts, ["entities", "intent"]
     assert_close(results, expected)
 
 
+def test_the_runner_decodes_tags_as_predict_does():
+    generator = np.random.default_rng(0)
+    labels = ["I-LOC", "B-PER", "O", "B-LOC", "I-PER", "I-ORG"]
+    for words in [*range(1, 9)] * 30:
+        scores = generator.normal(size=(words, len(labels))).astype(np.float32)
+        assert runner._decode(scores, labels) == TagScheme(labels).decode(scores).tolist()
+
+
 def test_runner_reads_lines_and_writes_json(exported, folders, fresh_process):
     results = fresh_process(f"""
 import io, json, runpy, sys
@@ -211,7 +220,7 @@ def test_threads_share_a_runner(exported):
 
 def test_runner_is_short_and_needs_three_packages(exported):
     lines = (exported / "runner.py").read_text("utf-8").splitlines()
-    assert len(lines) <= 150
+    assert len(lines) <= 175
     imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
     assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime", "tokenizers"}
 

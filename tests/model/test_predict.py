@@ -1,5 +1,7 @@
 """Every way to predict gives what a plain forward pass of one text with one app gives."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from conftest import assert_close
 from transformers import AutoTokenizer
 
 from modeling_mtpf import AdapterError, AdapterHead, LoraSettings
+from modeling_mtpf.model.results_mtpf import TagScheme
 from modeling_mtpf.model.texts_mtpf import TextTokenizer
 
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
@@ -86,19 +89,19 @@ def plain(model, tokenizer, text, name):
             entry[0], entry[1] = min(entry[0], start), max(entry[1], end)
             if start == entry[0] and (index == 1 or ids[index - 1] != word) and min(left, right) > entry[2]:
                 entry[2], entry[3] = min(left, right), scores[index]
-    spans, before = [], None
     trimmed = [[end - len(text[start:end].lstrip()), end, *rest] for start, end, *rest in words.values()]
-    for start, end, _, scores in sorted(word for word in trimmed if word[0] < word[1]):
-        tag, _, group = head.labels[scores.argmax()].partition("-")
-        if tag == "O":
-            before = None
-            continue
-        if tag == "I" and before == group:
+    real = sorted((word for word in trimmed if word[0] < word[1]), key=lambda word: word[0])
+    spans: list[dict] = []
+    tags = best_tags([scores.log().tolist() for *_, scores in real], head.labels)
+    for (start, end, _, scores), label in zip(real, tags, strict=True):
+        tag, _, group = label.partition("-")
+        probability = float(scores[head.labels.index(label)])
+        if tag == "I":
+            assert spans[-1]["entity_group"] == group
             spans[-1]["end"] = end
-            spans[-1]["scores"].append(float(scores.max()))
-        else:
-            spans.append({"entity_group": group, "start": start, "end": end, "scores": [float(scores.max())]})
-        before = group
+            spans[-1]["scores"].append(probability)
+        elif tag == "B":
+            spans.append({"entity_group": group, "start": start, "end": end, "scores": [probability]})
     return [
         {
             "entity_group": span["entity_group"],
@@ -109,6 +112,44 @@ def plain(model, tokenizer, text, name):
         }
         for span in spans
     ]
+
+
+def best_tags(scores, labels):
+    """The IOB2 tags with the highest sum of scores, from the best path to each label of the word before."""
+    paths = [(0.0, [])]
+    for row in scores:
+        paths = [
+            max(
+                (total + score, [*path, label])
+                for total, path in paths
+                if label[0] != "I" or (path and path[-1] in (label, "B" + label[1:]))
+            )
+            for label, score in zip(labels, row, strict=True)
+            if label[0] != "I" or any(path and path[-1] in (label, "B" + label[1:]) for _, path in paths)
+        ]
+    return max(paths)[1]
+
+
+def test_the_decoder_finds_the_best_of_all_valid_sequences():
+    generator = np.random.default_rng(0)
+    labels = ["I-LOC", "B-PER", "O", "B-LOC", "I-PER", "I-ORG"]  # no B-ORG: I-ORG may open an entity
+    scheme = TagScheme(labels)
+
+    def valid(path):
+        names = [labels[number] for number in path]
+        return all(
+            tag[0] != "I" or tag == "I-ORG" or before in (tag, "B" + tag[1:])
+            for before, tag in zip(["O", *names], names, strict=False)
+        )
+
+    repaired = 0
+    for _ in range(60):
+        scores = generator.normal(size=(generator.integers(1, 5), len(labels))).astype(np.float32)
+        paths = [path for path in itertools.product(range(len(labels)), repeat=len(scores)) if valid(path)]
+        best = max(paths, key=lambda path: sum(scores[i, label] for i, label in enumerate(path)))
+        assert scheme.decode(scores).tolist() == list(best)
+        repaired += list(best) != scores.argmax(1).tolist()
+    assert 10 < repaired < 60
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "modernbert"])
