@@ -36,7 +36,7 @@ from modeling_mtpf.data.app_data import AppData, load_app_data
 from modeling_mtpf.data.batches import row_batches
 from modeling_mtpf.data.encoding import encode_rows, padded
 from modeling_mtpf.data.packaged_encoder import resolve_encoder
-from modeling_mtpf.data.words import IGNORE, align_labels, load_word_tokenizer
+from modeling_mtpf.data.words import IGNORE, align_labels, first_subwords, load_word_tokenizer
 from modeling_mtpf.errors import MtpfError
 from modeling_mtpf.evaluation.records import PACKAGES, today
 from modeling_mtpf.metrics import entity_scores

@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,7 @@ def _record(data: AppData, method: str, settings: FitSettings, results, start: s
         "training_data": f"{source}, {len(data.train):,} training examples",
         "protocol": _SCORED_BY[data.family] + ("" if data.test else "; no test set, validation only"),
         "data": data.notes,
-        "settings": {key: value for key, value in vars(settings).items() if key != "progress"},
+        "settings": {key: value for key, value in asdict(settings).items() if key != "progress"},
         "seeds": {
             str(seed): {"validation_score": round(result.score, 4), **result.details}
             for seed, result in results.items()

@@ -17,6 +17,21 @@ _CHOICES = {
 }
 
 
+@dataclass(frozen=True)
+class LoraShape:
+    """Shape of an app's LoRA; what is not set is that of ``--adapter``, or of the paper: r 32 on two layers.
+
+    Attributes:
+        layers: How many of the last layers carry LoRA. Apps share the layers below theirs.
+        r: Rank.
+        targets: Linear modules inside a layer; ``all`` for every one, by default query, key and MLP.
+    """
+
+    layers: int | None = None
+    r: int | None = None
+    targets: list[str] | None = None
+
+
 @dataclass
 class FitSettings:
     """Settings of one fit, checked. The defaults are meant to need no tuning.
@@ -37,6 +52,7 @@ class FitSettings:
             where float16 cannot hold them.
         cache_gb: Memory for the outputs of the frozen trunk; rows beyond are computed again in each pass.
         progress: Show progress bars.
+        lora: Shape of the LoRA.
     """
 
     seed: int = 0
@@ -51,6 +67,7 @@ class FitSettings:
     stored_dtype: str = "float16"
     cache_gb: float = 2.0
     progress: bool = False
+    lora: LoraShape = field(default_factory=LoraShape)
 
     def __post_init__(self):
         for name, least in _LEAST.items():

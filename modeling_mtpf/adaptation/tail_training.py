@@ -13,10 +13,10 @@ from transformers import get_linear_schedule_with_warmup
 from ..data.batches import LENGTH_MULTIPLE, padded_length, row_batches
 from ..devices import precision, wants_few_shapes
 from ..errors import DataError
-from ..model.adapters_mtpf import AdapterHead, LoraSettings, copy_lora
+from ..model.adapters_mtpf import AdapterHead, LoraSettings, copy_lora, extend_lora
 from ..model.modeling_mtpf import MtpfModel
 from ..model.trunk_mtpf import run_tail
-from .settings import FitSettings
+from .settings import FitSettings, LoraShape
 from .trunk_cache import TrunkCache
 
 POOL = 50
@@ -29,16 +29,26 @@ def app_parameters(model: MtpfModel, name: str) -> list[nn.Parameter]:
     return [*lora, *model.heads[name].parameters()]
 
 
-def add_app(
-    model: MtpfModel, name: str, head: AdapterHead, start_from: str | None, lora: LoraSettings | None = None
-) -> None:
-    """Put LoRA and head of a new app into the model: a copy of a loaded adapter's LoRA, or a fresh one."""
+def add_app(model: MtpfModel, name: str, head: AdapterHead, start_from: str | None, shape: LoraShape) -> None:
+    """Put LoRA and head of a new app into the model; it starts from a loaded adapter's LoRA, or fresh.
+
+    Where the shape has more layers, modules or a higher rank than that adapter, these start without effect.
+
+    Raises:
+        RecipeError: The shape has no room for all of that adapter.
+        AdapterError: The encoder has no such layers or modules.
+    """
     if start_from is None:
-        model.add_adapter(name, lora, head)
-    else:
-        model.adapter_depth(start_from)  # raises for an unknown adapter
+        r = shape.r or LoraSettings.r
+        layers = shape.layers or LoraSettings.layers
+        model.add_adapter(name, LoraSettings(r, 2 * r, layers, shape.targets), head)
+        return
+    model.adapter_depth(start_from)  # raises for an unknown adapter
+    if shape == LoraShape():
         copy_lora(model.backbone, start_from, name)
-        model.heads[name] = head.to(model.device)
+    else:
+        extend_lora(model.backbone, start_from, name, shape.layers, shape.r, shape.targets)
+    model.heads[name] = head.to(model.device)
 
 
 def shuffled_batches(

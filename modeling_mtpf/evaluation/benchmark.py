@@ -3,7 +3,7 @@
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -201,7 +201,7 @@ class Bench:
         if protocol == "mteb":
             config["normalize"] = settings.normalize
         if family == "ner":
-            chosen = vars(self._fit_settings(0)).items()
+            chosen = asdict(self._fit_settings(0)).items()
             config["settings"] = {key: value for key, value in chosen if key not in ("seed", "progress")}
         return config
 

@@ -44,8 +44,8 @@ class LoraSettings:
         r: Rank.
         alpha: Scale; the update is multiplied by ``alpha / r``.
         layers: How many of the last layers carry LoRA.
-        targets: Linear modules inside a layer, e.g. ``["attention.self.query"]``; ``None`` for the
-            architecture's query, key and MLP matrices.
+        targets: Linear modules inside a layer, e.g. ``["attention.self.query"]``; ``["all"]`` for every one,
+            ``None`` for the architecture's query, key and MLP matrices.
         dropout: Dropout on the LoRA input (our assumption: 0).
     """
 
@@ -68,22 +68,16 @@ def lora_targets(encoder: Encoder, settings: LoraSettings) -> list[str]:
     layers = encoder_layers(encoder)
     if not 1 <= settings.layers <= len(layers):
         raise AdapterError(f"lora.layers is {settings.layers}, but this encoder has {len(layers)} layers.")
-    targets = list(settings.targets or layout.lora_targets)
+    linear = [n for n, m in layers[-1].named_modules() if isinstance(m, nn.Linear) and "lora_" not in n]
+    known = sorted({name.removesuffix(".base_layer") for name in linear})
+    targets = known if settings.targets == ["all"] else list(settings.targets or layout.lora_targets)
     if settings.r < 1 or not 0 <= settings.dropout < 1:
         raise AdapterError(
             f"lora.r is {settings.r} and lora.dropout {settings.dropout}; the rank must be at least 1, "
             "and the dropout from 0 to below 1."
         )
     for target in targets:
-        try:
-            module = layers[-1].get_submodule(target)
-        except AttributeError:
-            module = None
-        if not isinstance(getattr(module, "base_layer", module), nn.Linear):
-            linear = [
-                n for n, m in layers[-1].named_modules() if isinstance(m, nn.Linear) and "lora_" not in n
-            ]
-            known = sorted({name.removesuffix(".base_layer") for name in linear})
+        if target not in known:
             raise AdapterError(f"LoRA target {target!r} is not in this encoder; it has: {', '.join(known)}.")
     first = len(layers) - settings.layers
     return sorted(f"{layout.layers}.{i}.{target}" for i in range(first, len(layers)) for target in targets)
@@ -236,6 +230,41 @@ def copy_lora(encoder: Encoder, source: str, name: str) -> None:
             for part in (module.lora_A, module.lora_B):
                 if source in part:
                     part[name].weight.copy_(part[source].weight)
+
+
+def extend_lora(
+    encoder: Encoder, source: str, name: str, layers: int | None, r: int | None, targets: list[str] | None
+) -> None:
+    """Add a trainable LoRA that starts as a loaded one in more layers or modules, or with a higher rank.
+
+    What is not given is as in the loaded one. What is added has no effect yet.
+
+    Raises:
+        AdapterError: The loaded one has a layer, a module or a rank that does not fit into this shape.
+    """
+    carriers = {path: module for path, module in lora_modules(encoder) if source in module.lora_A}
+    prefix = encoder_layout(encoder.config.model_type).layers
+    inner = {path.removeprefix(f"{prefix}.").partition(".")[2] for path in carriers}
+    rank = max(module.r[source] for module in carriers.values())
+    scale = next(iter(carriers.values())).scaling[source]
+    depth = adapter_depth(encoder, source)
+    settings = LoraSettings(r or rank, scale * (r or rank), layers or depth, targets or sorted(inner))
+    places = lora_targets(encoder, settings)
+    if settings.r < rank or (absent := sorted(set(carriers) - set(places))):
+        reason = f"its rank is {rank}" if settings.r < rank else f"it has a LoRA at {absent[0]}"
+        raise AdapterError(
+            f"The adapter {source!r} cannot start a LoRA of rank {settings.r} on {settings.layers} layers: "
+            f"{reason}; ask for at least its shape, or start without it."
+        )
+    inject_lora(encoder, name, lora_config(encoder, settings), trainable=True)
+    with torch.no_grad():
+        for path, module in lora_modules(encoder):
+            if path in carriers:
+                size = module.r[source]
+                module.lora_A[name].weight[:size].copy_(module.lora_A[source].weight)
+                module.lora_B[name].weight[:, :size].copy_(
+                    module.lora_B[source].weight * (module.scaling[source] / module.scaling[name])
+                )
 
 
 def remove_lora(encoder: Encoder, name: str) -> None:

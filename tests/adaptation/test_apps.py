@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from modeling_mtpf import AdapterHead
+from modeling_mtpf import AdapterError, AdapterHead
 from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.adaptation.methods import lora, probe
 from modeling_mtpf.adaptation.methods.probe import STRENGTHS, choose_by_folds, choose_probe
 from modeling_mtpf.adaptation.methods.registry import METHODS, register_method
-from modeling_mtpf.adaptation.settings import FitResult
+from modeling_mtpf.adaptation.settings import FitResult, LoraShape
 from modeling_mtpf.adaptation.tagged_texts import TaggedTexts
 from modeling_mtpf.adaptation.tail_training import add_app, label_weights, shuffled_batches, train_tail
 from modeling_mtpf.adaptation.text_vectors import embed_texts
@@ -111,6 +112,44 @@ def test_an_app_starts_as_a_copy_of_the_family(setting, family_adapter, batch):
     with torch.no_grad():
         states = model.encode_adapters(["ner", app.name], **batch("bert"))
     assert torch.equal(states["ner"], states["app"])
+
+
+@pytest.mark.parametrize("shape", [{"layers": 3}, {"r": 40}, {"targets": ["all"]}, {"layers": 4, "r": 33}])
+def test_a_larger_lora_starts_as_the_family_does(setting, family_adapter, batch, shape):
+    """What is added has no effect before it is trained, and is trained."""
+    model, tokenizer = setting
+    options = {"backbone": (model, tokenizer), "adapter": family_adapter}
+    untrained = FitSettings(
+        steps=1, learning_rate=0.0, stored_dtype="float32", lora=LoraShape(**shape), **FLOAT
+    )
+    fit_app(ner_data(), "ner", name="still", settings=untrained, **options)
+    with torch.no_grad():
+        states = model.encode_adapters(["ner", "still"], **batch("bert"))
+    torch.testing.assert_close(states["ner"], states["still"], atol=1e-5, rtol=1e-5)
+    app = fit_app(
+        ner_data(),
+        "ner",
+        name="moved",
+        settings=replace(untrained, steps=4, evaluations=1, learning_rate=1e-3),
+        **options,
+    )
+    config, first = model.backbone.peft_config["moved"], model.backbone.peft_config["ner"]
+    assert model.adapter_depth("moved") == shape.get("layers", 2) and config.r == shape.get("r", first.r)
+    assert config.lora_alpha / config.r == first.lora_alpha / first.r
+    assert app.record["settings"]["lora"] == {"layers": None, "r": None, "targets": None, **shape}
+    before, after = (lora_state_dict(model.backbone, name) for name in ("still", "moved"))
+    assert all(not torch.equal(after[key], value) for key, value in before.items() if "lora_B" in key)
+
+
+@pytest.mark.parametrize(
+    "shape, reason",
+    [({"layers": 1}, "it has a LoRA at"), ({"r": 8}, "its rank is 32"), ({"layers": 99}, "has 4")],
+)
+def test_a_shape_without_room_for_the_start_is_refused(setting, family_adapter, shape, reason):
+    settings = FitSettings(steps=1, lora=LoraShape(**shape))
+    with pytest.raises(AdapterError, match=reason):
+        fit_app(ner_data(), "ner", backbone=setting, adapter=family_adapter, settings=settings)
+    assert setting[0].adapters == ["ner", "tc"]
 
 
 @pytest.mark.parametrize("num_labels", [2, 3])
@@ -205,7 +244,7 @@ def test_early_stopping_restores_the_best_state(setting):
     model, tokenizer = setting
     settings = FitSettings(steps=40, evaluations=20, patience=3, batch_size=4, **FLOAT)
     encoded = encode_rows(tokenizer, TOKENS, 64)
-    add_app(model, "app", AdapterHead("token-classification", ["O", "B-PER"], 32), None)
+    add_app(model, "app", AdapterHead("token-classification", ["O", "B-PER"], 32), None, LoraShape())
     rows = TrunkCache(model, encoded, 2, settings)
     told, states = [0.1, 0.2, 0.9, 0.3, 0.9, 0.4, 1.0], []
 

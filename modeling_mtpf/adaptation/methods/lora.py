@@ -96,7 +96,7 @@ def fit_lora(
     torch.manual_seed(settings.seed)
     labels = _LABELS[data.family](tokenizer, data, settings.max_length)
     head = AdapterHead(labels.kind, data.labels, model.config.hidden_size, settings.max_length)
-    add_app(model, name, head, start_from)
+    add_app(model, name, head, start_from, settings.lora)
     model.eval()  # the frozen trunk must not drop anything
     depth = model.adapter_depth(name)
     train, validation = (

@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ...data.app_data import AppData
 from ...metrics import text_scores
-from ...model.adapters_mtpf import AdapterHead, LoraSettings, lora_parameters
+from ...model.adapters_mtpf import AdapterHead, lora_parameters
 from ...model.modeling_mtpf import MtpfModel
 from ..rounding import round_to_stored
-from ..settings import FitResult, FitSettings
+from ..settings import FitResult, FitSettings, LoraShape
 from ..tail_training import add_app
 from ..text_vectors import embed_texts
 from .registry import register_method
@@ -46,7 +46,7 @@ def fit_probe(
     """
     head = AdapterHead("text-classification", data.labels, model.config.hidden_size, settings.max_length)
     torch.manual_seed(settings.seed)
-    add_app(model, name, head, start_from, LoraSettings(r=1, alpha=1, layers=1))
+    add_app(model, name, head, start_from, LoraShape() if start_from else LoraShape(layers=1, r=1))
     round_to_stored(lora_parameters(model.backbone, name), settings)  # the probe sees what will be stored
     shared = {key: getattr(settings, key) for key in ("max_length", "mixed_precision", "progress")}
     train, validation = (
