@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .errors_mtpf import MtpfError
+
 AUTO_MAP = {
     "AutoConfig": "configuration_mtpf.MtpfConfig",
     "AutoModel": "modeling_mtpf.MtpfModel",
@@ -19,7 +21,8 @@ AUTO_MAP = {
 }
 """Auto class → class of this package. Saving one class alone would record only its own entry."""
 
-_SHARED_KEYS = ("architectures", "dtype", "id2label", "label2id", "problem_type", "transformers_version")
+_TASK_KEYS = ("architectures", "dtype", "id2label", "label2id", "problem_type", "transformers_version")
+_SHARED_KEYS = (*_TASK_KEYS, "output_attentions", "output_hidden_states", "return_dict")
 """Keys that stay at the top of ``config.json`` and belong to the whole model, not to the encoder."""
 
 
@@ -103,18 +106,26 @@ class MtpfConfig(PreTrainedConfig):
     regime: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if kwargs.pop("model_type", self.model_type) != self.model_type:
+            raise MtpfError(
+                "MtpfConfig(...) takes the settings of the encoder as encoder_config={...}; for those of a "
+                "config.json use MtpfConfig.from_dict or from_json_file."
+            )
         if not isinstance(self.encoder_config, PreTrainedConfig):
             self.encoder_config = AutoConfig.for_model(
                 **{"model_type": "bert", **(self.encoder_config or {})}
             )
         super().__post_init__(**kwargs)
         # Auto classes look for their own entry on the config object, too.
-        self.auto_map = dict(AUTO_MAP)
+        self.__dict__["auto_map"] = dict(AUTO_MAP)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # resize_token_embeddings() writes config.vocab_size, which belongs to the encoder.
-        if name == "vocab_size" and isinstance(self.__dict__.get("encoder_config"), PreTrainedConfig):
-            setattr(self.__dict__["encoder_config"], name, value)
+        # vocab_size, hidden_dropout_prob, ...: whatever this config lacks is the encoder's. Written here, it
+        # would change nothing but what is read here.
+        encoder = self.__dict__.get("encoder_config")
+        here = name.startswith("_") or name in self.__dict__ or hasattr(type(self), name)
+        if not here and isinstance(encoder, PreTrainedConfig) and hasattr(encoder, name):
+            setattr(encoder, name, value)
         else:
             super().__setattr__(name, value)
 
@@ -126,30 +137,50 @@ class MtpfConfig(PreTrainedConfig):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return getattr(encoder, name)
 
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Any:
+        """Return the encoder's config, as composite models of transformers do."""
+        return self.encoder_config
+
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
         """Read ``config.json`` and nest the encoder's part, whether MTPF or a stock model wrote it."""
         revision = kwargs.get("revision")
         flat, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if not flat or flat.get("model_type") == cls.model_type:
-            return flat, kwargs
+        nested = cls._nested(flat) if flat else flat
+        # Which commit this is, for whatever is read later from the same repo; it is not written.
+        commit = getattr(revision, "resolved", None)
+        if nested is not flat and commit is not None:
+            nested["source_revision"] = commit
+        return nested, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs) -> Any:
+        """Build the config from a flat dict, as in ``config.json``, or from a nested one, as of `to_dict`."""
+        return super().from_dict(cls._nested(config_dict), **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file) -> Any:
+        """Read a ``config.json`` that MTPF or a stock model wrote."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
+
+    @classmethod
+    def _nested(cls, flat: dict[str, Any]) -> dict[str, Any]:
+        """Move the encoder's part of a flat config into ``encoder_config``; a nested one stays as it is."""
+        if flat.get("model_type", cls.model_type) == cls.model_type:
+            return flat
         encoder = dict(flat)
-        block = dict(encoder.pop("mtpf", None) or {})
+        block = encoder.pop("mtpf", None) or {}
         encoder.pop("auto_map", None)
         shared = {key: encoder.pop(key) for key in _SHARED_KEYS if key in encoder}
         shared.pop("transformers_version", None)
-        # Which commit this is, for whatever is read later from the same repo; it is not written.
-        commit = getattr(revision, "resolved", None)
-        if commit is not None:
-            block["source_revision"] = commit
-        return {**shared, **block, "model_type": cls.model_type, "encoder_config": encoder}, kwargs
+        return {**shared, **block, "model_type": cls.model_type, "encoder_config": encoder}
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """Serialise as a flat, stock encoder config with an ``mtpf`` block and the complete ``auto_map``."""
         whole = json.loads(super().to_json_string(use_diff=use_diff))
         assert isinstance(self.encoder_config, PreTrainedConfig)
         encoder = json.loads(self.encoder_config.to_json_string(use_diff=True))
-        for key in (*_SHARED_KEYS, "_name_or_path", "auto_map"):  # the encoder's path is a local one
+        for key in (*_TASK_KEYS, "_name_or_path", "auto_map"):  # the encoder's path is a local one
             encoder.pop(key, None)
         encoder["model_type"] = self.encoder_config.model_type
         shared = {key: whole[key] for key in _SHARED_KEYS if key in whole}

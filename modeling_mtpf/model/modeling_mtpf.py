@@ -17,6 +17,8 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import PrefixChange
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput, TokenClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .adapter_methods_mtpf import AdapterMethods
 from .adapters_mtpf import check_loaded
@@ -72,7 +74,12 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
     _supports_flex_attn = True
     _supports_attention_backend = True
 
-    def __init__(self, config: MtpfConfig):
+    def __init__(self, config: MtpfConfig, add_pooling_layer: bool = True):
+        if not add_pooling_layer:
+            raise MtpfError(
+                f"{type(self).__name__} has no add_pooling_layer=False: adapters name their backbone by all "
+                "its weights, the pooler's included; leave the argument out."
+            )
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.encoder_config)
         self.heads = nn.ModuleDict()
@@ -87,6 +94,14 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
         """Replace the encoder's token embedding."""
         self.backbone.set_input_embeddings(value)
 
+    def get_position_embeddings(self) -> Any:
+        """Return the encoder's position embedding, where the stock encoder does (DistilBERT)."""
+        return self.backbone.get_position_embeddings()
+
+    def resize_position_embeddings(self, new_num_position_embeddings: int) -> None:
+        """Change the longest input, where the stock encoder can (DistilBERT)."""
+        self.backbone.resize_position_embeddings(new_num_position_embeddings)
+
     def encode(self, input_ids=None, attention_mask=None, **kwargs) -> Any:
         """Run the stock encoder with the active adapter and return its own output.
 
@@ -94,20 +109,24 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
             TypeError: An argument that the encoder does not know and would silently ignore, for instance
                 PEFT's ``adapter_names``.
         """
-        unknown = sorted(set(kwargs) - self._encoder_arguments())
+        inputs = {name: value for name, value in kwargs.items() if value is not None}
+        if not getattr(self.config, "type_vocab_size", 0):
+            inputs.pop("token_type_ids", None)  # as stock encoders without segment embeddings do
+        unknown = sorted(set(inputs) - self._encoder_arguments())
         if unknown:
             raise TypeError(
                 f"{type(self).__name__} got unknown argument {unknown[0]!r}; to use adapters call "
                 "model.encode_adapters(adapters=[...]) or wrap the call in model.use_adapter(name)."
             )
-        if self.config.output_hidden_states:
-            kwargs.setdefault("output_hidden_states", True)
-        return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        for name in ("output_hidden_states", "output_attentions"):
+            if getattr(self.config, name):
+                inputs.setdefault(name, getattr(self.config, name))
+        inputs.setdefault("return_dict", True)
+        return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **inputs)
 
     def _encoder_arguments(self) -> set[str]:
         named = inspect.signature(self.backbone.forward).parameters
-        common = {"token_type_ids"} if getattr(self.config, "type_vocab_size", 0) else set()
-        return {*named, *common, "output_hidden_states", "output_attentions", "return_dict"} - {"kwargs"}
+        return {*named, *TransformersKwargs.__annotations__, "token_type_ids", "return_dict"} - {"kwargs"}
 
     def encode_adapters(self, adapters: list[str | None], **inputs: Any) -> dict[str | None, torch.Tensor]:
         """Run the trunk once and one short tail per adapter.
@@ -160,6 +179,8 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
             source = packaged_encoder()
         elif source and not kwargs.get("subfolder") and (hint := backbone_hint(source)):
             raise MtpfError(f"{source} has no config.json.{hint}")
+        if source and kwargs.get("subfolder") and (Path(source) / kwargs["subfolder"]).is_dir():
+            source = Path(source) / kwargs.pop("subfolder")  # later the tokenizer is looked for there, too
         kwargs.setdefault("key_mapping", {STOCK_PREFIXES: ""})
         return super().from_pretrained(source, *args, **kwargs)
 
@@ -169,22 +190,51 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
         """Write the backbone (and the task head of a task class) under stock names, adapters or not.
 
         The folder also gets the code that loads it with ``trust_remote_code=True``. Adapters are written by
-        [`save_adapter`]. Arguments are those of transformers.
+        [`save_adapter`]. Arguments are those of transformers; with either ``save_original_format`` the names
+        are the stock ones.
         """
+        kwargs.pop("save_original_format", None)
         if state_dict is None:
             head = {k: v for k, v in self.state_dict().items() if not k.startswith(("backbone.", "heads."))}
             state_dict = {**backbone_state_dict(self.backbone), **head}
+        else:  # Trainer gathers the weights itself under FSDP and DeepSpeed
+            stock = {key: name for name, key in self._stock_names().items()}
+            state_dict = {
+                stock.get(key, key): value
+                for key, value in state_dict.items()
+                if key in stock or not key.startswith(("backbone.", "heads."))
+            }
         super().save_pretrained(save_directory, state_dict=state_dict, save_original_format=False, **kwargs)
         here = Path(__file__).parent
         for name in HUB_FILES:
             if here != Path(save_directory).resolve():
                 shutil.copyfile(here / name, Path(save_directory) / name)
 
+    def _stock_names(self) -> dict[str, str]:
+        """Map the stock name of each weight of the encoder to its key in this model."""
+        return {
+            key.replace(".base_layer.", "."): f"backbone.{key}"  # LoRA wraps the layers it is in
+            for key in self.backbone.state_dict()
+            if ".lora_" not in key
+        }
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        """Take the encoder's weights under their stock names, too: `save_pretrained` writes those.
+
+        Trainer reads checkpoints by ``load_state_dict``, where only the module's own keys would count.
+        """
+        for name, key in self._stock_names().items():
+            if prefix + name in state_dict and prefix + key not in state_dict:
+                state_dict[prefix + key] = state_dict.pop(prefix + name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     @staticmethod
     def _finalize_model_loading(model, load_config, loading_info):
         missing = [
             key for key in loading_info.missing_keys if key.startswith("backbone.") and ".pooler." not in key
         ]
+        if load_config.pretrained_model_name_or_path is None:  # a model with random weights is asked for
+            return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
         if missing:
             raise ValueError(
                 f"The checkpoint lacks {len(missing)} weights of the encoder, e.g. {sorted(missing)[0]!r}; "
@@ -214,12 +264,22 @@ class MtpfModel(MtpfPreTrainedModel):
         >>> model.predict(["Call Ada at 5pm"], adapters=["entities"])  # doctest: +SKIP
     """
 
-    def __init__(self, config: MtpfConfig):
-        super().__init__(config)
+    def __init__(self, config: MtpfConfig, **kwargs):
+        super().__init__(config, **kwargs)
         self.post_init()
 
-    def forward(self, input_ids=None, attention_mask=None, **kwargs) -> BaseModelOutput:
+    @can_return_tuple
+    def forward(  # type: ignore[misc]
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
         """Run the encoder with the active adapter; arguments and output are the stock encoder's."""
+        kwargs |= _named(token_type_ids, position_ids, inputs_embeds)
         return self.encode(input_ids, attention_mask, **kwargs)
 
     def predict(
@@ -305,11 +365,32 @@ class MtpfModel(MtpfPreTrainedModel):
 class _MtpfTaskModel(MtpfPreTrainedModel):
     """Base of the task classes: dropout and a linear classifier on the encoder."""
 
-    def __init__(self, config: MtpfConfig):
-        super().__init__(config)
-        self.dropout = nn.Dropout(_classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels or 2)
+    dropout_rates: tuple[str, ...] = ("classifier_dropout", "hidden_dropout_prob", "dropout")
+    """Where stock configs have the rate of the dropout before the classifier."""
+
+    def __init__(self, config: MtpfConfig, **kwargs):
+        super().__init__(config, **kwargs)
+        self.num_labels = config.num_labels or 2
+        rates = [getattr(config, name, None) for name in self.dropout_rates]
+        self.dropout = nn.Dropout(next((float(rate) for rate in rates if rate is not None), 0.1))
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
+        self._freeze_pooler()
+
+    def _freeze_pooler(self) -> None:
+        """Exclude the pooler, which no task class uses, from training: DDP wants all gradients.
+
+        It stays in the model: adapters name their backbone by the hash of all its weights.
+        """
+        pooler = getattr(self.backbone, "pooler", None)
+        if pooler is not None:
+            pooler.requires_grad_(False)
+
+    @staticmethod
+    def _finalize_model_loading(model, load_config, loading_info):
+        finished = MtpfPreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        model._freeze_pooler()  # loading has replaced every parameter
+        return finished
 
 
 class MtpfForTokenClassification(_MtpfTaskModel):
@@ -317,16 +398,29 @@ class MtpfForTokenClassification(_MtpfTaskModel):
 
     head_kind = "token-classification"
 
-    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs) -> TokenClassifierOutput:
+    @can_return_tuple
+    def forward(  # type: ignore[misc]
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        labels=None,
+        num_items_in_batch=None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
         """Return logits ``(batch, tokens, labels)``; with labels ``(batch, tokens)`` also the loss.
 
-        Label -100 is ignored.
+        The loss is transformers' ``loss_function``: the cross-entropy over all labels but -100, divided by
+        ``num_items_in_batch`` where the trainer counts them, by the number of labels otherwise.
         """
+        kwargs |= _named(token_type_ids, position_ids, inputs_embeds)
         outputs = self.encode(input_ids, attention_mask, **kwargs)
         logits = self.classifier(self.dropout(outputs[0]))
         loss = None
         if labels is not None:
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+            loss = self.loss_function(logits, labels, self.config, num_items_in_batch=num_items_in_batch)
         return TokenClassifierOutput(loss=loss, logits=logits, **_states(outputs))
 
 
@@ -334,27 +428,50 @@ class MtpfForSequenceClassification(_MtpfTaskModel):
     """Backbone with a linear layer on the mean of the token vectors."""
 
     head_kind = "text-classification"
+    dropout_rates = ("seq_classif_dropout", *_MtpfTaskModel.dropout_rates)
 
-    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs) -> SequenceClassifierOutput:
-        """Return logits ``(batch, labels)`` and, with ``labels`` ``(batch,)``, the cross-entropy."""
+    @can_return_tuple
+    def forward(  # type: ignore[misc]
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        labels=None,
+        num_items_in_batch=None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        """Return logits ``(batch, labels)`` and, with ``labels``, the loss.
+
+        The loss is transformers' ``loss_function`` for ``config.problem_type``: cross-entropy, mean squared
+        error (regression) or binary cross-entropy (several labels a text); without a problem type, the number
+        of labels and the dtype of ``labels`` decide.
+        """
+        kwargs |= _named(token_type_ids, position_ids, inputs_embeds)
         outputs = self.encode(input_ids, attention_mask, **kwargs)
         if attention_mask is None:
             attention_mask = torch.ones(outputs[0].shape[:2], device=outputs[0].device)
         logits = self.classifier(self.dropout(mean_pool(outputs[0], attention_mask)))
-        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels,
+                pooled_logits=logits.float(),
+                config=self.config,
+                num_items_in_batch=num_items_in_batch,
+            )
         return SequenceClassifierOutput(loss=loss, logits=logits, **_states(outputs))
+
+
+def _named(token_type_ids: Any, position_ids: Any, inputs_embeds: Any) -> dict[str, Any]:
+    # Named in the signatures because Trainer drops the data set's columns that are not.
+    return {"token_type_ids": token_type_ids, "position_ids": position_ids, "inputs_embeds": inputs_embeds}
 
 
 def _states(outputs: Any) -> dict[str, Any]:
     return {name: getattr(outputs, name, None) for name in ("hidden_states", "attentions")}
-
-
-def _classifier_dropout(config: MtpfConfig) -> float:
-    for name in ("classifier_dropout", "seq_classif_dropout", "hidden_dropout_prob", "dropout"):
-        value = getattr(config, name, None)
-        if value is not None:
-            return float(value)
-    return 0.1
 
 
 # Lets stock PeftModel.from_pretrained(MtpfModel, ...) find the modules behind the stock key names of an
