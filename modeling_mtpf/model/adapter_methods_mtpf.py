@@ -29,6 +29,8 @@ from .adapters_mtpf import (
     remove_lora,
     set_active_adapter,
 )
+from .backbone_identity_mtpf import check_in_memory
+from .bound_calls_mtpf import execution_device
 from .errors_mtpf import AdapterError
 from .hub_cache_mtpf import weights_file
 from .sources_mtpf import is_hub_id
@@ -63,10 +65,11 @@ class AdapterMethods:
         self, name: str, lora: LoraSettings | None = None, head: AdapterHead | None = None
     ) -> None:
         """Add a fresh, trainable LoRA (and the head of an app); nothing else changes its trainability."""
+        check_in_memory(self.backbone)
         settings = lora or LoraSettings(layers=self.config.num_tail_layers)
         inject_lora(self.backbone, name, lora_config(self.backbone, settings), trainable=True)
         if head is not None:
-            self.heads[name] = head.to(self.device)
+            self.heads[name] = head.to(execution_device(self))
 
     def load_adapter(  # type: ignore[override]
         self,
@@ -107,6 +110,7 @@ class AdapterMethods:
         Raises:
             AdapterError: The folder is damaged or incomplete, or does not fit this backbone.
         """
+        check_in_memory(self.backbone)
         extra = adapter_kwargs or {}
         folder = find_adapter(path_or_repo, revision or extra.get("revision"), token or extra.get("token"))
         source = weights_file(self.config.name_or_path, getattr(self.config, "source_revision", None))
@@ -122,7 +126,7 @@ class AdapterMethods:
             else:
                 install_adapter(self.backbone, files, trainable)
             if files.head is not None:
-                self.heads[files.name] = files.head.to(self.device)
+                self.heads[files.name] = files.head.to(execution_device(self))
             elif files.name in self.heads:
                 self.heads.pop(files.name)
         if load_config is not None or (self.head_kind and files.head is not None):
@@ -211,6 +215,7 @@ class AdapterMethods:
             raise AdapterError(
                 f"backbone_id must be a Hub id of the form 'owner/name', not the path {backbone_id!r}."
             )
+        check_in_memory(self.backbone)
         head: Any = self.heads[name] if name in self.heads else None
         return write_adapter(
             folder,

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
 
-from .errors_mtpf import AdapterError
+from .errors_mtpf import AdapterError, MtpfError
 from .hub_cache_mtpf import sha256_of
-from .trunk_mtpf import Encoder, is_lora_layer
+from .trunk_mtpf import Encoder, is_lora_layer, uncompiled
 
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, tuple[tuple, set[str]]]" = weakref.WeakKeyDictionary()
 """For each encoder the digests of its weights and the hashes that match them."""
@@ -27,6 +27,7 @@ def backbone_state_dict(encoder: Encoder) -> dict[str, torch.Tensor]:
 
 def _stock_tensors(module: Any, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
     # Not state_dict(): that visits every adapter, of which there may be hundreds.
+    module = uncompiled(module)
     if is_lora_layer(module):
         module = module.get_base_layer()
     for name, value in [*module._parameters.items(), *module._buffers.items()]:
@@ -35,6 +36,17 @@ def _stock_tensors(module: Any, prefix: str) -> Iterator[tuple[str, torch.Tensor
     for name, child in module._modules.items():
         if child is not None:
             yield from _stock_tensors(child, f"{prefix}{name}.")
+
+
+def check_in_memory(encoder: Encoder) -> None:
+    """Raise `MtpfError` for an encoder whose weights accelerate has offloaded."""
+    if any(tensor.is_meta for tensor in backbone_state_dict(encoder).values()) and any(
+        "_hf_hook" in module.__dict__ for module in encoder.modules()
+    ):
+        raise MtpfError(
+            "Weights of the backbone are offloaded: they can be neither compared with an adapter's backbone "
+            "nor saved. Load the backbone with a device_map without 'disk', or without device_map."
+        )
 
 
 def backbone_sha256(encoder: Encoder) -> str:

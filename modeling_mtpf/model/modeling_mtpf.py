@@ -22,13 +22,13 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .adapter_methods_mtpf import AdapterMethods
 from .adapters_mtpf import check_loaded
-from .backbone_identity_mtpf import backbone_state_dict
+from .backbone_identity_mtpf import backbone_state_dict, check_in_memory
 from .configuration_mtpf import MtpfConfig
 from .errors_mtpf import MtpfError
 from .packaged_mtpf import PACKAGED, packaged_encoder
 from .predict_mtpf import Predictor
 from .sources_mtpf import backbone_hint
-from .trunk_mtpf import run_layers, run_trunk, tail_views
+from .trunk_mtpf import run_layers, run_trunk, tail_views, uncompiled
 from .views_mtpf import CHANGES, inference_views
 
 HUB_FILES = (
@@ -36,6 +36,7 @@ HUB_FILES = (
     "adapter_files_mtpf.py",
     "adapters_mtpf.py",
     "backbone_identity_mtpf.py",
+    "bound_calls_mtpf.py",
     "configuration_mtpf.py",
     "errors_mtpf.py",
     "hub_cache_mtpf.py",
@@ -125,7 +126,7 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
         return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **inputs)
 
     def _encoder_arguments(self) -> set[str]:
-        named = inspect.signature(self.backbone.forward).parameters
+        named = inspect.signature(type(uncompiled(self.backbone)).forward).parameters
         return {*named, *TransformersKwargs.__annotations__, "token_type_ids", "return_dict"} - {"kwargs"}
 
     def encode_adapters(self, adapters: list[str | None], **inputs: Any) -> dict[str | None, torch.Tensor]:
@@ -194,6 +195,7 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
         are the stock ones.
         """
         kwargs.pop("save_original_format", None)
+        check_in_memory(self.backbone)
         if state_dict is None:
             head = {k: v for k, v in self.state_dict().items() if not k.startswith(("backbone.", "heads."))}
             state_dict = {**backbone_state_dict(self.backbone), **head}

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoTokenizer
 
 from .adapters_mtpf import check_loaded
+from .bound_calls_mtpf import execution_device
 from .configuration_mtpf import max_tokens
 from .errors_mtpf import AdapterError
 from .results_mtpf import TagScheme, entities, text_labels
@@ -93,7 +94,7 @@ class Predictor:
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
         self.model = model
         self.tokenizer = text_tokenizer(model, tokenizer, token)
-        self.device = model.device
+        self.device = execution_device(model)
         self.batch_tokens = batch_tokens or (CPU_TOKENS if self.device.type == "cpu" else DEVICE_TOKENS)
         self.batch_size = batch_size or self.batch_tokens
         self.portion, self.max_characters, self.top_k = portion, max_characters, top_k

@@ -9,6 +9,7 @@ model changes: several adapters can take part in one graph, backward (also with 
 which runs the layers again) sees the adapters of the forward, and threads do not disturb each other.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .bound_calls_mtpf import rebind_calls
 from .configuration_mtpf import encoder_layout
+from .errors_mtpf import MtpfError
 
 BARE = "_mtpf_bare"
 """Attribute of an encoder view that is known to have no LoRA in it."""
@@ -30,14 +33,28 @@ def encoder_layers(encoder: Encoder) -> nn.ModuleList:
     return encoder.get_submodule(encoder_layout(encoder.config.model_type).layers)
 
 
+def uncompiled(module: Any) -> Any:
+    """Return the module inside the wrapper that ``torch.compile(module)`` returns, or the module itself."""
+    while "_orig_mod" in module.__dict__.get("_modules", ()):
+        module = module._modules["_orig_mod"]
+    return module
+
+
 def shallow_view(module: nn.Module) -> nn.Module:
     """Copy a module object without its children: they and all parameters are shared with the original.
 
-    ``copy.copy`` is not used because some modules define a costly ``__setstate__``.
+    What calls the original through its attributes (a replaced ``forward``, hooks of accelerate,
+    ``module.compile()``) calls the view instead; compiled code runs uncompiled. ``copy.copy`` is not used
+    because some modules define a costly ``__setstate__``.
+
+    Raises:
+        MtpfError: The module's ``forward`` was replaced by something that may be tied to the original.
     """
     view = module.__class__.__new__(module.__class__)
     view.__dict__.update(module.__dict__)
     view.__dict__["_modules"] = dict(module._modules)
+    view.__dict__["_compiled_call_impl"] = None
+    rebind_calls(module, view)
     return view
 
 
@@ -106,17 +123,17 @@ def run_trunk(encoder: Encoder, num_tail_layers: int, **inputs) -> TrunkOutput:
     Raises:
         ValueError: The encoder has fewer layers than that.
     """
+    encoder = uncompiled(encoder)
     layout = encoder_layout(encoder.config.model_type)
     layers = list(encoder_layers(encoder))
     if not 1 <= num_tail_layers <= len(layers):
         raise ValueError(f"num_tail_layers must be from 1 to {len(layers)}, not {num_tail_layers}.")
     split = len(layers) - num_tail_layers
     recorded: list[tuple] = []
-    view = shallow_view(encoder)
-    parent: Any = view
+    view = parent = _trunk_view(encoder)
     *path, last = layout.layers.split(".")
     for part in path:
-        parent._modules[part] = shallow_view(parent._modules[part])
+        parent._modules[part] = _trunk_view(uncompiled(parent._modules[part]))
         parent = parent._modules[part]
     # No adapter acts in the trunk, not even one that plain forwards use and that reaches deeper.
     bare = BARE in encoder.__dict__
@@ -130,17 +147,47 @@ def run_trunk(encoder: Encoder, num_tail_layers: int, **inputs) -> TrunkOutput:
     return TrunkOutput(recorded[0][0], [(args, kwargs) for _, args, kwargs in recorded])
 
 
+def _trunk_view(module: nn.Module) -> Any:
+    """Return a view of a module above the layers; its forward hooks may look at its output, not change it."""
+    view = shallow_view(module)
+    if module._forward_hooks:
+        hooks = {key: _observing(hook) for key, hook in module._forward_hooks.items()}
+        view.__dict__["_forward_hooks"] = OrderedDict(hooks)
+    return view
+
+
+def _observing(hook: Any) -> Any:
+    def observe(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if hook(module, *args, **kwargs) is not None:
+            raise MtpfError(
+                f"A forward hook on {type(module).__name__} changes its output, which predict and "
+                "encode_adapters cannot use: they run its layers one by one. Register it on the last layer."
+            )
+
+    return observe
+
+
 def is_lora_layer(module: nn.Module) -> bool:
     """Whether PEFT has put LoRA on this module. Needs no import of PEFT."""
     return hasattr(module, "lora_A") and hasattr(module, "base_layer")
+
+
+def check_unmerged(lora: Any) -> None:
+    """Raise `MtpfError` for a layer with an adapter merged into the weights that all adapters share."""
+    if lora.merged:
+        raise MtpfError(
+            f"The adapter {lora.merged_adapters[0]!r} is merged into the weights of the backbone, which all "
+            "adapters share; unmerge it first, with PeftModel.unmerge_adapter()."
+        )
 
 
 def lora_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield name and module of every LoRA-carrying linear layer in ``module``.
 
     Modules inside them are not visited: their number grows with the adapters, and another thread may be
-    adding one.
+    adding one. Wrappers of ``torch.compile`` do not appear in the names.
     """
+    module = uncompiled(module)
     if is_lora_layer(module):
         yield prefix, module
         return
@@ -155,7 +202,9 @@ def adapter_view(module: nn.Module, adapter: str | None) -> nn.Module:
     Only the containers above a LoRA module are copied, a few microseconds each; parameters, plain
     modules, hooks and the training flag are those of the original at the time of the call.
     """
+    compiled, module = module, uncompiled(module)
     if is_lora_layer(module):
+        check_unmerged(module)
         view = shallow_view(module)
         view.__dict__["_active_adapter"] = [] if adapter is None else [adapter]
         # Tables of all adapters, which another thread may be changing.
@@ -170,7 +219,7 @@ def adapter_view(module: nn.Module, adapter: str | None) -> nn.Module:
         for name, child in module._modules.items()
     }
     if all(children[name] is child for name, child in module._modules.items()):
-        return module
+        return compiled
     view = shallow_view(module)
     view.__dict__["_modules"] = children
     return view

@@ -18,10 +18,12 @@ from .trunk_mtpf import (
     BARE,
     Encoder,
     adapter_view,
+    check_unmerged,
     encoder_layers,
     is_lora_layer,
     lora_modules,
     shallow_view,
+    uncompiled,
 )
 
 CHANGES = threading.RLock()
@@ -70,12 +72,20 @@ class _Tail:
 
 def _in_eval_mode(module: nn.Module) -> nn.Module:
     """Return a view of a module and all below it in eval mode."""
+    module = uncompiled(module)
     view = shallow_view(module)
     view.__dict__["training"] = False
     view.__dict__["_modules"] = {
         name: None if child is None else _in_eval_mode(child) for name, child in module._modules.items()
     }
     return view
+
+
+def _is_plain(lora: Any) -> bool:
+    """Whether calling this LoRA layer adds an unmerged LoRA and does nothing else."""
+    return not (
+        lora._forward_hooks or lora._forward_pre_hooks or "forward" in lora.__dict__ or lora.merged_adapters
+    )
 
 
 class InferenceViews:
@@ -92,18 +102,25 @@ class InferenceViews:
         self._tails: dict[str, _Tail] = {}
         self.bare: Any = self._without_lora(encoder)
         del self._views[encoder]  # a reference from here would keep the encoder alive for ever
+        forward = encoder.__dict__.get("forward")
+        self._forward = forward and weakref.ref(forward)
+        self._calls = self._current_calls()
         self.bare.__dict__[BARE] = True
         self.bare.__dict__.pop("peft_config", None)
         self.layers: list[nn.Module] = list(encoder_layers(self.bare))
 
     def _without_lora(self, module: nn.Module) -> nn.Module:
+        module = uncompiled(module)
         if is_lora_layer(module):
+            check_unmerged(module)
             base: Any = module.base_layer
-            self._views[module] = view = self._without_lora(base)
+            view = self._without_lora(base)
+            if not _is_plain(module):
+                view = _in_eval_mode(adapter_view(module, None))
+            self._views[module] = view
             return view
         view = shallow_view(module)
         view.__dict__["training"] = False
-        view.__dict__["_compiled_call_impl"] = None  # it is bound to the original
         if module._modules:
             self._children.append((module._modules, dict(module._modules)))
             view.__dict__["_modules"] = {
@@ -113,9 +130,20 @@ class InferenceViews:
         self._views[module] = view
         return view
 
-    def are_current(self) -> bool:
-        """Whether the encoder still has the modules that the views were made of."""
-        return all(now == then for now, then in self._children)
+    def are_current(self, encoder: Encoder) -> bool:
+        """Whether the encoder still has the modules, and they the calls, that the views were made of."""
+        return (
+            all(now == then for now, then in self._children)
+            and (self._forward and self._forward()) is encoder.__dict__.get("forward")
+            and self._calls == self._current_calls()
+        )
+
+    def _current_calls(self) -> list[Any]:
+        """What runs when a module below the encoder is called, where that can be changed on its object."""
+        return [
+            _is_plain(module) if is_lora_layer(module) else module.__dict__.get("forward")
+            for module in self._views
+        ]
 
     def in_eval_mode(self, encoder: Encoder) -> bool:
         """Whether all modules of the encoder are in eval mode, so that the views compute what it computes."""
@@ -144,12 +172,13 @@ class InferenceViews:
         return _Tail(layers, parts)
 
     def _with_lora(self, module: nn.Module, name: str) -> nn.Module:
+        module = uncompiled(module)
         bare = self._views[module]
         if is_lora_layer(module):
             lora: Any = module
             if name not in lora.lora_A:
                 return bare
-            if lora.merged or name in lora.lora_variant:
+            if name in lora.lora_variant or not _is_plain(lora):
                 return _in_eval_mode(adapter_view(module, name))
             return _FixedLora(bare, module, name)
         children = {
@@ -177,13 +206,15 @@ _VIEWS: "weakref.WeakKeyDictionary[nn.Module, InferenceViews]" = weakref.WeakKey
 
 def inference_views(encoder: Encoder) -> InferenceViews:
     """Return the views of an encoder; hold `CHANGES` while you use its methods."""
+    encoder = uncompiled(encoder)
     views = _VIEWS.get(encoder)
-    if views is None or not views.are_current():
+    if views is None or not views.are_current(encoder):
         views = _VIEWS[encoder] = InferenceViews(encoder)
     return views
 
 
 def forget_adapter(encoder: Encoder, name: str) -> None:
     """Drop the views of an adapter that is removed."""
+    encoder = uncompiled(encoder)
     if encoder in _VIEWS:
         _VIEWS[encoder].forget(name)
