@@ -145,7 +145,7 @@ def fit_app(
     start, start_name = None, "fresh"
     if adapter is not None:
         start_folder, start_name = _find_start(adapter, adapter_revision, None if any_family else family)
-        start = model.load_adapter(start_folder, _START)
+        start = model.load_adapter(start_folder, _START, activate=False)
     try:
         results, dtype = _fit_seeds(model, tokenizer, name, data, start, settings, seeds, fit)
     finally:

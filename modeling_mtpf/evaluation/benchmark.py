@@ -182,7 +182,9 @@ class Bench:
             family: adapter_sha256(name, self.revisions[family]) for family, name in self.adapters.items()
         }
         if settings.adapter_tc is not None:
-            self.model.load_adapter(settings.adapter_tc, "bench-tc", settings.adapter_tc_revision)
+            self.model.load_adapter(
+                settings.adapter_tc, "bench-tc", settings.adapter_tc_revision, activate=False
+            )
         self.configs = {protocol: self._config(protocol) for protocol in settings.protocol_names()}
 
     def _config(self, protocol: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from safetensors.numpy import save
 from ..data.backbones import load_backbone
 from ..errors import AdapterError, MtpfError, first_line, require_extra
 from ..files import disk_errors, write_bytes
-from ..model.adapter_files_mtpf import backbone_sha256
+from ..model.adapter_files_mtpf import backbone_sha256, find_adapter
 from ..model.adapters_mtpf import LoraSettings, lora_targets
 from ..model.configuration_mtpf import encoder_layout, max_tokens
 from ..model.hub_cache_mtpf import sha256_of
@@ -127,6 +127,8 @@ def export_onnx(
     if calibration is not None and not int8:
         raise ExportError("--calibration is for int8 graphs; add --int8.")
     manifest = read_manifest(folder) if _is_export(folder) else None
+    for adapter in adapters:
+        find_adapter(_named_source(adapter)[1])  # a missing one is noticed before the backbone is loaded
     model = _open(str(backbone), revision)
     sha256 = backbone_sha256(model.backbone)
     if manifest is not None:
@@ -192,13 +194,16 @@ def _open(backbone: str, revision: str | None) -> MtpfModel:
 # -------------------------------------------------------------------------------------------------- apps
 
 
+def _named_source(adapter: str | os.PathLike) -> tuple[str | None, str | os.PathLike]:
+    """Split ``NAME=ID``; without a name, or where that is an existing path, the name is ``None``."""
+    name, equals, source = str(adapter).partition("=")
+    return (name, source) if equals and not Path(str(adapter)).exists() else (None, adapter)
+
+
 def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _AppTensors:
     """Load an adapter with all checks of `load_adapter`, copy its tensors, and delete it from the model."""
-    name, equals, source = str(adapter).partition("=")
-    if equals and not Path(str(adapter)).exists():
-        loaded = model.load_adapter(source, adapter_name=name)
-    else:
-        loaded = model.load_adapter(adapter)
+    name, source = _named_source(adapter)
+    loaded = model.load_adapter(source, adapter_name=name, activate=False)
     try:
         if loaded not in model.heads:
             raise AdapterError(f"{adapter} has no head: it is a family's LoRA, not an app; fit an app on it.")

@@ -79,6 +79,12 @@ def check_backbone(folder: Path, shapes: Shapes | None = None) -> Backbone:
     shapes = tensor_shapes(folder / WEIGHTS_FILE) if shapes is None else shapes
     encoder = _encoder_without_memory(folder, config, len(shapes))
     expected = {key: tuple(tensor.shape) for key, tensor in encoder.state_dict().items()}
+    if "classifier.weight" in shapes:
+        raise HubError(
+            f"{folder} holds a task model with its classifier, not a backbone alone; publish it whole with "
+            f"hf upload OWNER/NAME {folder}, or write its backbone to another folder with "
+            f"MtpfModel.from_pretrained({str(folder)!r}).save_pretrained(...)."
+        )
     for key in sorted(expected.keys() | shapes.keys()):
         if key.startswith("pooler.") and key not in shapes:
             continue  # some stock checkpoints have no pooler, and nothing here uses it
@@ -137,6 +143,12 @@ def missing_files(manifest: Manifest) -> list[str]:
     """Say what a published backbone lacks, judging by the names of its files."""
     wanted = (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_CONFIG_FILE, *HUB_FILES)
     missing = [f"it has no {name}" for name in wanted if name not in manifest.files]
+    if not manifest.files.keys() & set(HUB_FILES):  # saved again by a library that loaded it without trust
+        missing = [reason for reason in missing if not reason.endswith("_mtpf.py")]
+        missing.append(
+            "its code is missing, so that trust_remote_code=True fails; add it with "
+            "MtpfModel.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
     return missing + ([] if has_vocabulary(manifest.files) else ["it has no vocabulary of a tokenizer"])
 
 

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from .adapter_files_mtpf import (
+    PEFT_PREFIX,
     find_adapter,
     install_adapter,
+    lora_state_dict,
     read_adapter,
     replace_adapter,
     write_adapter,
@@ -23,6 +25,7 @@ from .adapters_mtpf import (
     adapter_depth,
     adapter_names,
     check_loaded,
+    import_peft,
     inject_lora,
     lora_config,
     lora_parameters,
@@ -31,10 +34,23 @@ from .adapters_mtpf import (
 )
 from .backbone_identity_mtpf import check_in_memory
 from .bound_calls_mtpf import execution_device
-from .errors_mtpf import AdapterError
+from .configuration_mtpf import encoder_layout
+from .errors_mtpf import AdapterError, first_line
 from .hub_cache_mtpf import weights_file
 from .sources_mtpf import is_hub_id
+from .trunk_mtpf import lora_modules
 from .views_mtpf import CHANGES
+
+STOCK_ARGUMENTS = {"is_trainable", "hotswap", "low_cpu_mem_usage", "local_files_only", "load_config"}
+"""Arguments of transformers' ``load_adapter`` that this one understands or need not heed."""
+
+
+LORA_ARGUMENTS = {
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules"),
+    *("exclude_modules", "layers_to_transform", "layers_pattern"),
+}
+"""Arguments of PEFT's ``LoraConfig`` that `add_adapter` takes; others do more than add a LoRA."""
 
 
 class AdapterMethods:
@@ -62,18 +78,69 @@ class AdapterMethods:
         return adapter_depth(self.backbone, name)
 
     def add_adapter(  # type: ignore[override]
-        self, name: str, lora: LoraSettings | None = None, head: AdapterHead | None = None
+        self,
+        name: Any = None,
+        lora: LoraSettings | str | None = None,
+        head: AdapterHead | None = None,
+        *,
+        adapter_config: Any = None,
+        adapter_name: str | None = None,
     ) -> None:
-        """Add a fresh, trainable LoRA (and the head of an app); nothing else changes its trainability."""
+        """Add a fresh, trainable LoRA (and the head of an app); nothing else changes its trainability.
+
+        Called as in transformers and sentence-transformers, with PEFT's ``LoraConfig`` and maybe a name, it
+        does what it does there: the adapter becomes active and the backbone is frozen. `save_pretrained` then
+        still writes the backbone; the adapter is written by `save_adapter`.
+
+        Raises:
+            AdapterError: The name is not allowed, or a target is not a linear module of the encoder's layers.
+        """
         check_in_memory(self.backbone)
-        settings = lora or LoraSettings(layers=self.config.num_tail_layers)
-        inject_lora(self.backbone, name, lora_config(self.backbone, settings), trainable=True)
+        config = adapter_config or name
+        if hasattr(config, "peft_type"):
+            second = lora if isinstance(lora, str) else None
+            self._add_as_transformers(config, adapter_name or second or "default")
+            return
+        settings: Any = lora or LoraSettings(layers=self.config.num_tail_layers)
+        inject_lora(self.backbone, adapter_name or name, lora_config(self.backbone, settings), trainable=True)
         if head is not None:
-            self.heads[name] = head.to(execution_device(self))
+            self.heads[adapter_name or name] = head.to(execution_device(self))
+
+    def _add_as_transformers(self, config: Any, name: str) -> None:
+        plain = import_peft().LoraConfig()
+        changed = [
+            key
+            for key, value in vars(config).items()
+            if key not in LORA_ARGUMENTS and value != getattr(plain, key, None)
+        ]
+        if changed or not isinstance(config, type(plain)):
+            what = f"{changed[0]}={getattr(config, changed[0])!r}" if changed else type(config).__name__
+            raise AdapterError(f"Adapter {name!r} is not a plain LoRA ({what}), which alone can be added.")
+        config.task_type = config.task_type or "FEATURE_EXTRACTION"
+        with CHANGES:
+            try:
+                inject_lora(self.backbone, name, config, trainable=True)
+            except AdapterError:
+                raise
+            except Exception as error:  # PEFT's, for targets that the encoder does not have
+                raise AdapterError(f"Adapter {name!r} cannot be added: {first_line(error)}") from error
+            layers = encoder_layout(self.backbone.config.model_type).layers + "."
+            carriers = [
+                path
+                for path, module in lora_modules(self.backbone)
+                if name in module.lora_A or name in module.lora_embedding_A
+            ]
+            if outside := [path for path in carriers if not path.startswith(layers)]:
+                remove_lora(self.backbone, name)
+                raise AdapterError(f"Adapter {name!r} targets {outside[0]!r}, which is not in a layer.")
+            for key, parameter in self.backbone.named_parameters():
+                if ".lora_" not in key:
+                    parameter.requires_grad_(False)
+            self.set_adapter(name)
 
     def load_adapter(  # type: ignore[override]
         self,
-        path_or_repo: str | os.PathLike,
+        path_or_repo: str | os.PathLike | None = None,
         adapter_name: str | None = None,
         revision: str | None = None,
         *,
@@ -81,15 +148,16 @@ class AdapterMethods:
         trainable: bool = False,
         check_backbone: bool = True,
         replace: bool = False,
-        load_config: Any = None,
+        activate: bool = True,
         adapter_kwargs: dict | None = None,
+        **stock: Any,
     ) -> str:
         """Load an adapter folder or Hub repo next to those already loaded.
 
-        All checks (files, shapes, backbone hash, head) come before the first change in memory. Plain forwards
-        keep using the adapter they used before: name the new one in ``use_adapter``, ``encode_adapters`` or
-        ``predict``. In a task class (``MtpfForTokenClassification``, ...) an app of its kind becomes active
-        and its head becomes the classifier, so that transformers' pipelines can use it.
+        All checks (files, shapes, backbone hash, head) come before the first change in memory. As in
+        transformers the adapter becomes the one that plain forwards use; ``use_adapter``, ``encode_adapters``
+        and ``predict`` name theirs. In a task class (``MtpfForTokenClassification``, ...) the head of an app
+        of its kind becomes the classifier, so that transformers' pipelines can use it.
 
         Args:
             path_or_repo: A folder, or a Hub id ``owner/name``.
@@ -100,17 +168,27 @@ class AdapterMethods:
             check_backbone: Refuse adapters that were trained on other weights (sha256).
             replace: Replace the adapter of this name, if there is one, in one step: another thread finds
                 either the old one or the new one, and if the new one cannot be used, the old one stays.
-            load_config: Passed by ``AutoModel.from_pretrained(<adapter repo>)``, which wants the adapter
-                active.
-            adapter_kwargs: Likewise; may carry ``revision`` and ``token``.
+            activate: Whether plain forwards use it from now on; a replaced adapter stays active or not.
+            adapter_kwargs: Passed by ``AutoModel.from_pretrained(<adapter repo>)``; may carry ``revision``
+                and ``token``.
+            **stock: Other arguments of transformers: ``is_trainable``, ``hotswap`` (as ``replace``), ...
 
         Returns:
             The adapter's name in this model.
 
         Raises:
             AdapterError: The folder is damaged or incomplete, or does not fit this backbone.
+            TypeError: An argument that neither knows.
         """
         check_in_memory(self.backbone)
+        path_or_repo = stock.pop("peft_model_id", None) or path_or_repo
+        if path_or_repo is None or stock.get("adapter_state_dict") is not None:
+            raise AdapterError("load_adapter reads a folder or a Hub repo; name it as the first argument.")
+        if unknown := sorted(stock.keys() - STOCK_ARGUMENTS):
+            raise TypeError(f"load_adapter got unknown argument {unknown[0]!r}.")
+        trainable = stock.get("is_trainable", False) or trainable
+        swap = stock.get("hotswap", "auto")
+        replace = replace or (getattr(self, "_hotswap_enabled", False) if swap == "auto" else swap)
         extra = adapter_kwargs or {}
         folder = find_adapter(path_or_repo, revision or extra.get("revision"), token or extra.get("token"))
         source = weights_file(self.config.name_or_path, getattr(self.config, "source_revision", None))
@@ -121,6 +199,7 @@ class AdapterMethods:
                 f"{self.head_kind}; load it into MtpfModel."
             )
         with CHANGES:
+            activate = activate and not (replace and files.name in self.adapters)
             if replace and files.name in self.adapters:
                 replace_adapter(self.backbone, files, trainable)
             else:
@@ -129,8 +208,8 @@ class AdapterMethods:
                 self.heads[files.name] = files.head.to(execution_device(self))
             elif files.name in self.heads:
                 self.heads.pop(files.name)
-        if load_config is not None or (self.head_kind and files.head is not None):
-            self.set_adapter(files.name)
+            if activate:
+                self.set_adapter(files.name)
         if self.head_kind and files.head is not None:
             self._use_head(files.head)
         return files.name
@@ -144,13 +223,16 @@ class AdapterMethods:
         self.config.label2id = {label: index for index, label in enumerate(head.labels)}
         self.num_labels = len(head.labels)
 
-    def delete_adapter(self, name: str) -> None:  # type: ignore[override]
-        """Remove an adapter and its head from memory; the others are untouched."""
+    def delete_adapter(self, name: str | list[str]) -> None:  # type: ignore[override]
+        """Remove an adapter (or several) and its head from memory; the others are untouched."""
+        names = [name] if isinstance(name, str) else list(name)
         with CHANGES:
-            check_loaded(self.backbone, name)
-            if name in self.heads:
-                self.heads.pop(name)
-            remove_lora(self.backbone, name)
+            for each in names:
+                check_loaded(self.backbone, each)
+            for each in names:
+                if each in self.heads:
+                    self.heads.pop(each)
+                remove_lora(self.backbone, each)
 
     def adapter_memory(self) -> dict[str, dict[str, int]]:
         """Return the bytes of each adapter: ``lora``, ``head`` and their ``total``."""
@@ -163,16 +245,53 @@ class AdapterMethods:
                 memory[name]["total"] = sum(memory[name].values())
             return memory
 
-    def set_adapter(self, name: str | None) -> None:  # type: ignore[override]
+    def set_adapter(self, name: str | list[str] | None) -> None:  # type: ignore[override]
         """Choose the adapter that plain forwards use from now on; ``None`` for the bare backbone."""
+        if isinstance(name, (list, tuple)):
+            if len(name) != 1:
+                raise AdapterError(
+                    f"Plain forwards use one adapter, not {len(name)}; encode_adapters and predict take more."
+                )
+            name = name[0]
         if name is not None:
             check_loaded(self.backbone, name)
+        self.__dict__.pop("_disabled_adapter", None)
         set_active_adapter(self.backbone, name)
 
     def active_adapters(self) -> list[str]:
-        """Return the adapter that plain forwards use, as a list of none or one."""
-        active = active_adapter(self.backbone)
+        """Return the adapter that plain forwards use, or would unless disabled, as a list of none or one."""
+        active = active_adapter(self.backbone) or self.__dict__.get("_disabled_adapter")
         return [] if active is None else [active]
+
+    def disable_adapters(self) -> None:
+        """Use the bare backbone for plain forwards until `enable_adapters` or the next `set_adapter`."""
+        self._check_any()
+        self.__dict__["_disabled_adapter"] = next(iter(self.active_adapters()), None)
+        set_active_adapter(self.backbone, None)
+
+    def enable_adapters(self) -> None:
+        """Undo `disable_adapters`."""
+        self._check_any()
+        if (name := self.__dict__.pop("_disabled_adapter", None)) in self.adapters:
+            set_active_adapter(self.backbone, name)
+
+    def get_adapter_state_dict(
+        self, adapter_name: str | None = None, state_dict: dict | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return an adapter's tensors, by default the active one's, under their stock names."""
+        self._check_any()
+        if state_dict is not None:
+            raise AdapterError("get_adapter_state_dict reads the model in memory; leave state_dict out.")
+        name = adapter_name or next(iter(self.active_adapters()), None)
+        check_loaded(self.backbone, name)
+        return {
+            key.removeprefix(PEFT_PREFIX): tensor
+            for key, tensor in lora_state_dict(self.backbone, str(name)).items()
+        }
+
+    def _check_any(self) -> None:
+        if not self.adapters:
+            raise AdapterError("No adapter is loaded; load one with load_adapter.")
 
     @contextmanager
     def use_adapter(self, name: str | None) -> Iterator[None]:
@@ -181,8 +300,10 @@ class AdapterMethods:
         Gradients stay on for all adapters, so a loss computed inside may be back-propagated outside, without
         activation checkpointing. The choice is one per model; threads use `encode_adapters` or `predict`.
         """
+        if name is not None:
+            check_loaded(self.backbone, name)
         before = active_adapter(self.backbone)
-        self.set_adapter(name)
+        set_active_adapter(self.backbone, name)
         try:
             yield
         finally:

@@ -35,9 +35,9 @@ def rebind_calls(module: nn.Module, view: nn.Module) -> None:
                 function = getattr(value, "__qualname__", type(value).__name__)
                 raise MtpfError(
                     f"The {name.removeprefix('_old_')} of a {type(module).__name__} was replaced by "
-                    f"{function!r}, which may be tied to that object: predict and encode_adapters, which call "
-                    "copies with one adapter each, would ignore the adapters. Replace it on the class, use "
-                    "register_forward_hook, or bind a function that refers to the module by its argument "
+                    f"{function!r}, which may be tied to that object: predict and encode_adapters, which "
+                    "call copies with one adapter each, would ignore the adapters. Replace it on the class, "
+                    "use register_forward_hook, or bind a function that refers to the module by its argument "
                     "alone: types.MethodType(function, module)."
                 )
             if bound is not None:
@@ -63,7 +63,7 @@ def _rebind(value: Any, module: nn.Module, view: nn.Module) -> Any:
     return functools.partial(function or value.func, *args, **keywords) if taken else None
 
 
-def _refers_to_a_module(value: Any, source: str | None = None, depth: int = 5) -> bool:
+def _refers_to_a_module(value: Any, source: str = "", depth: int = 5) -> bool:
     """Whether a callable can reach a module other than by its arguments, as far as can be seen.
 
     Globals are followed in functions of the source file that the callable comes from.
@@ -72,7 +72,7 @@ def _refers_to_a_module(value: Any, source: str | None = None, depth: int = 5) -
         return True
     if depth == 0 or isinstance(value, (type, types.ModuleType, str, bytes)):
         return False
-    source = source or getattr(value, "__module__", "")
+    source = source or str(getattr(value, "__module__", ""))
     items = itertools.islice(_references(value, source), 10_000)
     return any(_refers_to_a_module(item, source, depth - 1) for item in items)
 

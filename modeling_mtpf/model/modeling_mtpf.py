@@ -27,7 +27,7 @@ from .configuration_mtpf import MtpfConfig
 from .errors_mtpf import MtpfError
 from .packaged_mtpf import PACKAGED, packaged_encoder
 from .predict_mtpf import Predictor
-from .sources_mtpf import backbone_hint
+from .sources_mtpf import backbone_hint, is_hub_id
 from .trunk_mtpf import run_layers, run_trunk, tail_views, uncompiled
 from .views_mtpf import CHANGES, inference_views
 
@@ -180,20 +180,32 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
             source = packaged_encoder()
         elif source and not kwargs.get("subfolder") and (hint := backbone_hint(source)):
             raise MtpfError(f"{source} has no config.json.{hint}")
+        elif source and not os.path.exists(source) and not is_hub_id(str(source), bare=True):
+            raise MtpfError(f"There is no folder {source}, and it is not a Hub id of the form 'owner/name'.")
         if source and kwargs.get("subfolder") and (Path(source) / kwargs["subfolder"]).is_dir():
             source = Path(source) / kwargs.pop("subfolder")  # later the tokenizer is looked for there, too
         kwargs.setdefault("key_mapping", {STOCK_PREFIXES: ""})
         return super().from_pretrained(source, *args, **kwargs)
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | os.PathLike, state_dict: dict | None = None, **kwargs
+        self,
+        save_directory: str | os.PathLike,
+        state_dict: dict | None = None,
+        *,
+        push_to_hub: bool = False,
+        **kwargs,
     ) -> None:
         """Write the backbone (and the task head of a task class) under stock names, adapters or not.
 
         The folder also gets the code that loads it with ``trust_remote_code=True``. Adapters are written by
         [`save_adapter`]. Arguments are those of transformers; with either ``save_original_format`` the names
         are the stock ones.
+
+        Raises:
+            MtpfError: With ``push_to_hub``, as by the method of that name.
         """
+        if push_to_hub:
+            self.push_to_hub(kwargs.get("repo_id", "OWNER/NAME"))
         kwargs.pop("save_original_format", None)
         check_in_memory(self.backbone)
         if state_dict is None:
@@ -215,7 +227,8 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
     def _stock_names(self) -> dict[str, str]:
         """Map the stock name of each weight of the encoder to its key in this model."""
         return {
-            key.replace(".base_layer.", "."): f"backbone.{key}"  # LoRA wraps the layers it is in
+            # LoRA and torch.compile wrap the layers they are for.
+            key.replace(".base_layer.", ".").replace("_orig_mod.", ""): f"backbone.{key}"
             for key in self.backbone.state_dict()
             if ".lora_" not in key
         }
@@ -229,6 +242,18 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
             if prefix + name in state_dict and prefix + key not in state_dict:
                 state_dict[prefix + key] = state_dict.pop(prefix + name)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def push_to_hub(self, repo_id: str, *args, **kwargs) -> Any:  # type: ignore[override]
+        """Refuse: what transformers would publish lacks the tokenizer, the card, and sometimes the code.
+
+        Raises:
+            MtpfError: Always; it names the commands that publish all of it.
+        """
+        push = "hf upload {repo} FOLDER" if self.head_kind else "mtpf push backbone FOLDER {repo}"
+        raise MtpfError(
+            "A model alone is no complete repo: save model and tokenizer with save_pretrained(FOLDER), then "
+            f"publish them with: {push.format(repo=repo_id)}"
+        )
 
     @staticmethod
     def _finalize_model_loading(model, load_config, loading_info):
