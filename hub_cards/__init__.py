@@ -15,6 +15,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from modeling_mtpf.model.gate_mtpf import printable
 from modeling_mtpf.model.sources_mtpf import is_hub_id
 
 from .records import CardError, Family, Result, Task, Training, checked
@@ -122,8 +123,36 @@ class CardFacts:
             languages=", ".join([self.language] if isinstance(self.language, str) else self.language),
             license_id=self.license,
             paper=PAPER,
+            plain=plain_text,
+            code=code_span,
             **values,
         )
+
+
+def plain_text(value: Any) -> str:
+    r"""Return a value as one line of Markdown that shows what it is, whatever it holds.
+
+    Example:
+        >>> plain_text("# <b>bold</b> | a\n[link](x)")
+        '\\# \\<b\\>bold\\</b\\> \\| a \\[link\\](x)'
+    """
+    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", _one_line(value))
+
+
+def code_span(value: Any) -> str:
+    """Return a value between as many backticks as show it as it is, in a table as well.
+
+    Example:
+        >>> code_span("a`b"), code_span("B-PER")
+        ('`` a`b ``', '`B-PER`')
+    """
+    text = _one_line(value).replace("|", "\\|")
+    ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{ticks}{text}{ticks}" if len(ticks) == 1 else f"{ticks} {text} {ticks}"
+
+
+def _one_line(value: Any) -> str:
+    return " ".join(printable(str(value)).split())
 
 
 def backbone_card(
@@ -179,7 +208,7 @@ def backbone_card(
         [(_kind(row), row["task"], row["task"], row["metric"], row["value"]) for row in rows],
         metadata,
         regime=regime,
-        start=f"`{base_model}`" if base_model else "an encoder that it does not name",
+        start=code_span(base_model) if base_model else "an encoder that it does not name",
         is_packaged=start == "packaged",
         families=families,
         adapters=training.get("adapters") or [],

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import MissingExtraError, MtpfError, first_line
@@ -33,7 +32,7 @@ def load_backbone(identifier: str, revision: str | None = None, **options: Any) 
         encoder_layout(model.config.encoder_config.model_type)
     except MissingExtraError:
         raise
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
+    except Exception as error:  # there is no end to what transformers raises for an unexpected folder
         raise MtpfError(f"The backbone {identifier!r} cannot be loaded: {first_line(error)}") from error
     return model
 

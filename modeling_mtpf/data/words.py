@@ -1,14 +1,14 @@
 """Words: splitting raw text, and aligning words with a tokenizer's sub-words."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
+from ..model.tokenizer_gate_mtpf import open_tokenizer
 
 IGNORE = -100
 """Label of positions that a loss skips (PyTorch's ``ignore_index``)."""
@@ -21,22 +21,19 @@ def load_word_tokenizer(encoder_id: str, revision: str | None = None) -> PreTrai
 
     Byte-level BPE needs ``add_prefix_space``: a word in the middle of a text is preceded by a space.
     """
-    options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(encoder_id, **options)
+    tokenizer = open_tokenizer(encoder_id, revision or "main")
     if getattr(tokenizer, "add_prefix_space", None) is False:
-        tokenizer = AutoTokenizer.from_pretrained(encoder_id, add_prefix_space=True, **options)
+        tokenizer = open_tokenizer(encoder_id, revision or "main", add_prefix_space=True)
     if isinstance(getattr(tokenizer, "backend_tokenizer", None), Tokenizer):
         # The generic class of ModernBERT's tokenizer accepts the option and ignores it.
         splitter = tokenizer.backend_tokenizer.pre_tokenizer
         if isinstance(splitter, ByteLevel) and not splitter.add_prefix_space:
             splitter.add_prefix_space = True
-    if not tokenizer.is_fast:
+    if tokenizer.pad_token is None:
         raise DataError(
-            f"The tokenizer of {encoder_id} is not a fast one, so words cannot be aligned with it; choose an "
-            "encoder with a tokenizer.json."
+            f"The tokenizer of {encoder_id} has no pad token, so texts of different length make no "
+            "batch; set tokenizer.pad_token and save it there."
         )
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes up without files
-        raise DataError(f"{encoder_id} has no tokenizer; save one there with tokenizer.save_pretrained(...).")
     return tokenizer
 
 

@@ -29,9 +29,11 @@ from ..files import disk_errors, write_bytes
 from ..model.adapter_files_mtpf import backbone_sha256, find_adapter
 from ..model.adapters_mtpf import LoraSettings, lora_targets
 from ..model.configuration_mtpf import encoder_layout, max_tokens
+from ..model.gate_mtpf import Schema, list_of, matching, object_of, one_of, record, whole
 from ..model.hub_cache_mtpf import sha256_of
 from ..model.modeling_mtpf import MtpfModel
-from ..model.predict_mtpf import load_tokenizer
+from ..model.predict_mtpf import check_tokenizer, load_tokenizer, text_tokenizer
+from ..model.schemas_mtpf import MAX_LAYERS, MODULE, SHA256
 from ..model.sources_mtpf import is_hub_id
 from ..model.texts_mtpf import WINDOW_OVERLAP, plain_backend
 from ..model.trunk_mtpf import encoder_layers, lora_modules
@@ -52,6 +54,26 @@ APP_PRECISION = {"float32": "float32", "int8": "float16"}
 
 class ExportError(MtpfError):
     """Something cannot be exported, or a folder is not an export."""
+
+
+_ENTRY = record(sha256=SHA256)
+_APP_FILE = matching(rf"{APPS_FOLDER}/[\w.-]{{1,99}}\.safetensors", f"a file in {APPS_FOLDER}/")
+EXPORT = Schema(
+    MANIFEST_FILE,
+    {
+        "format_version": one_of(FORMAT_VERSION),
+        "backbone": record(sha256=SHA256),
+        "tail": record(layers=whole(1, MAX_LAYERS), targets=list_of(MODULE, 100)),
+        "precision": one_of(*APP_PRECISION),
+        "app_precision": one_of(*APP_PRECISION.values()),
+        "files": object_of(_ENTRY, 100),
+        "apps": object_of(record(sha256=SHA256, file=_APP_FILE, bytes=whole(0, 2**40)), 10_000),
+    },
+    error=ExportError,
+    max_bytes=10_000_000,
+    max_entries=500_000,
+)
+"""What is read of an export to add apps to it."""
 
 
 @dataclass
@@ -161,19 +183,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         ExportError: It is missing, damaged, or of a newer format.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text("utf-8"))
-        version = manifest["format_version"]
-        parts = (manifest["backbone"]["sha256"], manifest["precision"], manifest["tail"]["layers"])
-        assert all(parts) and isinstance(manifest["apps"], dict) and isinstance(manifest["files"], dict)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
-        raise ExportError(
-            f"{folder / MANIFEST_FILE} is damaged ({error!r}); export into a new folder."
-        ) from error
-    if version != FORMAT_VERSION:
-        raise ExportError(
-            f"{folder} has format version {version}, this mtpf reads {FORMAT_VERSION}; export it again."
-        )
+    where = f"{folder / MANIFEST_FILE} is damaged, export into a new folder"
+    manifest = EXPORT.read(folder, f"{where}: ")
+    if missing := EXPORT.keys.keys() - manifest.keys():
+        raise ExportError(f"{where}: it has no {min(missing)!r}.")
     return manifest
 
 
@@ -208,6 +221,7 @@ def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _App
         if loaded not in model.heads:
             raise AdapterError(f"{adapter} has no head: it is a family's LoRA, not an app; fit an app on it.")
         head: Any = model.heads[loaded]
+        check_tokenizer(loaded, head, text_tokenizer(model))
         if head.max_length <= SPECIAL_TOKENS:
             raise ExportError(f"App {loaded!r} reads {head.max_length} tokens; there is no room for a word.")
         prefix = encoder_layout(model.config.encoder_config.model_type).layers + "."

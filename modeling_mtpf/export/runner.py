@@ -2,6 +2,7 @@
 """Run the apps of an `mtpf export` without torch: ``python runner.py --app entities < texts.txt``."""
 
 import argparse
+import contextlib
 import hashlib
 import json
 import sys
@@ -17,18 +18,52 @@ class RunnerError(ValueError):
     """A folder, an app or a text that cannot be used."""
 
 
+@contextlib.contextmanager
+def _refused(what):
+    """Raise `RunnerError` for whatever goes wrong inside; tokenizers may panic, which is no Exception."""
+    try:
+        yield
+    except RunnerError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = str(error).splitlines() or [""]
+        raise RunnerError(f"{what} ({type(error).__name__}: {reason[0][:200]}).") from error
+
+
+def _check(*facts):
+    """Raise `ValueError` for the first (name, value, whether it is accepted) that is not."""
+    for name, value, accepted in facts:
+        if not accepted:
+            raise ValueError(f"{name} is {value!r}"[:200])
+
+
+def _whole(value, low, high):
+    return type(value) is int and low <= value <= high
+
+
 class Runner:
     """The apps of one exported folder; threads may share it. ``threads=0`` uses all cores."""
 
     def __init__(self, folder=".", threads=0):
         folder = Path(folder)
-        try:
-            self.manifest = json.loads((folder / "export.json").read_text("utf-8"))
-            needed, apps = self.manifest["needs_onnxruntime"], self.manifest["apps"]
-            listed = {**self.manifest["files"], **{app["file"]: app for app in apps.values()}}
-            self.before, self.after = self.manifest["special_tokens"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunnerError(f"{folder} is not a folder of mtpf export: export.json: {error!r}") from error
+        with _refused(f"{folder} is not a folder of mtpf export, or damaged: export.json"):
+            with open(folder / "export.json", encoding="utf-8") as file:
+                self.manifest = manifest = json.loads(file.read(10_000_000))
+            needed, apps = manifest["needs_onnxruntime"], manifest["apps"]
+            listed = {**manifest["files"], **{app["file"]: app for app in apps.values()}}
+            self.before, self.after = manifest["special_tokens"]
+            inside = [(folder / name).resolve().is_relative_to(folder.resolve()) for name in listed]
+            overlap, special = manifest["window_overlap"], [*self.before, *self.after]
+            _check(
+                ("format_version", version := manifest["format_version"], version == 1),
+                ("max_length", manifest["max_length"], _whole(manifest["max_length"], 3, 10**6)),
+                ("pad_token_id", manifest["pad_token_id"], _whole(manifest["pad_token_id"], 0, 10**7)),
+                ("window_overlap", overlap, type(overlap) is float and 0 <= overlap <= 0.9),
+                ("special_tokens", special, all(_whole(i, 0, 10**7) for i in special) and len(special) <= 64),
+                ("files", list(listed), all(inside)),
+            )
         if [int(part) for part in ort.__version__.split(".")[:2]] < needed:
             raise RunnerError(f"onnxruntime is {ort.__version__}; install {needed[0]}.{needed[1]} or newer.")
         for path, entry in ((folder / name, entry) for name, entry in listed.items()):
@@ -38,13 +73,14 @@ class Runner:
         options.intra_op_num_threads = threads
         # Otherwise the waiting threads of one session spin and take the cores from the other.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
+        with _refused(f"onnxruntime cannot read the graphs in {folder}"):
             self.trunk = ort.InferenceSession(folder / "trunk.onnx", options, ["CPUExecutionProvider"])
             self.tail = ort.InferenceSession(folder / "tail.onnx", options, ["CPUExecutionProvider"])
-        except Exception as error:
-            raise RunnerError(f"onnxruntime cannot read the graphs in {folder}: {error}") from error
-        self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.apps = {name: self._app((folder / app["file"]).read_bytes()) for name, app in apps.items()}
+        with _refused(f"The tokenizer of {folder} is damaged; export it again"):
+            self.tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self.tokenizer.encode("Call Ada at 5pm \U0010ffff", add_special_tokens=False)
+        with _refused(f"An app of {folder} is damaged; export it again"):
+            self.apps = {name: self._app((folder / app["file"]).read_bytes()) for name, app in apps.items()}
 
     def _app(self, data):
         """Read safetensors: eight bytes with the length of the header, the header, the tensors."""
@@ -55,6 +91,14 @@ class Runner:
             first, last = (start + offset for offset in entry["data_offsets"])
             values = np.frombuffer(data[first:last], {"F32": "<f4", "F16": "<f2"}[entry["dtype"]])
             inputs[name] = values.astype(np.float32).reshape(entry["shape"])
+        labels = app["labels"]
+        _check(
+            ("kind", app["kind"], app["kind"] in ("text-classification", "token-classification")),
+            ("max_length", app["max_length"], _whole(app["max_length"], 3, 10**6)),
+            ("labels", labels, isinstance(labels, list) and all(isinstance(label, str) for label in labels)),
+            ("number of labels", len(labels), inputs["head.weight"].shape[1:] == (len(labels),)),
+            *((name, "not finite", np.isfinite(values).all()) for name, values in inputs.items()),
+        )
         return {**app, "inputs": inputs}
 
     def predict(self, texts, apps, batch_size=32):
@@ -65,7 +109,10 @@ class Runner:
         if unknown := [name for name in apps if name not in self.apps]:
             raise RunnerError(f"There is no app {unknown[0]!r}; this export has: {', '.join(self.apps)}.")
         lone = dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)  # surrogates, which no tokenizer takes
-        encoded = self.tokenizer.encode_batch([t.translate(lone) for t in texts], add_special_tokens=False)
+        with _refused("The tokenizer cannot read a text"):
+            encoded = self.tokenizer.encode_batch(
+                [t.translate(lone) for t in texts], add_special_tokens=False
+            )
         windows = self._windows([len(tokens.ids) for tokens in encoded], apps)
         order = sorted(windows, key=lambda window: window[2] - window[1])
         pieces = {name: [[] for _ in texts] for name in apps}
@@ -74,11 +121,13 @@ class Runner:
             mask = np.array([[1] * len(r) + [0] * (len(rows[-1]) - len(r)) for r in rows], np.int64)
             ids = np.full_like(mask, self.manifest["pad_token_id"])
             ids[mask == 1] = np.concatenate(rows)
-            hidden = self.trunk.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+            with _refused("onnxruntime cannot run the trunk"):
+                hidden = self.trunk.run(None, {"input_ids": ids, "attention_mask": mask})[0]
             for name in {name for window in batch for name in windows[window]}:
                 part = [row for row, window in enumerate(batch) if name in windows[window]]
                 data = {"hidden_states": hidden[part], "attention_mask": mask[part]}
-                logits = self.tail.run(["logits"], data | self.apps[name]["inputs"])[0]
+                with _refused(f"onnxruntime cannot run the tail with the app {name!r}"):
+                    logits = self.tail.run(["logits"], data | self.apps[name]["inputs"])[0]
                 for row, scores in zip(part, logits, strict=True):
                     piece = batch[row][1], scores[: len(rows[row])], windows[batch[row]][name]
                     pieces[name][batch[row][0]].append(piece)

@@ -11,38 +11,33 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
-from ..errors import first_line
-from ..model.adapter_files_mtpf import (
+from ..model.adapter_files_mtpf import install_adapter, read_adapter, read_tensors
+from ..model.backbone_identity_mtpf import check_settings
+from ..model.configuration_mtpf import AUTO_MAP, MtpfConfig, encoder_layout
+from ..model.gate_mtpf import read_json
+from ..model.modeling_mtpf import HUB_FILES
+from ..model.schemas_mtpf import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
+    CONFIG_FILE,
     HEAD_FILE,
-    PEFT_PREFIX,
     TASK_FILE,
-    install_adapter,
-    read_adapter,
-    read_head,
+    WEIGHTS_FILE,
+    Shapes,
+    check_checkpoint,
+    check_head,
+    read_adapter_config,
+    read_config,
+    read_lora_header,
     read_task,
 )
-from ..model.adapters_mtpf import KINDS, NAME_PATTERN
-from ..model.configuration_mtpf import AUTO_MAP, MtpfConfig, encoder_layout
-from ..model.modeling_mtpf import HUB_FILES
+from ..model.tokenizer_gate_mtpf import TOKENIZER_CONFIG_FILE, has_vocabulary, open_tokenizer
 from ..model.trunk_mtpf import Encoder
 from .client import HubError, attempt, explained
 from .download import download
-from .files import (
-    CONFIG_FILE,
-    TOKENIZER_CONFIG_FILE,
-    WEIGHTS_FILE,
-    Shapes,
-    check_code_references,
-    code_files,
-    has_vocabulary,
-    objection,
-    read_json,
-    tensor_shapes,
-)
+from .files import check_code_references, code_files, objection
 from .manifest import Manifest
 
 
@@ -69,15 +64,15 @@ def check_backbone(folder: Path, shapes: Shapes | None = None) -> Backbone:
     Raises:
         HubError: Something is missing, damaged, or not a backbone of this project.
     """
-    config = read_json(folder / CONFIG_FILE)
+    shapes = check_checkpoint(folder, shapes)
+    config = read_config(folder)
     check_code_references(CONFIG_FILE, config)
     if config.get("auto_map") != AUTO_MAP or not isinstance(config.get("mtpf"), dict):
         raise HubError(
             f"{folder} is not a backbone of mtpf (its {CONFIG_FILE} has no 'mtpf' block with the complete "
             "auto_map); write it with MtpfModel.from_pretrained(...).save_pretrained(folder)."
         )
-    shapes = tensor_shapes(folder / WEIGHTS_FILE) if shapes is None else shapes
-    encoder = _encoder_without_memory(folder, config, len(shapes))
+    encoder = _encoder_without_memory(folder, config)
     expected = {key: tuple(tensor.shape) for key, tensor in encoder.state_dict().items()}
     if "classifier.weight" in shapes:
         raise HubError(
@@ -97,14 +92,10 @@ def check_backbone(folder: Path, shapes: Shapes | None = None) -> Backbone:
     return Backbone(config, encoder)
 
 
-def _encoder_without_memory(folder: Path, config: dict[str, Any], num_tensors: int) -> Encoder:
+def _encoder_without_memory(folder: Path, config: dict[str, Any]) -> Encoder:
     try:
         encoder_layout(str(config.get("model_type")))
         parsed = MtpfConfig.from_pretrained(folder)
-        if not isinstance(parsed.regime, str | None):
-            raise ValueError(f"the regime is {parsed.regime!r}, not a name")
-        if parsed.num_hidden_layers > num_tensors:  # else a huge number would be built for hours
-            raise ValueError(f"it has {parsed.num_hidden_layers} layers, but only {num_tensors} tensors")
         with torch.device("meta"):
             return AutoModel.from_config(parsed.encoder_config)
     except Exception as error:  # there is no end to what transformers raises for an unexpected config
@@ -113,25 +104,9 @@ def _encoder_without_memory(folder: Path, config: dict[str, Any], num_tensors: i
 
 
 def check_tokenizer(folder: Path, backbone: Backbone) -> None:
-    """Raise `HubError` unless the tokenizer of a folder loads without remote code and fits the encoder."""
-    names = [path.name for path in folder.iterdir()]
-    if not has_vocabulary(names) or TOKENIZER_CONFIG_FILE not in names:
-        raise HubError(
-            f"{folder} has no tokenizer, or a part of one only; add it with "
-            f"tokenizer.save_pretrained({str(folder)!r})."
-        )
+    """Raise `MtpfError` unless the tokenizer of a folder loads without remote code and fits the encoder."""
     check_code_references(TOKENIZER_CONFIG_FILE, read_json(folder / TOKENIZER_CONFIG_FILE))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
-        highest = max(tokenizer.get_vocab().values())
-    except Exception as error:  # as above
-        raise HubError(f"The tokenizer of {folder} cannot be loaded: {first_line(error)}.") from error
-    rows = backbone.encoder.get_input_embeddings().weight.shape[0]
-    reason = "" if tokenizer.is_fast else "is slow"
-    if highest >= rows:
-        reason = f"has the token id {highest}, but the encoder only {rows} rows"
-    if reason:
-        raise HubError(f"The tokenizer of {folder} {reason}; save the encoder's own fast tokenizer there.")
+    open_tokenizer(str(folder), rows=backbone.encoder.get_input_embeddings().weight.shape[0])
 
 
 def objections(manifest: Manifest) -> list[str]:
@@ -193,43 +168,20 @@ def check_adapter(folder: Path, backbone: Backbone | None = None) -> tuple[dict[
     Raises:
         MtpfError: Something is missing or damaged, or does not fit.
     """
-    config, task = read_json(folder / ADAPTER_CONFIG_FILE), read_json(folder / TASK_FILE)
+    config = read_adapter_config(folder)
+    task = read_task(folder)
     check_code_references(ADAPTER_CONFIG_FILE, config)
-    if config.get("peft_type") != "LORA" or config.get("task_type") != "FEATURE_EXTRACTION":
+    if config.get("task_type") != "FEATURE_EXTRACTION":
         raise HubError(f"{folder} is not a LoRA of mtpf; write it with model.save_adapter(folder, name).")
-    if (kind := task.get("kind")) not in KINDS:
-        raise HubError(f"{folder / TASK_FILE} has the kind {kind!r}; known: {', '.join(KINDS)}.")
-    name = task.get("name")
-    if not NAME_PATTERN.fullmatch(str(name or "")):
-        raise HubError(f"{TASK_FILE} of {folder} has the name {name!r}, which no adapter can have.")
-    has_head = (folder / HEAD_FILE).is_file()
-    if kind == KINDS[0] and has_head:
-        raise HubError(f"{folder} is the LoRA of a family, but it holds a {HEAD_FILE}; remove that file.")
-    _check_lora_shapes(folder, config)
+    for key in ("kind", "name"):
+        if task.get(key) is None:
+            raise HubError(f"{folder} has no {TASK_FILE} with a {key}; write it with model.save_adapter.")
     if backbone is not None:
         # With all checks of load_adapter but the hash of the weights, which are not there.
+        check_settings(folder, backbone.encoder, task.get("backbone") or {})
         install_adapter(backbone.encoder, read_adapter(folder, backbone.encoder, check_backbone=False))
     else:
-        width = tensor_shapes(folder / HEAD_FILE).get("weight", (0,))[-1] if has_head else 0
-        read_head(folder, read_task(folder), width)
+        read_lora_header(folder, config)
+        for name in (ADAPTER_WEIGHTS_FILE, *([HEAD_FILE] if check_head(folder, task) else [])):
+            read_tensors(folder / name)
     return config, task
-
-
-def _check_lora_shapes(folder: Path, config: dict[str, Any]) -> None:
-    """Compare the tensors with the modules and the rank that the config names."""
-    shapes = tensor_shapes(folder / ADAPTER_WEIGHTS_FILE)
-    targets, rank = config.get("target_modules"), config.get("r")
-    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
-        raise HubError(f"{ADAPTER_CONFIG_FILE} of {folder} has no list of target_modules; save it again.")
-    rank_axes = {
-        f"{PEFT_PREFIX}{target}.lora_{part}.weight": axis
-        for target in targets
-        for axis, part in enumerate("AB")
-    }
-    for key in sorted(shapes.keys() | rank_axes.keys()):
-        shape = shapes.get(key, ())
-        if key not in rank_axes or len(shape) != 2 or shape[rank_axes[key]] != rank:
-            raise HubError(
-                f"{ADAPTER_WEIGHTS_FILE} and {ADAPTER_CONFIG_FILE} of {folder} disagree about {key!r} "
-                f"(shape {shape or 'absent'}, rank {rank!r})."
-            )

@@ -1,6 +1,5 @@
 """The files of a published repo: which belong there, and what their texts may not tell."""
 
-import json
 import math
 import re
 from collections.abc import Collection, Iterator
@@ -8,27 +7,26 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd
-from safetensors import SafetensorError, safe_open
 
 from ..model import modeling_mtpf
-from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE
+from ..model.gate_mtpf import Tensor, parse_json
 from ..model.modeling_mtpf import HUB_FILES
+from ..model.schemas_mtpf import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    CONFIG_FILE,
+    HEAD_FILE,
+    TASK_FILE,
+    WEIGHTS_FILE,
+)
+from ..model.tokenizer_gate_mtpf import TOKENIZER_FILES, VOCABULARY_FILES
 from .client import HubError
 
 Content = dict[str, CommitOperationAdd]
 """What is published, by path. An operation knows size and sha256 of what it uploads."""
-Shapes = dict[str, tuple[int, ...]]
 CARD_FILE = "README.md"
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 TRAINING_FILE = "training.json"
 """What the card of a backbone tells of its run, as `hub_cards.training_summary` returns it."""
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-BPE_VOCABULARY = ("vocab.json", "merges.txt")
-VOCABULARIES = (("tokenizer.json",), ("vocab.txt",), BPE_VOCABULARY, ("sentencepiece.bpe.model",))
-"""Each entry is a complete vocabulary."""
-VOCABULARY_FILES = tuple(name for names in VOCABULARIES for name in names)
-TOKENIZER_FILES = (TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", *VOCABULARY_FILES)
 BACKBONE_FILES = (CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE, *TOKENIZER_FILES)
 ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE)
 MARKERS = {"backbone": "modeling_mtpf.py", "adapter": TASK_FILE}
@@ -47,7 +45,6 @@ REFUSED_SUFFIXES = {
 }
 CODE_KEYS = ("auto_map", "auto_mapping", "custom_pipelines")
 """Keys of JSON files under which transformers and PEFT look for code to import."""
-MAX_JSON_BYTES = 50_000_000
 
 _ROOTS = (
     "home|Users|root|tmp|mnt|media|data|datasets|work|workspace|var|opt|srv|usr|etc|dev|proc|run|private|Volumes"
@@ -86,11 +83,6 @@ def objection(path: str) -> str | None:
     suffix = PurePosixPath(path).suffix.lower()
     refusals = (reason for reason, suffixes in REFUSED_SUFFIXES.items() if suffix in suffixes)
     return path_objection(path) or next(refusals, None)
-
-
-def has_vocabulary(names: Collection[str]) -> bool:
-    """Say whether these files include those that a tokenizer needs."""
-    return any(set(names).issuperset(vocabulary) for vocabulary in VOCABULARIES)
 
 
 def code_files() -> dict[str, Path]:
@@ -137,50 +129,9 @@ def _read_bytes(path: Path) -> bytes:
         raise HubError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        HubError: The file is missing, too large, or not a JSON object; numbers like NaN are not JSON.
-    """
-    if not path.is_file():
-        raise HubError(f"{path.parent} has no {path.name}.")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise HubError(f"{path} is larger than {MAX_JSON_BYTES // 10**6} MB; that is not a {path.name}.")
-    return _parse_json(_read_bytes(path), str(path))
-
-
-def _parse_json(data: bytes, name: str) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not a number of JSON; leave that entry out")
-
-    try:
-        value = json.loads(data.decode("utf-8"), parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise HubError(f"{name} is not valid JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise HubError(f"{name} must hold a JSON object.")
-    return value
-
-
-def tensor_shapes(path: Path) -> Shapes:
-    """Return the shapes in a safetensors file, from its header alone.
-
-    Raises:
-        HubError: The file is missing, damaged, or not a safetensors file.
-    """
-    if not path.is_file():
-        raise HubError(f"{path.parent} has no {path.name}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise HubError(f"{path} is damaged or not a safetensors file: {error}") from error
-
-
-def lora_parameters(shapes: Shapes) -> int:
+def lora_parameters(tensors: dict[str, Tensor]) -> int:
     """Return the number of values in the matrices of a LoRA."""
-    return sum(math.prod(shape) for shape in shapes.values() if len(shape) == 2)
+    return sum(math.prod(tensor.shape) for tensor in tensors.values() if len(tensor.shape) == 2)
 
 
 def check_text(operation: CommitOperationAdd) -> None:
@@ -196,9 +147,9 @@ def check_text(operation: CommitOperationAdd) -> None:
     value: Any
     if name.endswith(".safetensors"):
         size = int.from_bytes(data[:8], "little")
-        value = _parse_json(data[8 : 8 + size], f"The header of {name}").get("__metadata__")
+        value = _parsed(data[8 : 8 + size], f"The header of {name}").get("__metadata__")
     elif name.endswith(".json"):
-        value = _parse_json(data, name)
+        value = _parsed(data, name)
         check_code_references(name, value)
     else:
         value = data.decode("utf-8", "replace")
@@ -213,6 +164,13 @@ def check_text(operation: CommitOperationAdd) -> None:
                     f"{name} contains the local path {path[0]!r}{where}; replace it by a Hub id or a plain "
                     "name, as in save_adapter(..., task={'training_data': 'what it is'})."
                 )
+
+
+def _parsed(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        return parse_json(data, 1_000_000)
+    except ValueError as error:
+        raise HubError(f"{name} is not valid JSON: {error}.") from error
 
 
 def check_code_references(name: str, value: dict[str, Any]) -> None:

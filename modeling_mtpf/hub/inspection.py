@@ -10,15 +10,20 @@ from huggingface_hub import HfApi
 from hub_cards import adapter_card, backbone_card
 
 from ..errors import MtpfError
-from ..model.adapter_files_mtpf import (
+from ..model.gate_mtpf import printable, read_header, read_json
+from ..model.hub_cache_mtpf import sha256_of
+from ..model.schemas_mtpf import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
+    CONFIG_FILE,
     HEAD_FILE,
     TASK_FILE,
+    WEIGHTS_FILE,
+    read_config,
     read_task,
 )
-from ..model.hub_cache_mtpf import sha256_of
 from ..model.sources_mtpf import backbone_hint, find_on_hub
+from ..model.tokenizer_gate_mtpf import TOKENIZER_CONFIG_FILE
 from .checks import (
     changed_code,
     check_adapter,
@@ -31,16 +36,7 @@ from .checks import (
 )
 from .client import HubError, check_repo_id
 from .download import download
-from .files import (
-    CONFIG_FILE,
-    MARKERS,
-    TOKENIZER_CONFIG_FILE,
-    TRAINING_FILE,
-    WEIGHTS_FILE,
-    lora_parameters,
-    read_json,
-    tensor_shapes,
-)
+from .files import MARKERS, TRAINING_FILE, lora_parameters
 from .manifest import HubFile, Manifest, read_manifest
 
 SMALL_FILES = (CONFIG_FILE, TRAINING_FILE, TASK_FILE, ADAPTER_CONFIG_FILE, HEAD_FILE, ADAPTER_WEIGHTS_FILE)
@@ -98,7 +94,9 @@ class Inspection:
         for file in self.files:
             digest = f"sha256:{file.sha256}" if file.sha256 else f"git:{file.git_sha1}"
             lines.append(f"{'file':<10}  {file.path:<{width}}  {file.size:>12,}  {digest}")
-        return "\n".join(lines + [f"{'FINDING':<10}  {finding}" for finding in self.findings])
+        lines += [f"{'FINDING':<10}  {finding}" for finding in self.findings]
+        # A file's name or a label must not forge a line, or be obeyed by the terminal.
+        return "\n".join(printable(line).replace("\n", "\\n").replace("\r", "\\r") for line in lines)
 
 
 def inspect(
@@ -155,12 +153,11 @@ def _describe(inspection: Inspection, folder: Path, manifest: Manifest, api: HfA
 
 
 def _describe_adapter(inspection: Inspection, folder: Path, api: HfApi | None) -> None:
-    task = read_json(folder / TASK_FILE)
-    inspection.kind, inspection.name = str(task.get("kind") or "unknown"), str(task.get("name") or "") or None
-    read_task(folder)  # the types of what follows
+    task = read_task(folder)
+    inspection.kind, inspection.name = task.get("kind") or "unknown", task.get("name")
     inspection.labels, inspection.metrics = task.get("labels") or [], task.get("metrics") or {}
     inspection.backbone = task.get("backbone") or {}
-    inspection.parameters = lora_parameters(tensor_shapes(folder / ADAPTER_WEIGHTS_FILE))
+    inspection.parameters = lora_parameters(read_header(folder / ADAPTER_WEIGHTS_FILE).tensors)
     config, _ = check_adapter(folder)
     repo_id, revision = inspection.backbone.get("id"), inspection.backbone.get("revision")
     if (config.get("base_model_name_or_path"), config.get("revision")) != (repo_id, revision):
@@ -181,7 +178,7 @@ def _describe_backbone(inspection: Inspection, folder: Path, manifest: Manifest,
     inspection.kind = "backbone"
     if CONFIG_FILE not in manifest.files:
         return  # the listing's findings say so
-    config = read_json(folder / CONFIG_FILE)
+    config = read_config(folder)
     block = config.get("mtpf")
     if block is None:
         inspection.kind = "unknown"
@@ -189,7 +186,7 @@ def _describe_backbone(inspection: Inspection, folder: Path, manifest: Manifest,
             inspection.findings.append(f"{CONFIG_FILE} names code to import that is not mtpf's")
         inspection.findings.append("it is a stock encoder, not a backbone of mtpf")
         return
-    inspection.regime = str(block["regime"]) if isinstance(block, dict) and block.get("regime") else None
+    inspection.regime = block.get("regime")
     if WEIGHTS_FILE not in manifest.files:
         return
     if api is None:

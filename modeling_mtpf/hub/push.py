@@ -8,8 +8,15 @@ from huggingface_hub import CommitOperationAdd
 
 from hub_cards import adapter_card, backbone_card
 
-from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, TASK_FILE
+from ..model.gate_mtpf import read_header, read_json
 from ..model.modeling_mtpf import HUB_FILES
+from ..model.schemas_mtpf import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    CONFIG_FILE,
+    TASK_FILE,
+    WEIGHTS_FILE,
+)
 from ..model.sources_mtpf import backbone_hint
 from .checks import changed_code, check_adapter, check_backbone, check_published_backbone, check_tokenizer
 from .client import HubError, check_repo_id
@@ -17,14 +24,10 @@ from .commit import PushPlan, Release, log, publish
 from .files import (
     ADAPTER_FILES,
     BACKBONE_FILES,
-    CONFIG_FILE,
     TRAINING_FILE,
-    WEIGHTS_FILE,
     code_files,
     lora_parameters,
     read_folder,
-    read_json,
-    tensor_shapes,
 )
 from .manifest import find_manifest
 
@@ -109,7 +112,7 @@ def push_adapter(
         text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         content[name] = CommitOperationAdd(name, (text + "\n").encode())
     num_bytes = sum(file.upload_info.size for name, file in content.items() if name.endswith(".safetensors"))
-    num_parameters = lora_parameters(tensor_shapes(folder / ADAPTER_WEIGHTS_FILE))
+    num_parameters = lora_parameters(read_header(folder / ADAPTER_WEIGHTS_FILE).tensors)
     card = adapter_card(task, config, num_parameters=num_parameters, num_bytes=num_bytes, **release.card)
     return publish(release, "adapter", content, card, dry_run)
 

@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from .adapters_mtpf import (
-    KINDS,
     AdapterHead,
     active_adapter,
     check_loaded,
@@ -31,28 +30,40 @@ from .adapters_mtpf import (
     remove_lora,
     set_active_adapter,
 )
-from .backbone_identity_mtpf import backbone_sha256, check_identity
-from .configuration_mtpf import encoder_layout
+from .backbone_identity_mtpf import (
+    backbone_sha256,
+    backbone_state_dict,
+    check_finite,
+    check_identity,
+    check_settings,
+    settings_of,
+)
+from .configuration_mtpf import encoder_layout, max_tokens
 from .errors_mtpf import AdapterError, first_line
+from .gate_mtpf import Tensor, parse_json
 from .hub_cache_mtpf import drop_from_cache, has_announced_hash
+from .schemas_mtpf import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    HEAD_FILE,
+    KINDS,
+    PEFT_PREFIX,
+    TASK_ENTRIES,
+    TASK_FILE,
+    TASK_FORMAT_VERSION,
+    check_head,
+    check_task,
+    is_part,
+    read_adapter_config,
+    read_lora_header,
+    read_task,
+    stock_key,
+)
 from .sources_mtpf import find_on_hub
 from .trunk_mtpf import Encoder, lora_modules
 
-ADAPTER_CONFIG_FILE = "adapter_config.json"
-ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
-HEAD_FILE = "head.safetensors"
-TASK_FILE = "task.json"
-TASK_FORMAT_VERSION = 1
-PEFT_PREFIX = "base_model.model."
 MAX_ADAPTER_BYTES = 1_000_000_000
 """The most that `find_adapter` fetches; a LoRA of rank 32 on two layers has about a megabyte."""
-PLAIN_LORA = (
-    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
-    *("inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern", "alpha_pattern"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "init_lora_weights"),
-    *("megatron_core", "runtime_config", "qalora_group_size"),
-)
-"""Settings of PEFT that an adapter may change; others add tensors of their own or change the backbone."""
 
 
 @dataclass
@@ -97,6 +108,7 @@ def write_adapter(
     backbone_revision: str | None = None,
     dtype: torch.dtype | None = None,
     task: dict[str, Any] | None = None,
+    tokenizer_sha256: str | None = None,
 ) -> Path:
     """Write the adapter folder: PEFT files, the head and ``task.json``.
 
@@ -130,12 +142,16 @@ def write_adapter(
             "revision": backbone_revision,
             "sha256": backbone_sha256(encoder),
             "dtype": str(encoder.dtype).removeprefix("torch."),
+            "config": settings_of(encoder),
+            **({"tokenizer": tokenizer_sha256} if tokenizer_sha256 else {}),
         },
     }
+    if head is not None:
+        record.update(labels=head.labels, max_length=head.max_length)
+    _check_record(record)
     tensors = {key: value.to(dtype or value.dtype) for key, value in tensors.items()}
     _write_bytes(target / ADAPTER_WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
     if head is not None:
-        record.update(labels=head.labels, max_length=head.max_length)
         weights = {
             key: value.detach().cpu().to(dtype or value.dtype).contiguous()
             for key, value in head.state_dict().items()
@@ -151,6 +167,16 @@ def write_adapter(
     return target
 
 
+def _check_record(record: dict[str, Any]) -> None:
+    """Refuse to write a ``task.json`` that loading would refuse."""
+    try:
+        check_task(parse_json(_json_text(record).encode("utf-8", "surrogatepass"), TASK_ENTRIES))
+    except ValueError as error:
+        if isinstance(error, AdapterError):
+            raise
+        raise AdapterError(f"{TASK_FILE} cannot be written: {first_line(error)}.") from error
+
+
 def _write_bytes(path: Path, data: bytes) -> None:
     # Not that of `modeling_mtpf.files`: published code imports nothing else of the package.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -162,8 +188,11 @@ def _write_bytes(path: Path, data: bytes) -> None:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    plain = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=_plain)
-    _write_bytes(path, (plain + "\n").encode())
+    _write_bytes(path, (_json_text(value) + "\n").encode())
+
+
+def _json_text(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, default=_plain)
 
 
 def _plain(value: Any) -> Any:
@@ -245,144 +274,95 @@ def read_adapter(
     """
     if not (folder / ADAPTER_CONFIG_FILE).is_file():
         raise AdapterError(f"{folder} is not an adapter folder: it has no {ADAPTER_CONFIG_FILE}.")
-    try:
-        config = import_peft().PeftConfig.from_pretrained(str(folder))
-        task = read_task(folder)
-        lora = load_file(folder / ADAPTER_WEIGHTS_FILE)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise AdapterError(f"Adapter folder {folder} is damaged: {error}") from error
-    _check_plain_lora(folder, config)
-    lora = {_stock_key(key): value for key, value in lora.items()}
-    _check_shapes(folder, encoder, lora)
+    config, task = read_adapter_config(folder), read_task(folder)
+    header = read_lora_header(folder, config)
+    _check_shapes(folder, encoder, header)
+    modules = _check_targets(folder, encoder, config, header)
+    has_head = check_head(folder, task, encoder.config.hidden_size)
+    if has_head and task.get("max_length", 1) > (most := max_tokens(encoder.config)):
+        raise AdapterError(
+            f"{folder} is damaged: 'max_length' in {TASK_FILE} is {task['max_length']:,}, but the backbone "
+            f"reads {most:,} tokens."
+        )
     if check_backbone:
-        check_identity(folder, encoder, task.get("backbone") or {}, source)
-    head = read_head(folder, task, encoder.config.hidden_size)
+        recorded = task.get("backbone") or {}
+        check_identity(folder, encoder, recorded, source)
+        check_settings(folder, encoder, recorded)
+    lora = {stock_key(key): value for key, value in read_tensors(folder / ADAPTER_WEIGHTS_FILE).items()}
+    head = None
+    if has_head:
+        head = AdapterHead(
+            task["kind"], task["labels"], encoder.config.hidden_size, task.get("max_length", 128)
+        )
+        head.load_state_dict(read_tensors(folder / HEAD_FILE))
+        head.tokenizer_sha256 = (task.get("backbone") or {}).get("tokenizer") if check_backbone else None
+        head.eval()
     fallback = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-_0123456789")
-    return AdapterFiles(name or task.get("name") or fallback, config, lora, task, head)
+    return AdapterFiles(name or task.get("name") or fallback, _lora_config(config, modules), lora, task, head)
 
 
-def read_task(folder: Path) -> dict[str, Any]:
-    """Read ``task.json`` and check the types of the keys in use; a plain PEFT adapter has none.
-
-    Raises:
-        AdapterError: It is not what `write_adapter` writes.
-    """
-    if not (folder / TASK_FILE).is_file():
-        return {}
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a safetensors file; raise `AdapterError` for numbers that are not finite."""
     try:
-        task = json.loads((folder / TASK_FILE).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f"Adapter folder {folder} is damaged: {TASK_FILE}: {error}") from error
-    if not isinstance(task, dict):
-        raise AdapterError(f"Adapter folder {folder} is damaged: {TASK_FILE} must hold an object.")
-    labels = task.get("labels", [])
-    fits = {
-        "labels": labels is None
-        or (isinstance(labels, list) and all(isinstance(label, str) for label in labels)),
-        "max_length": isinstance(task.get("max_length", 128), int),
-        "backbone": isinstance(task.get("backbone", {}), dict),
-        "metrics": isinstance(task.get("metrics", {}), dict),
-        "name": isinstance(task.get("name", ""), str),
-        "kind": task.get("kind") in (None, *KINDS),
-    }
-    for key in fits:
-        if not fits[key]:
-            raise AdapterError(
-                f"Adapter folder {folder} is damaged: {key!r} in {TASK_FILE} is {task[key]!r}."
-            )
-    return task
+        tensors = load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise AdapterError(f"{path} is damaged or not a safetensors file: {first_line(error)}.") from error
+    check_finite(path, tensors)
+    return tensors
 
 
-def _stock_key(key: str) -> str:
-    return key.removeprefix(PEFT_PREFIX).removeprefix("backbone.")
-
-
-def _check_shapes(folder: Path, encoder: Encoder, lora: dict[str, torch.Tensor]) -> None:
+def _check_shapes(folder: Path, encoder: Encoder, lora: dict[str, Tensor]) -> None:
     layers = encoder_layout(encoder.config.model_type).layers + "."
-    for key, tensor in lora.items():
+    for key, (_, shape) in lora.items():
         path, _, part = key.removesuffix(".weight").rpartition(".")
         module: Any = None
         with suppress(AttributeError):  # not a list of all modules: another thread may be adding some
             module = encoder.get_submodule(path)
-        if part not in ("lora_A", "lora_B") or not path.startswith(layers) or not hasattr(module, "weight"):
+        if not path.startswith(layers) or not hasattr(module, "weight") or module.weight.dim() != 2:
             raise AdapterError(
                 f"Adapter {folder} does not fit: the backbone has no linear layer for its tensor {key!r}; "
                 "load the backbone it was trained on."
             )
-        if tensor.dim() != 2:
-            raise AdapterError(f"Adapter folder {folder} is damaged: {key!r} is not a matrix.")
         rows, columns = module.weight.shape
-        expected, width = (columns, tensor.shape[1]) if part == "lora_A" else (rows, tensor.shape[0])
+        expected, width = (columns, shape[1]) if part == "lora_A" else (rows, shape[0])
         if expected != width:
             raise AdapterError(
                 f"Adapter {folder} was trained on another backbone: {key!r} is made for width {width}, "
                 f"this one has {expected}."
             )
-    if not lora or len(lora) % 2:
-        raise AdapterError(f"Adapter {folder} is incomplete: {len(lora)} tensors; save it again.")
 
 
-def _check_plain_lora(folder: Path, config: Any) -> None:
-    """Refuse adapters that are not LoRA, and settings of PEFT that do more than add one.
+def _check_targets(
+    folder: Path, encoder: Encoder, config: dict[str, Any], lora: dict[str, Tensor]
+) -> list[str]:
+    """Return the modules with LoRA, after checking that the config's names mean exactly these."""
+    indices = config.get("layers_to_transform")
+    indices = [indices] if isinstance(indices, int) else indices
 
-    Some of them change the backbone, which all adapters share, as soon as the LoRA is injected: PiSSA and its
-    kin subtract from its weights, ``layer_replication`` repeats its layers.
-    """
-    if str(getattr(config, "peft_type", "")).rpartition(".")[2] != "LORA":
-        raise AdapterError(f"{folder} holds a {config.peft_type} adapter; only plain LoRA can be loaded.")
-    plain = import_peft().LoraConfig()
-    changed = [
-        key for key, value in vars(plain).items() if key not in PLAIN_LORA and getattr(config, key) != value
-    ]
-    if not isinstance(config.init_lora_weights, bool):
-        changed.append("init_lora_weights")
-    if changed:
+    def named(module: str) -> bool:
+        if module in config["target_modules"]:
+            return True
+        number = next((int(part) for part in module.split(".") if part.isdigit()), -1)
+        names = any(is_part(module, target) for target in config["target_modules"])
+        excluded = any(is_part(module, name) for name in config.get("exclude_modules") or [])
+        return names and not excluded and (not indices or number in indices)
+
+    modules = {key.rpartition(".lora_")[0] for key in lora}
+    linear = (key.removesuffix(".weight") for key in backbone_state_dict(encoder) if key.endswith(".weight"))
+    if different := modules ^ {module for module in linear if named(module)}:
         raise AdapterError(
-            f"{folder} is not a plain LoRA: its {ADAPTER_CONFIG_FILE} sets {changed[0]!r} to "
-            f"{getattr(config, changed[0])!r}; only plain LoRA without bias can be loaded."
+            f"{ADAPTER_WEIGHTS_FILE} and {ADAPTER_CONFIG_FILE} of {folder} disagree about "
+            f"{min(different)!r}; save it again."
         )
-    numbers = (("r", int), ("lora_alpha", (int, float)), ("lora_dropout", (int, float)))
-    wrong = [key for key, kind in numbers if not isinstance(getattr(config, key), kind)]
-    if wrong or config.r < 1:
-        key = wrong[0] if wrong else "r"
-        raise AdapterError(f"Adapter folder {folder} is damaged: {key!r} is {getattr(config, key)!r}.")
+    return sorted(modules)
 
 
-def read_head(folder: Path, task: dict[str, Any], hidden_size: int) -> AdapterHead | None:
-    """Read the head of an app's folder; a family's LoRA has none.
-
-    Raises:
-        AdapterError: The head is missing or damaged, or does not fit the width or the labels.
-    """
-    kind = task.get("kind")
-    if kind in (None, KINDS[0]):
-        if (folder / HEAD_FILE).is_file():
-            raise AdapterError(
-                f"Adapter {folder} has a head, but {TASK_FILE} does not name its kind; fetch it again."
-            )
-        return None
-    if not (folder / HEAD_FILE).is_file():
-        raise AdapterError(
-            f"Adapter {folder} is a {kind} app, but its head is missing ({HEAD_FILE}); fetch it again."
-        )
-    if not task.get("labels"):
-        raise AdapterError(f"Adapter {folder} is a {kind} app, but {TASK_FILE} has no labels.")
-    head = AdapterHead(kind, task["labels"], hidden_size, int(task.get("max_length", 128)))
-    try:
-        head.load_state_dict(load_file(folder / HEAD_FILE))
-        with safe_open(folder / HEAD_FILE, framework="pt") as file:
-            trained = json.loads((file.metadata() or {}).get("labels", "null"))
-    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise AdapterError(
-            f"The head of {folder} does not fit {len(task['labels'])} labels of width {hidden_size}: {reason}"
-        ) from error
-    if trained != head.labels:
-        raise AdapterError(
-            f"The labels in {folder / TASK_FILE} are not those that its head was trained with, in "
-            f"order: {trained!r}. Restore them; new labels need a new head."
-        )
-    return head.eval()
+def _lora_config(config: dict[str, Any], modules: list[str]) -> Any:
+    """Build PEFT's config from checked values: it would compile what a file calls a name as a pattern."""
+    keys = ("r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights")
+    patterns = ("rank_pattern", "alpha_pattern")  # of names, here
+    values = {key: config[key] for key in (*keys, *patterns) if config.get(key) is not None}
+    return import_peft().LoraConfig(target_modules=modules, task_type="FEATURE_EXTRACTION", **values)
 
 
 def replace_adapter(encoder: Encoder, files: AdapterFiles, trainable: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,9 @@ from .adapters_mtpf import (
 from .backbone_identity_mtpf import check_in_memory
 from .bound_calls_mtpf import execution_device
 from .configuration_mtpf import encoder_layout
-from .errors_mtpf import AdapterError, first_line
+from .errors_mtpf import AdapterError, MtpfError, first_line
 from .hub_cache_mtpf import weights_file
+from .predict_mtpf import check_tokenizer, text_tokenizer
 from .sources_mtpf import is_hub_id
 from .trunk_mtpf import lora_modules
 from .views_mtpf import CHANGES
@@ -198,6 +199,8 @@ class AdapterMethods:
                 f"{path_or_repo} is a {files.head.kind} app, but {type(self).__name__} is for "
                 f"{self.head_kind}; load it into MtpfModel."
             )
+        if files.head is not None and "_mtpf_text_tokenizer" in self.__dict__:  # else prediction compares
+            check_tokenizer(files.name, files.head, text_tokenizer(self))
         with CHANGES:
             activate = activate and not (replace and files.name in self.adapters)
             if replace and files.name in self.adapters:
@@ -338,6 +341,10 @@ class AdapterMethods:
             )
         check_in_memory(self.backbone)
         head: Any = self.heads[name] if name in self.heads else None
+        tokenizer_sha256 = getattr(head, "tokenizer_sha256", None)
+        if tokenizer_sha256 is None:
+            with suppress(MtpfError):  # a model that was not loaded, or from a place without tokenizer
+                tokenizer_sha256 = text_tokenizer(self).sha256
         return write_adapter(
             folder,
             self.backbone,
@@ -347,4 +354,5 @@ class AdapterMethods:
             backbone_revision=backbone_revision,
             dtype=dtype,
             task=task,
+            tokenizer_sha256=tokenizer_sha256,
         )

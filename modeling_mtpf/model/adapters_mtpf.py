@@ -6,7 +6,6 @@ An adapter is a LoRA on the last layers of the encoder, made by PEFT. Functions 
 
 import copy
 import importlib
-import re
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +15,9 @@ from torch import nn
 
 from .configuration_mtpf import encoder_layout
 from .errors_mtpf import AdapterError
+from .schemas_mtpf import KINDS, LABEL, NAME_PATTERN
 from .trunk_mtpf import Encoder, encoder_layers, is_lora_layer, lora_modules
 from .views_mtpf import CHANGES, forget_adapter
-
-KINDS = ("task-primary-lora", "token-classification", "text-classification")
-"""What an adapter is: the LoRA of a family, or an app of one of the two head types."""
-
-NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{1,63}")
 
 
 def import_peft() -> Any:
@@ -327,10 +322,13 @@ class AdapterHead(nn.Linear):
             raise AdapterError(f"Head kind {kind!r} is unknown; choose one of: {', '.join(KINDS[1:])}.")
         if not labels or len(set(labels)) != len(labels):
             raise AdapterError(f"A head needs distinct labels, at least one; got {labels!r}.")
+        if invalid := [label for label in labels if not LABEL.fits(label)]:
+            raise AdapterError(f"The label {invalid[0]!r} cannot be used; it must be {LABEL.accepts}.")
         super().__init__(hidden_size, len(labels))
         self.kind = kind
         self.labels = list(labels)
         self.max_length = max_length
+        self.tokenizer_sha256: str | None = None  # of the tokenizer that it was trained with, if known
 
 
 def lora_parameters(encoder: Encoder, name: str) -> list[nn.Parameter]:

@@ -1,7 +1,12 @@
-"""Which backbone is in memory: the hash of its weights, and whether it is the one an adapter names."""
+"""Which backbone is in memory, and whether it is the one an adapter names.
+
+Its identity is the hash of its weights, those settings of its config that change what it computes, and its
+tokenizer. Adapters of older versions recorded the weights alone.
+"""
 
 import functools
 import hashlib
+import json
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +18,16 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from .errors_mtpf import AdapterError, MtpfError
+from .gate_mtpf import shortened
 from .hub_cache_mtpf import sha256_of
 from .trunk_mtpf import Encoder, is_lora_layer, uncompiled
+
+SETTINGS = (
+    *("model_type", "hidden_act", "activation", "hidden_activation", "layer_norm_eps", "norm_eps"),
+    *("num_attention_heads", "n_heads", "position_embedding_type", "is_decoder", "local_attention"),
+    *("global_attn_every_n_layers", "layer_types", "rope_parameters"),
+)
+"""Settings of an encoder that change its results and that the shapes of its weights do not tell."""
 
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, tuple[tuple, set[str]]]" = weakref.WeakKeyDictionary()
 """For each encoder the digests of its weights and the hashes that match them."""
@@ -84,6 +97,39 @@ def check_identity(folder: Path, encoder: Encoder, trained_on: dict[str, Any], s
             raise AdapterError(_other_backbone(folder, trained_on, actual, dtype))
     hashes = known[1] if known is not None and known[0] == digests else set()
     _KNOWN[encoder] = digests, hashes | {expected}
+
+
+def settings_of(encoder: Encoder) -> dict[str, Any]:
+    """Return the settings of an encoder's config that change what it computes, as JSON."""
+    values = {name: getattr(encoder.config, name, None) for name in SETTINGS}
+    if encoder.config.model_type in ("roberta", "xlm-roberta"):  # they count positions from it
+        values["pad_token_id"] = encoder.config.pad_token_id
+    known = {name: value for name, value in values.items() if value is not None}
+    return json.loads(json.dumps(known, default=str))
+
+
+def check_settings(folder: Path, encoder: Encoder, trained_on: dict[str, Any]) -> None:
+    """Raise `AdapterError` if a setting that changes results differs from what the adapter was trained with.
+
+    Settings that only one side knows are those of another version of transformers.
+    """
+    recorded, present = trained_on.get("config") or {}, settings_of(encoder)
+    for name in sorted(recorded.keys() & present.keys()):
+        if recorded[name] != present[name]:
+            raise AdapterError(
+                f"Adapter {folder} was trained on another backbone: {name!r} in its config.json was "
+                f"{shortened(recorded[name])} and is {shortened(present[name])} here; load "
+                f"{trained_on.get('id') or 'the backbone it was trained on'}."
+            )
+
+
+def check_finite(path: Path, tensors: dict[str, torch.Tensor], error: type[MtpfError] = AdapterError) -> None:
+    """Raise ``error`` for a tensor with NaN or infinite numbers."""
+    for key, value in tensors.items():
+        # A sum passes both on, in a fraction of the time of looking at each number.
+        wide = torch.float32 if value.element_size() < 4 else value.dtype
+        if value.is_floating_point() and not value.sum(dtype=wide).isfinite():
+            raise error(f"{path} is damaged: {key!r} holds numbers that are not finite; fetch it again.")
 
 
 def _other_backbone(folder: Path, trained_on: dict[str, Any], actual: str | None, dtype: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from .errors_mtpf import MtpfError
+from .schemas_mtpf import check_config
 
 AUTO_MAP = {
     "AutoConfig": "configuration_mtpf.MtpfConfig",
@@ -146,6 +147,9 @@ class MtpfConfig(PreTrainedConfig):
         """Read ``config.json`` and nest the encoder's part, whether MTPF or a stock model wrote it."""
         revision = kwargs.get("revision")
         flat, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        check_config(flat, f"{pretrained_model_name_or_path} is damaged: ")
+        if methods := [key for key in flat if callable(getattr(PreTrainedConfig, key, None))]:
+            raise MtpfError(f"{pretrained_model_name_or_path} is damaged: config.json sets {methods[0]!r}.")
         nested = cls._nested(flat) if flat else flat
         # Which commit this is, for whatever is read later from the same repo; it is not written.
         commit = getattr(revision, "resolved", None)

@@ -1,5 +1,8 @@
 """Errors the user can fix."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MtpfError(ValueError):
     """A mistake in what the user gave: one sentence that names it, what is accepted and how to fix it."""
@@ -25,3 +28,16 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def in_one_sentence(what: str) -> Iterator[None]:
+    """Turn what a library raises into an `MtpfError`, and a panic of Rust, which is not an `Exception`."""
+    try:
+        yield
+    except MtpfError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise MtpfError(f"{what}: {first_line(error)[:300]}") from error

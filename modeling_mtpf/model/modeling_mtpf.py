@@ -22,11 +22,13 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .adapter_methods_mtpf import AdapterMethods
 from .adapters_mtpf import check_loaded
-from .backbone_identity_mtpf import backbone_state_dict, check_in_memory
+from .backbone_identity_mtpf import backbone_state_dict, check_finite, check_in_memory
 from .configuration_mtpf import MtpfConfig
 from .errors_mtpf import MtpfError
+from .hub_cache_mtpf import weights_file
 from .packaged_mtpf import PACKAGED, packaged_encoder
 from .predict_mtpf import Predictor
+from .schemas_mtpf import check_checkpoint
 from .sources_mtpf import backbone_hint, is_hub_id
 from .trunk_mtpf import run_layers, run_trunk, tail_views, uncompiled
 from .views_mtpf import CHANGES, inference_views
@@ -39,13 +41,16 @@ HUB_FILES = (
     "bound_calls_mtpf.py",
     "configuration_mtpf.py",
     "errors_mtpf.py",
+    "gate_mtpf.py",
     "hub_cache_mtpf.py",
     "modeling_mtpf.py",
     "packaged_mtpf.py",
     "predict_mtpf.py",
     "results_mtpf.py",
+    "schemas_mtpf.py",
     "sources_mtpf.py",
     "texts_mtpf.py",
+    "tokenizer_gate_mtpf.py",
     "trunk_mtpf.py",
     "views_mtpf.py",
 )
@@ -184,6 +189,11 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
             raise MtpfError(f"There is no folder {source}, and it is not a Hub id of the form 'owner/name'.")
         if source and kwargs.get("subfolder") and (Path(source) / kwargs["subfolder"]).is_dir():
             source = Path(source) / kwargs.pop("subfolder")  # later the tokenizer is looked for there, too
+        if source and not kwargs.get("subfolder"):
+            weights = weights_file(str(source), str(kwargs.get("revision") or "main"))
+            folder = Path(source) if weights is None else weights.parent
+            if (folder / "config.json").is_file():
+                check_checkpoint(folder)
         kwargs.setdefault("key_mapping", {STOCK_PREFIXES: ""})
         return super().from_pretrained(source, *args, **kwargs)
 
@@ -267,12 +277,22 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
                 f"The checkpoint lacks {len(missing)} weights of the encoder, e.g. {sorted(missing)[0]!r}; "
                 f"it is not one of a {model.config.encoder_config.model_type} encoder, or it is incomplete."
             )
+        # transformers would allocate and fill these first, and raise several lines afterwards.
+        if loading_info.mismatched_keys and not load_config.ignore_mismatched_sizes:
+            key, stored, expected = sorted(loading_info.mismatched_keys)[0]
+            raise MtpfError(
+                f"The checkpoint does not fit its config.json: {key!r} is {tuple(stored)} there and "
+                f"{tuple(expected)} in the model; for another number of labels pass "
+                "ignore_mismatched_sizes=True."
+            )
         finished = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
         # Nothing here uses a pooler. A random one would give the backbone another sha256 at each loading, and
         # no adapter would find the backbone that it was trained on.
         for key in loading_info.missing_keys:
             if key.startswith("backbone.") and ".pooler." in key:
                 model.get_parameter(key).data.zero_()
+        parameters = {key: value for key, value in model.named_parameters() if value.device.type != "meta"}
+        check_finite(load_config.pretrained_model_name_or_path, parameters, MtpfError)
         return finished
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
 
 from .adapters_mtpf import check_loaded
 from .bound_calls_mtpf import execution_device
 from .configuration_mtpf import max_tokens
-from .errors_mtpf import AdapterError
+from .errors_mtpf import AdapterError, MtpfError
 from .results_mtpf import TagScheme, entities, text_labels
 from .texts_mtpf import MAX_CHARACTERS, TextTokenizer, Tokens, Window, in_portions, read_texts
+from .tokenizer_gate_mtpf import open_tokenizer
 from .trunk_mtpf import run_layers, run_trunk
 from .views_mtpf import CHANGES, InferenceViews, inference_views
 
@@ -140,6 +140,7 @@ class Predictor:
                     f"Adapter {name!r} has no head: it is a family's LoRA, not an app; fit an app on it."
                 )
             head = self.model.heads[name]
+            check_tokenizer(name, head, self.tokenizer)
             layers = inference_views(encoder).tail(encoder, name)
         limit = min(head.max_length, max_tokens(self.model.config.encoder_config))
         scheme = TagScheme(head.labels) if head.kind == "token-classification" else None
@@ -308,29 +309,36 @@ def text_tokenizer(model: Any, tokenizer: Any = None, token: str | None = None) 
         return cached[2]
 
 
+def check_tokenizer(name: str, head: Any, tokenizer: TextTokenizer) -> None:
+    """Raise `AdapterError` for an app that was trained with another tokenizer."""
+    if head.tokenizer_sha256 not in (None, tokenizer.sha256):
+        raise AdapterError(
+            f"App {name!r} was trained with another tokenizer (sha256 {head.tokenizer_sha256[:12]}…, here "
+            f"{tokenizer.sha256[:12]}…); use the one of its backbone, or load it with check_backbone=False."
+        )
+
+
 def load_tokenizer(model: Any, token: str | None = None) -> Any:
     """Load the tokenizer from where the backbone came from, at the same revision and without remote code.
 
     It is cached in the model; the token is not.
 
     Raises:
-        ValueError: The model was not loaded from a folder or repo, or the tokenizer there cannot be read.
+        MtpfError: The model was not loaded from a folder or repo, or the tokenizer there cannot be used.
     """
     with _LOADING:
         if "_mtpf_tokenizer" not in model.__dict__:
             source = model.config.name_or_path
             if not source:
-                raise ValueError(
+                raise MtpfError(
                     "The model was not loaded from a folder or repo; pass tokenizer=... to predict."
                 )
             revision = getattr(model.config, "source_revision", None) or "main"
+            rows = model.get_input_embeddings().weight.shape[0]
             try:
-                model.__dict__["_mtpf_tokenizer"] = AutoTokenizer.from_pretrained(
-                    source, revision=revision, use_fast=True, trust_remote_code=False, token=token
-                )
-            except (OSError, ValueError) as error:
-                raise ValueError(
-                    f"The tokenizer of {source} cannot be read; pass tokenizer=..., or for a private repo "
-                    f"token=..., to predict. {error}"
+                model.__dict__["_mtpf_tokenizer"] = open_tokenizer(source, revision, token, rows)
+            except MtpfError as error:
+                raise MtpfError(
+                    f"{error} To predict, pass tokenizer=..., or for a private repo token=...."
                 ) from error
         return model.__dict__["_mtpf_tokenizer"]

@@ -6,7 +6,10 @@ made once and never changed, and windows are cut here.
 """
 
 import copy
+import functools
+import hashlib
 import itertools
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,11 +17,22 @@ from typing import Any
 
 import numpy as np
 
+from .errors_mtpf import in_one_sentence
+
 WINDOW_OVERLAP = 0.25
 """Share of a window that the next one repeats, so that no word is seen only at a border."""
 
 MAX_CHARACTERS = 1_000_000
 """The longest text that is read by default: about five minutes on two slow cores."""
+
+PROBES = [
+    "Call Ada O'Neill at 5:30pm, don't be late!  2024-01-02\tÀ bientôt, Noël",
+    "e\u0301clair Ñandú Straße ŒUVRE Ελλάδα ΟΔΟΣ привет мир İstanbul",
+    "東京 서울 भारत ไทย العربية עברית 👩🏽‍🚀🇵🇹 ﬁ ½ ² \u00a0\u200b\ufeff \U0010ffff",
+    "x" * 300 + " " * 300 + "user@example.org/path?q=1#a_b-c [CLS] <s> [MASK]</s> ▁Ġ##a",
+    "",
+]
+"""Texts whose tokens tell tokenizers apart, and on which a broken one fails."""
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _TABLE_ROWS = 1000
@@ -167,6 +181,20 @@ def plain_backend(tokenizer: Any) -> Any:
     return backend
 
 
+def backend_sha256(backend: Any) -> str:
+    """Return a hash of what a backend of `plain_backend` does: its vocabulary, and the tokens of `PROBES`.
+
+    Not of its file, which other versions of the library write differently.
+    """
+    stored = json.loads(backend.to_str())
+    model = stored["model"]
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges") or []]
+    added = sorted((entry["content"], entry["id"]) for entry in stored["added_tokens"])
+    tokens = [(encoding.ids, encoding.offsets) for encoding in backend.encode_batch(PROBES)]
+    parts = json.dumps([model.get("vocab"), merges, added, tokens], sort_keys=True)
+    return hashlib.sha256(parts.encode()).hexdigest()
+
+
 class TextTokenizer:
     """A private, unchanging copy of a fast tokenizer; safe to use from several threads."""
 
@@ -180,6 +208,11 @@ class TextTokenizer:
         self.suffix = np.array(sample.ids[after:], dtype=np.int64)
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
 
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The hash that an app records of the tokenizer that it was trained with."""
+        return backend_sha256(self._backend)
+
     @property
     def special(self) -> int:
         """Special tokens around every window."""
@@ -188,7 +221,8 @@ class TextTokenizer:
     def __call__(self, texts: list[str]) -> list[Tokens]:
         """Tokenize texts. A lone surrogate, which no tokenizer takes, is read as U+FFFD; offsets stay."""
         readable = [text if text.isascii() else _SURROGATES.sub("\ufffd", text) for text in texts]
-        encodings = self._backend.encode_batch(readable, add_special_tokens=False)
+        with in_one_sentence("The tokenizer cannot read a text"):
+            encodings = self._backend.encode_batch(readable, add_special_tokens=False)
         return [Tokens(np.array(encoding.ids, dtype=np.int64), encoding) for encoding in encodings]
 
     def windows(self, text: int, tokens: int, max_length: int | None) -> list[Window]:

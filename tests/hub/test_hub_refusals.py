@@ -103,8 +103,11 @@ DAMAGES = {
         lambda d: change_task(d, lambda t: {"labels": t["labels"][:-1]}),
         "does not fit 2 labels",
     ),
-    "name": (lambda d: edit(d / "task.json", name='../"); import os; ("'), "which no adapter can have"),
-    "giant": (lambda d: (d / "task.json").write_text(" " * 50_000_001), "larger than 50 MB"),
+    "name": (
+        lambda d: edit(d / "task.json", name='../"); import os; ("'),
+        "it must be a name: lower-case letters",
+    ),
+    "giant": (lambda d: (d / "task.json").write_text(" " * 50_000_001), "larger than 32 MB"),
     "weights cut": (lambda d: change_bytes(d, lambda b: b[:-100]), "is damaged or not a safetensors file"),
     "header bomb": (
         lambda d: change_bytes(d, lambda b: (2**62).to_bytes(8, "little") + b[8:]),
@@ -116,7 +119,7 @@ DAMAGES = {
     ),
     "one tensor less": (
         lambda d: change_lora(d, lambda t: {k: t[k] for k in sorted(t)[1:]}),
-        "disagree about",
+        "is incomplete: 15 tensors",
     ),
     "wider": (
         lambda d: change_lora(d, each_lora_a(lambda v: torch.cat([v, v], 1))),
@@ -124,7 +127,7 @@ DAMAGES = {
     ),
     "not a matrix": (
         lambda d: change_lora(d, each_lora_a(lambda v: v[:, 0].contiguous())),
-        r"disagree about .*shape \(4,\)",
+        "lora_A.weight' is not a matrix",
     ),
     "path in metadata": (
         lambda d: change_lora(d, dict, metadata={"format": "pt", "from": "/home/ada/runs"}),
@@ -144,11 +147,11 @@ def test_folders_that_may_not_be_published(hub, published, entities, how):
     "changes, message",
     [
         ({"r": 8}, r"disagree about .*shape \(4, 32\), rank 8"),
-        ({"bias": "all"}, "not a plain LoRA: .* 'bias'"),
-        ({"modules_to_save": ["pooler"]}, "not a plain LoRA: .* 'modules_to_save'"),
-        ({"layer_replication": [[0, 4], [2, 4]]}, "not a plain LoRA: .* 'layer_replication'"),
-        ({"init_lora_weights": "pissa"}, "not a plain LoRA: .* 'init_lora_weights'"),
-        ({"target_modules": ".*query"}, "has no list of target_modules"),
+        ({"bias": "all"}, "not a plain LoRA: 'bias'"),
+        ({"modules_to_save": ["pooler"]}, "not a plain LoRA: 'modules_to_save'"),
+        ({"layer_replication": [[0, 4], [2, 4]]}, "not a plain LoRA: 'layer_replication'"),
+        ({"init_lora_weights": "pissa"}, "not a plain LoRA: 'init_lora_weights'"),
+        ({"target_modules": ".*query"}, "not a plain LoRA: 'target_modules' .* no pattern"),
         ({"task_type": None}, "not a LoRA of mtpf"),
         ({"auto_mapping": {"base_model_class": "X", "parent_library": "evil"}}, "names code to import"),
     ],
@@ -219,7 +222,7 @@ def shrink(folder: Path, how) -> None:
             lambda w: w.update({"embeddings.LayerNorm.bias": torch.zeros(31)}),
             "'embeddings.LayerNorm.bias' is .31,. there and .32,.",
         ),
-        (lambda w: w.clear(), "0 tensors|is absent"),
+        (lambda w: w.clear(), "is absent"),
         (
             lambda w: w.update({"encoder.layer.3.attention.self.query.lora_A.weight": torch.zeros(2)}),
             "lora_A",
@@ -234,15 +237,15 @@ def test_weights_must_be_those_of_the_config(hub, backbone, change, message):
 @pytest.mark.parametrize(
     "file, changes, message",
     [
-        ("config.json", {"mtpf": "x"}, "no 'mtpf' block"),
-        ("config.json", {"mtpf": {"regime": ["x"]}}, "makes no encoder: .*regime"),
+        ("config.json", {"mtpf": "x"}, "'mtpf' in config.json is 'x'"),
+        ("config.json", {"mtpf": {"regime": ["x"]}}, "'regime' in the 'mtpf' block of config.json is"),
         ("config.json", {"auto_map": {"AutoModel": "evil.Model"}}, "complete auto_map"),
         ("config.json", {"custom_pipelines": {"ner": {"impl": "evil.P"}}}, "names code to import"),
         ("config.json", {"model_type": "llama"}, "'llama' is not supported"),
         ("config.json", {"hidden_size": 64}, "does not fit its config.json"),
-        ("config.json", {"num_hidden_layers": 10**9}, "1000000000 layers, but only"),
-        ("config.json", {"num_hidden_layers": "x"}, "makes no encoder"),
-        ("config.json", {"hidden_size": 10**30}, "makes no encoder"),
+        ("config.json", {"num_hidden_layers": 10**9}, "'num_hidden_layers' .* whole number from 1 to 256"),
+        ("config.json", {"num_hidden_layers": "x"}, "'num_hidden_layers' in config.json is 'x'"),
+        ("config.json", {"hidden_size": 10**30}, "whole number from 1 to 65,536"),
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.T", None]}}, "names code to import"),
         ("training.json", {"regime": "naive"}, "regime 'naive', config.json of 'tpl'"),
         ("training.json", {"families": [5]}, "training.json is malformed"),
@@ -283,7 +286,7 @@ def test_a_tokenizer_must_be_complete_and_fit(hub, backbone):
     tokenizer.save_pretrained(backbone)
     pushes_nothing(hub, push, f"has the token id {len(tokenizer) - 1}, but the encoder only")
     (backbone / "tokenizer.json").write_text("{}")
-    pushes_nothing(hub, push, "cannot be loaded")
+    pushes_nothing(hub, push, "tokenizer.json: it has no model")
     (backbone / "tokenizer.json").unlink()
     pushes_nothing(hub, push, "has no tokenizer, or a part of one only")
 

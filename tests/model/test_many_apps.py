@@ -14,6 +14,7 @@ import torch
 from conftest import assert_close, randomize
 
 from modeling_mtpf import AdapterError, AdapterHead, LoraSettings, MtpfModel
+from modeling_mtpf.model.adapters_mtpf import inject_lora
 from modeling_mtpf.model.backbone_identity_mtpf import backbone_sha256, bits_digest
 from modeling_mtpf.model.trunk_mtpf import run_layers, run_trunk, tail_views
 
@@ -220,17 +221,22 @@ def test_adding_to_layers_with_lora_gives_what_peft_gives(folders, sixteen, batc
     assert gradients[0] == gradients[1] == gradients[2] and all("app-1" in name for name in gradients[0])
 
 
-def test_replacing_is_all_or_nothing(model, folders, sixteen, tmp_path):
+def test_replacing_is_all_or_nothing(model, folders, sixteen, tmp_path, monkeypatch):
     before = model.predict(TEXTS, adapters=["entities", "intent"])
     damaged = shutil.copytree(sixteen / "app-0", tmp_path / "damaged")
     (damaged / "head.safetensors").write_bytes(b"x" * 64)
     with pytest.raises(AdapterError, match="head"):
         model.load_adapter(damaged, adapter_name="entities", replace=True)
-    config = (sixteen / "app-0" / "adapter_config.json").read_text()
-    other = shutil.copytree(sixteen / "app-0", tmp_path / "other")
-    (other / "adapter_config.json").write_text(config.replace('"r": 2', '"r": 3'))  # noticed after removal
+    failures = iter([RuntimeError("no memory")])
+
+    def inject(*arguments):
+        if (error := next(failures, None)) is not None:
+            raise error
+        inject_lora(*arguments)
+
+    monkeypatch.setattr("modeling_mtpf.model.adapter_files_mtpf.inject_lora", inject)  # after removal
     with pytest.raises(AdapterError, match="cannot be loaded"):
-        model.load_adapter(other, adapter_name="entities", replace=True)
+        model.load_adapter(sixteen / "app-0", adapter_name="entities", replace=True)
     assert model.predict(TEXTS, adapters=["entities", "intent"]) == before
     with pytest.raises(AdapterError, match="already loaded"):
         model.load_adapter(sixteen / "app-0", adapter_name="entities")

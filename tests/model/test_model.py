@@ -238,7 +238,7 @@ def test_a_checkpoint_without_a_pooler_is_the_same_backbone_at_each_loading(tmp_
 
 def test_a_checkpoint_without_the_encoder_is_refused(encoders, tmp_path):
     shutil.copytree(encoders["bert"], tmp_path, dirs_exist_ok=True)
-    save_file({"encoder.layer.9.other": torch.zeros(1)}, tmp_path / "model.safetensors")
+    save_file({"encoder.layer.9.other": torch.zeros(129, 132)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="lacks .* weights of the encoder, e.g. 'backbone.embeddings"):
         MtpfModel.from_pretrained(tmp_path)
 

@@ -1,0 +1,33 @@
+"""Mutated folders load with the right results or are refused in one sentence, in bounded time and memory."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from folder_fuzzer import KINDS, fuzz
+
+from modeling_mtpf.export import export_onnx
+
+CASES, SEED = int(os.environ.get("MTPF_FUZZ_CASES", "240")), int(os.environ.get("MTPF_FUZZ_SEED", "0"))
+
+
+@pytest.fixture(scope="session")
+def originals(folders, tmp_path_factory) -> Path:
+    """A backbone, an app and an export; with MTPF_FUZZ_FOLDER they are also copied there."""
+    root = tmp_path_factory.mktemp("fuzz")
+    for name in ("backbone", "entities"):
+        shutil.copytree(folders / name, root / name)
+    export_onnx(root / "backbone", [root / "entities"], root / "phone")
+    if kept := os.environ.get("MTPF_FUZZ_FOLDER"):
+        shutil.copytree(root, kept, dirs_exist_ok=True)
+    return root
+
+
+@pytest.mark.slow
+def test_mutated_folders_load_rightly_or_are_refused(originals):
+    """MTPF_FUZZ_CASES and MTPF_FUZZ_SEED try others; ``tests/folder_fuzzer.py`` runs thousands."""
+    counts, faults = fuzz(originals, CASES, SEED)
+    assert not faults, "\n".join(map(str, faults))
+    for kind in KINDS:
+        assert counts[kind]["clear"] > CASES / 12, counts  # a mutator that changes nothing finds nothing
