@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import resource
 import select
 import shutil
@@ -26,6 +27,8 @@ from pathlib import Path
 
 KINDS = {"adapter": "entities", "backbone": "backbone", "export": "phone"}
 SECONDS, BYTES = 5, 1_000_000_000
+NEEDS_BACKBONE = re.compile("trained on|trained with|the backbone reads|the backbone has no")
+"""Refusals of what `inspect` of one folder cannot know."""
 GOOD = ("loaded", "clear")
 TEXTS = ["Ada Lovelace met Charles Babbage in London on Monday.", "Hi"]
 EVIL = "(([a-z0-9]+)+[._]?)+!"
@@ -307,7 +310,7 @@ class Child:
         if refusal is not None:
             if not refusal.strip() or "\n" in refusal or len(refusal) > 1500 or "\x1b" in refusal:
                 return "wrong", f"no sentence: {refusal[:300]}"
-            if kind != "export" and not findings and "trained " not in refusal:
+            if kind != "export" and not findings and not NEEDS_BACKBONE.search(refusal):
                 return "wrong", f"inspect finds nothing: {refusal[:300]}"
             return "clear", refusal[:300]
         try:
@@ -392,7 +395,9 @@ def fuzz(originals: Path, cases: int, seed: int, kinds=tuple(KINDS), progress=No
             with tempfile.TemporaryDirectory() as root:
                 folder = Path(shutil.copytree(originals / KINDS[kind], Path(root) / "folder"))
                 done = mutate(folder, chance)
-                outcome, reason = driver.run(kind, folder, "*" in done and kind != "backbone")
+                # An export's tokenizer is what its manifest says; a backbone's is known to the app.
+                may_differ = kind != "backbone" and ("*" in done or "tokenizer.json" in done)
+                outcome, reason = driver.run(kind, folder, may_differ)
             counts[kind][outcome] += 1
             if outcome not in GOOD:
                 faults.append((f"{seed} {case}", kind, done, outcome, reason))

@@ -33,7 +33,7 @@ def load_backbone(identifier: str, revision: str | None = None, **options: Any) 
     except MissingExtraError:
         raise
     except Exception as error:  # there is no end to what transformers raises for an unexpected folder
-        raise MtpfError(f"The backbone {identifier!r} cannot be loaded: {first_line(error)}") from error
+        raise MtpfError(f"The backbone {identifier!r} cannot be loaded: {first_line(error)[:300]}") from error
     return model
 
 

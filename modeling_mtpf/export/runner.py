@@ -54,21 +54,25 @@ class Runner:
             needed, apps = manifest["needs_onnxruntime"], manifest["apps"]
             listed = {**manifest["files"], **{app["file"]: app for app in apps.values()}}
             self.before, self.after = manifest["special_tokens"]
+            hashes = {folder / name: entry["sha256"] for name, entry in listed.items()}
+            needs = {"trunk.onnx", "tail.onnx", "tokenizer.json"}
             inside = [(folder / name).resolve().is_relative_to(folder.resolve()) for name in listed]
             overlap, special = manifest["window_overlap"], [*self.before, *self.after]
             _check(
                 ("format_version", version := manifest["format_version"], version == 1),
-                ("max_length", manifest["max_length"], _whole(manifest["max_length"], 3, 10**6)),
-                ("pad_token_id", manifest["pad_token_id"], _whole(manifest["pad_token_id"], 0, 10**7)),
+                ("max_length", most := manifest["max_length"], _whole(most, 3, 10**6)),
+                ("pad_token_id", pad := manifest["pad_token_id"], _whole(pad, 0, 10**7)),
                 ("window_overlap", overlap, type(overlap) is float and 0 <= overlap <= 0.9),
                 ("special_tokens", special, all(_whole(i, 0, 10**7) for i in special) and len(special) <= 64),
-                ("files", list(listed), all(inside)),
+                ("files", list(listed), all(inside) and needs <= listed.keys()),
+                ("needs_onnxruntime", needed, len(needed) == 2 and all(_whole(i, 0, 10**6) for i in needed)),
             )
         if [int(part) for part in ort.__version__.split(".")[:2]] < needed:
             raise RunnerError(f"onnxruntime is {ort.__version__}; install {needed[0]}.{needed[1]} or newer.")
-        for path, entry in ((folder / name, entry) for name, entry in listed.items()):
-            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
-                raise RunnerError(f"{path} is missing or not the file that was exported; export it again.")
+        for path, digest in hashes.items():
+            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+                name = ascii(str(path))  # which may hold what a terminal obeys
+                raise RunnerError(f"{name} is missing or not the file that was exported; export it again.")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         # Otherwise the waiting threads of one session spin and take the cores from the other.

@@ -272,6 +272,9 @@ def read_header(path: Path, error: type[MtpfError] = MtpfError) -> Header:
         if not object_of(Rule("", lambda v: isinstance(v, str)), 1000).fits(metadata):
             raise ValueError("its metadata are not texts")
         tensors = {key: _tensor(key, entry, file_size - 8 - size) for key, entry in header.items()}
+        extents = sorted(entry["data_offsets"] for entry in header.values())
+        if [0, *(stop for _, stop in extents)] != [*(start for start, _ in extents), file_size - 8 - size]:
+            raise ValueError("its tensors overlap, or do not fill it")
     except ValueError as reason:
         raise error(f"{path} is damaged or not a safetensors file: {reason}.") from reason
     return Header(tensors, metadata)

@@ -8,6 +8,7 @@ import inspect
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from .configuration_mtpf import MtpfConfig
 from .errors_mtpf import MtpfError
 from .hub_cache_mtpf import weights_file
 from .packaged_mtpf import PACKAGED, packaged_encoder
-from .predict_mtpf import Predictor
+from .predict_mtpf import Predictor, load_tokenizer
 from .schemas_mtpf import check_checkpoint
 from .sources_mtpf import backbone_hint, is_hub_id
+from .tokenizer_gate_mtpf import has_vocabulary
 from .trunk_mtpf import run_layers, run_trunk, tail_views, uncompiled
 from .views_mtpf import CHANGES, inference_views
 
@@ -207,9 +209,10 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
     ) -> None:
         """Write the backbone (and the task head of a task class) under stock names, adapters or not.
 
-        The folder also gets the code that loads it with ``trust_remote_code=True``. Adapters are written by
-        [`save_adapter`]. Arguments are those of transformers; with either ``save_original_format`` the names
-        are the stock ones.
+        The folder also gets the code that loads it with ``trust_remote_code=True`` and, if it has none, the
+        tokenizer of the place that the model was loaded from. Adapters are written by [`save_adapter`].
+        Arguments are those of transformers; with either ``save_original_format`` the names are the stock
+        ones.
 
         Raises:
             MtpfError: With ``push_to_hub``, as by the method of that name.
@@ -233,6 +236,9 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
         for name in HUB_FILES:
             if here != Path(save_directory).resolve():
                 shutil.copyfile(here / name, Path(save_directory) / name)
+        if not has_vocabulary(os.listdir(save_directory)):
+            with suppress(MtpfError):  # of a model that was not loaded, or from a place without a tokenizer
+                load_tokenizer(self).save_pretrained(save_directory)
 
     def _stock_names(self) -> dict[str, str]:
         """Map the stock name of each weight of the encoder to its key in this model."""

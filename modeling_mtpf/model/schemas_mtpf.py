@@ -92,7 +92,7 @@ _TASK = Schema(
         "name": matching(NAME_PATTERN.pattern, "a name: lower-case letters, digits, '_' and '-', at most 64"),
         "kind": either(NONE, one_of(*KINDS)),
         "labels": either(NONE, list_of(LABEL, MAX_LABELS)),
-        "max_length": whole(1, MAX_TOKENS),
+        "max_length": whole(3, MAX_TOKENS),  # two special tokens and one of a text
         "backbone": either(NONE, object_of(either(SCALAR, object_of(ANYTHING, 100)), 100)),
         "metrics": either(NONE, object_of(ANYTHING, 10_000)),
     },

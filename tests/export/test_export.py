@@ -370,7 +370,7 @@ def test_damaged_graph_is_refused(copied):
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    with pytest.raises(runner.RunnerError, match="trunk.onnx is missing or not the file that was exported"):
+    with pytest.raises(runner.RunnerError, match="trunk.onnx' is missing or not the file that was exported"):
         runner.Runner(copied)
     file.write_bytes(data[: len(data) // 2])  # and with a matching hash:
     manifest = read_manifest(copied)

@@ -16,6 +16,7 @@ from transformers import AutoModel
 
 from hub_cards import adapter_card
 from modeling_mtpf import AdapterError, MtpfModel
+from modeling_mtpf.cli.main import main
 from modeling_mtpf.data.words import load_word_tokenizer
 from modeling_mtpf.errors import DataError, MtpfError
 from modeling_mtpf.hub import inspect
@@ -425,6 +426,80 @@ def test_a_backbone_without_tokenizer_predicts_nothing(backbone, entities, keep)
         model.predict(["Call Ada"], adapters=["entities"])
     with pytest.raises(MtpfError, match="has no tokenizer, or a part of one only"):
         load_word_tokenizer(str(backbone))
+
+
+def test_a_saved_backbone_has_the_tokenizer_of_the_loaded_one(folders, entities, tmp_path):
+    MtpfModel.from_pretrained(folders / "backbone").save_pretrained(tmp_path / "saved")
+    model = MtpfModel.from_pretrained(tmp_path / "saved").eval()
+    model.load_adapter(entities)
+    expected = MtpfModel.from_pretrained(folders / "backbone").eval()
+    expected.load_adapter(entities)
+    texts = ["Ada Lovelace met Charles Babbage in London on Monday."]
+    assert (
+        model.predict(texts, adapters=["entities"]) == expected.predict(texts, adapters=["entities"]) != [[]]
+    )
+
+
+def replace(file: Path, data: bytes | None) -> None:
+    file.unlink()
+    if data is not None:
+        file.write_bytes(data)
+
+
+BROKEN = {
+    "nothing": lambda d: shutil.rmtree(d) or d.mkdir(),
+    "no config": lambda d: (d / "config.json").unlink(),
+    "config is a folder": lambda d: replace(d / "config.json", None) or (d / "config.json").mkdir(),
+    "config is empty": lambda d: replace(d / "config.json", b""),
+    "config is a list": lambda d: replace(d / "config.json", b"[]"),
+    "config is not UTF-8": lambda d: replace(d / "config.json", b"\xff\xfe{}"),
+    "config of nothing": lambda d: replace(d / "config.json", b"{}"),
+    "another model": lambda d: edit(d / "config.json", model_type="llama"),
+    "no such model": lambda d: edit(d / "config.json", model_type="x"),
+    "a rope": lambda d: edit(d / "config.json", model_type="modernbert", rope_parameters=5),
+    "layer types": lambda d: edit(d / "config.json", model_type="modernbert", layer_types=["x"]),
+    "heads": lambda d: edit(d / "config.json", num_attention_heads=3),
+    "no weights": lambda d: (d / "model.safetensors").unlink(),
+    "weights are empty": lambda d: replace(d / "model.safetensors", b""),
+    "weights are a folder": lambda d: (
+        replace(d / "model.safetensors", None) or (d / "model.safetensors").mkdir()
+    ),
+    "weights are cut": lambda d: replace(
+        d / "model.safetensors", (d / "model.safetensors").read_bytes()[:-99]
+    ),
+    "a pickle": lambda d: (
+        replace(d / "model.safetensors", None)
+        or (d / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n")
+    ),
+    "an index of nothing": lambda d: (
+        replace(d / "model.safetensors", None)
+        or (d / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../x.safetensors"}}')
+    ),
+    "tokenizer is empty": lambda d: replace(d / "tokenizer.json", b""),
+    "tokenizer of nothing": lambda d: replace(d / "tokenizer.json", b"{}"),
+    "tokenizer is a list": lambda d: replace(d / "tokenizer.json", b"[1]"),
+    "no tokenizer": lambda d: [file.unlink() for file in d.glob("tokenizer*")],
+    "tokenizer's config": lambda d: replace(d / "tokenizer_config.json", b'{"tokenizer_class": 5}'),
+    "tokenizer's class": lambda d: edit(d / "tokenizer_config.json", tokenizer_class="os.system"),
+    "tokenizer's code": lambda d: edit(
+        d / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]}
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_predict_says_in_one_sentence_what_is_wrong_with_a_backbone(backbone, entities, tmp_path, capfd, how):
+    BROKEN[how](backbone)
+    (tmp_path / "texts.txt").write_text("Call Ada\n")
+    arguments = ["--backbone", str(backbone), "--adapter", str(entities), str(tmp_path / "texts.txt")]
+    status = main(["predict", *arguments])
+    printed = capfd.readouterr()
+    if how in ("tokenizer's code", "tokenizer's class"):  # neither is run; the tokenizer itself is whole
+        assert status == 0 and json.loads(printed.out)["results"]["entities"] is not None
+        return
+    assert status == 2 and printed.out == "" and "Traceback" not in printed.err
+    errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and printed.err.endswith(errors[0] + "\n") and len(errors[0]) < 700
 
 
 def test_a_tokenizer_without_pad_token_is_one_sentence(backbone):
