@@ -348,6 +348,8 @@ def _check_targets(
         return names and not excluded and (not indices or number in indices)
 
     modules = {key.rpartition(".lora_")[0] for key in lora}
+    if modules == set(config["target_modules"]) and not config.get("exclude_modules"):
+        return sorted(modules)
     linear = (key.removesuffix(".weight") for key in backbone_state_dict(encoder) if key.endswith(".weight"))
     if different := modules ^ {module for module in linear if named(module)}:
         raise AdapterError(

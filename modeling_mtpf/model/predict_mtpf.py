@@ -311,7 +311,7 @@ def text_tokenizer(model: Any, tokenizer: Any = None, token: str | None = None) 
 
 def check_tokenizer(name: str, head: Any, tokenizer: TextTokenizer) -> None:
     """Raise `AdapterError` for an app that was trained with another tokenizer."""
-    if head.tokenizer_sha256 not in (None, tokenizer.sha256):
+    if head.tokenizer_sha256 is not None and head.tokenizer_sha256 != tokenizer.sha256:
         raise AdapterError(
             f"App {name!r} was trained with another tokenizer (sha256 {head.tokenizer_sha256[:12]}…, here "
             f"{tokenizer.sha256[:12]}…); use the one of its backbone, or load it with check_backbone=False."

@@ -190,9 +190,11 @@ def backend_sha256(backend: Any) -> str:
     model = stored["model"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges") or []]
     added = sorted((entry["content"], entry["id"]) for entry in stored["added_tokens"])
-    tokens = [(encoding.ids, encoding.offsets) for encoding in backend.encode_batch(PROBES)]
-    parts = json.dumps([model.get("vocab"), merges, added, tokens], sort_keys=True)
-    return hashlib.sha256(parts.encode()).hexdigest()
+    # One by one: a batch would start the library's threads, and no process could be forked any more.
+    tokens = [(encoding.ids, encoding.offsets) for encoding in map(backend.encode, PROBES)]
+    vocabulary = model.get("vocab") or {}
+    pieces = sorted(vocabulary.items()) if isinstance(vocabulary, dict) else vocabulary
+    return hashlib.sha256(repr((pieces, merges, added, tokens)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class TextTokenizer:

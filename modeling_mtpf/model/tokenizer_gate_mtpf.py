@@ -82,7 +82,9 @@ def open_tokenizer(
     with in_one_sentence(where):
         vocabulary = tokenizer.get_vocab()
         highest = max(vocabulary.values(), default=0)
-        plain_backend(tokenizer).encode_batch(PROBES)
+        backend = plain_backend(tokenizer)
+        for text in PROBES:  # one by one: a batch would start the library's threads
+            backend.encode(text)
     if len(vocabulary) <= len(tokenizer.all_special_ids):  # what transformers makes up without files
         raise MtpfError(f"{source} has no tokenizer; save one there with tokenizer.save_pretrained(...).")
     if rows is not None and highest >= rows:
