@@ -172,6 +172,7 @@ class MtpfConfig(PreTrainedConfig):
         """Move the encoder's part of a flat config into ``encoder_config``; a nested one stays as it is."""
         if flat.get("model_type", cls.model_type) == cls.model_type:
             return flat
+        check_config(flat)
         encoder = dict(flat)
         block = encoder.pop("mtpf", None) or {}
         encoder.pop("auto_map", None)
