@@ -213,7 +213,7 @@ def test_a_token_that_is_none_is_one_line(hub, folders, run, monkeypatch):
         ("task.json", '{"metrics": "x"}', "'metrics' in task.json is 'x'"),
         ("task.json", '{"metrics": {"f1": NaN}}', "NaN is not a number of JSON"),
         ("task.json", '{"backbone": 3, "name": 5}', "'backbone' in task.json"),
-        ("adapter_config.json", '{"r": "x"}', "not a LoRA of mtpf"),
+        ("adapter_config.json", '{"r": "x"}', "not a plain LoRA"),
         ("adapter_config.json", "null", "must hold a JSON object"),
         ("adapter_model.safetensors", "\xff" * 8, "damaged or not a safetensors"),
         ("head.safetensors", "", "head .*does not fit|damaged"),
