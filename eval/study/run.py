@@ -46,6 +46,7 @@ from modeling_mtpf.errors import RecipeError
 from modeling_mtpf.evaluation.records import locked, read_records, write_records
 from modeling_mtpf.evaluation.tasks import DATA_VARIABLE
 from modeling_mtpf.hub import pull, push_adapter, push_backbone
+from modeling_mtpf.settings import ScriptParser
 
 PLANS = {name: ROOT / "eval" / "study" / f"{name}.yaml" for name in ("gpu", "cpu")}
 RESULTS = ROOT / "eval" / "results"
@@ -250,9 +251,7 @@ def report(options: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__)
     subparsers = parser.add_subparsers(required=True)
     commands = {}
     for function in (run, rerun, release, report):
