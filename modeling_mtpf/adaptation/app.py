@@ -18,6 +18,7 @@ from hub_cards import adapter_card
 
 from ..data.app_data import FAMILIES, AppData, check_app_data, load_app_data
 from ..data.backbones import open_backbone
+from ..data.sources import Source
 from ..errors import AdapterError, MtpfError, RecipeError, first_line
 from ..model.adapter_files_mtpf import backbone_sha256, find_adapter, read_task
 from ..model.adapters_mtpf import check_adapter_name, count_parameters, validate_adapter_name
@@ -86,7 +87,7 @@ class FittedApp:
 
 
 def fit_app(
-    data: str | Path | AppData,
+    data: Source | AppData,
     family: str,
     *,
     backbone: str | tuple[MtpfModel, PreTrainedTokenizerBase] = "packaged",
@@ -104,7 +105,7 @@ def fit_app(
     """Fit one app on the frozen backbone, and save it as an adapter folder.
 
     Args:
-        data: A source (see `load_app_data`), or data in memory.
+        data: A path, a Hub id or a table in memory (see `load_app_data`), or data that is read already.
         family: ``ner`` or ``tc``.
         backbone: ``packaged``, a folder or a Hub id; or a model and its tokenizer, to fit several apps.
         adapter: Folder or Hub id of the family's LoRA to start from; by default a fresh one.
@@ -167,7 +168,7 @@ def fit_app(
     return FittedApp(name, model, record["metrics"], record, folder)
 
 
-def _data_of(data: str | Path | AppData, family: str, seed: int, options: dict[str, Any]) -> AppData:
+def _data_of(data: Source | AppData, family: str, seed: int, options: dict[str, Any]) -> AppData:
     """Read a source with its options, or check data in memory."""
     if not isinstance(data, AppData):
         return load_app_data(data, family, seed=seed, **options)
