@@ -182,6 +182,8 @@ def rerun(options: argparse.Namespace) -> None:
     workplace = Workplace.open(options)
     jobs = {(job.variant, job.seed): job for job in workplace.jobs}
     records = [r for r in read_records(workplace.work / RECORDS) if (r["regime"], r["seed"]) in jobs]
+    if not records:
+        raise RecipeError(f"{workplace.work} has no records of its plan yet; compute them with: run.py run")
     drawn = np.random.default_rng(options.seed).permutation(len(records))[: options.count]
     values: dict[str, tuple[str, float, float]] = {}
 
@@ -238,6 +240,8 @@ def report(options: argparse.Namespace) -> None:
         name = plan_name(options.work)
         if name not in PLANS:
             raise RecipeError(f"{options.work} is of the plan {name!r}; the report has: {', '.join(PLANS)}.")
+        if not (options.work / RECORDS).is_file():
+            raise RecipeError(f"{options.work} has no {RECORDS}; compute it with: run.py run")
         for file, copy in zip((RECORDS, RUNS, OVERLAP), committed(name), strict=True):
             if (options.work / file).is_file():
                 shutil.copyfile(options.work / file, copy)

@@ -80,6 +80,14 @@ def test_mistakes_are_found_before_anything_is_loaded(arguments, message, capsys
     assert message in one_sentence(arguments, capsys, monkeypatch, tmp_path)
 
 
+def test_a_run_whose_labels_are_missing_is_not_announced(encoders, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    data = ["--families.ner.data", "nope", "--backbone", str(encoders["bert"])]
+    assert main(["pretrain", *data, "--output_dir", "out"]) == 2
+    out, error = capsys.readouterr()
+    assert not out and "error: There is no file or folder nope" in error
+
+
 def test_every_script_has_the_parser_that_names_the_nearest_option():
     for file in [*(ROOT / "train").rglob("*.py"), *(ROOT / "eval").rglob("*.py")]:
         assert "argparse.ArgumentParser(" not in file.read_text("utf-8"), file
