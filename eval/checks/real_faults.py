@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -66,7 +67,7 @@ class Work:
             for key, parameter in model.named_parameters():
                 if ".app." in key:
                     torch.nn.init.normal_(parameter)
-            setattr(self, label, model)
+            self.new = model
             model.save_adapter(root / label, "app", task={"family": "tc", "training_data": label})
             self.results[label] = model.predict(TEXT, ["app"])["app"]
         self.opened = open_backbone(str(self.backbone))
@@ -91,8 +92,8 @@ class Work:
 
     def adapt(self, folder: Path) -> Callable[[], str]:
         """Fit an app."""
-        settings = FitSettings(steps=60, batch_size=8, mixed_precision="float32")
-        options = {"backbone": self.opened, "settings": settings, "method": "lora"}
+        settings = FitSettings(steps=12, batch_size=8, evaluations=2, mixed_precision="float32")
+        options: dict[str, Any] = {"backbone": self.opened, "settings": settings, "method": "lora"}
         self.write = lambda: fit_app(TEXTS, "tc", output_dir=folder / "app", **options)
 
         def state() -> str:
@@ -178,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         work = Work(Path(folder))
         for name in options.writers:
-            prepare, seen, killed = getattr(work, name), Counter(), 0
+            prepare, seen, killed = getattr(work, name), Counter[str](), 0
             for number in range(2):  # the first time takes longer
                 (target := work.root / f"{name}-whole-{number}").mkdir()
                 state = prepare(target)

@@ -5,6 +5,7 @@ import itertools
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,7 +150,8 @@ def read_unchanged(folder: Path, read: Callable[[], T]) -> T:
     Raises:
         MtpfError: As ``read`` does; or the folder changes again and again.
     """
-    for _ in range(_TRIES):
+    for attempt in range(_TRIES):
+        time.sleep(0.02 * attempt)
         before = _state(folder)
         try:
             result = read()

@@ -130,6 +130,7 @@ def test_a_reader_next_to_writers_finds_the_old_or_the_new_adapter(models, tmp_p
         try:
             while not stop.is_set():
                 save(models, label, folder)
+                stop.wait(0.02)
         except MtpfError as error:
             errors.append(error)
 
