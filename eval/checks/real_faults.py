@@ -44,6 +44,7 @@ from modeling_mtpf.hub import pull, push_adapter, push_backbone  # noqa: E402
 from modeling_mtpf.settings import ScriptParser  # noqa: E402
 
 constants.HF_HUB_OFFLINE = False  # the tests' set-up has turned it on
+torch.set_num_threads(1)  # two would wait for each other on a machine with other work
 TEXTS = [{"text": f"call Ada number {n}", "label": f"label {n % 2}"} for n in range(40)]
 TEXT = ["call Ada in Lisbon"]
 
@@ -129,22 +130,26 @@ class Work:
 
 def in_child(write: Callable[[], object], after: float | None = None) -> tuple[float, int]:
     """Run a writer in a process, which is killed after some seconds; return its time and exit status."""
-    begun = time.monotonic()
+    inner, outer = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         try:
+            begun = time.monotonic()
             write()
+            os.write(outer, str(time.monotonic() - begun).encode())
             os._exit(0)
         except MtpfError:
             os._exit(2)
         finally:
             os._exit(1)
+    os.close(outer)
     if after is not None:
         time.sleep(after)
         os.kill(pid, signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return time.monotonic() - begun, status
+    with os.fdopen(inner) as pipe:
+        return float(pipe.read() or 0), status
 
 
 @contextmanager
@@ -208,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
                         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
                     status, after = in_child(work.write)[1], state()
                     failed |= (status, after) not in ((2, "old"), (0, "new"))
-                    print(f"{shown:<18}{name:<8} exit status {status}, afterwards: {after}")
+                    print(f"{shown:<18}{name:<8} exit status {status}, afterwards: {after}", flush=True)
     HUB.stop()
     return int(failed)
 
