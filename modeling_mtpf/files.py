@@ -1,11 +1,16 @@
 """Files that are either complete or absent."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from .errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -48,6 +53,32 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold the lock of a file or folder among processes; the lock is a hidden file next to it, which stays.
+
+    Raises:
+        Timeout: Another process has held it for ``timeout`` seconds; by default there is no limit.
+        DataError: The folder above cannot be written to.
+    """
+    lock = FileLock(path.with_name(f".{path.name[:200]}.lock"))
+    waits = False
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:  # an OSError
+            waits = True
+    if waits:
+        if timeout:
+            log.warning("Another process is writing to %s; waiting for it.", path)
+        lock.acquire(timeout=timeout)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

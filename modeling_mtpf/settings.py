@@ -7,6 +7,7 @@ import argparse
 import difflib
 import inspect
 import re
+import sys
 import types
 from collections import deque
 from collections.abc import Iterator
@@ -35,6 +36,25 @@ _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise RecipeError(f"{message[0].upper()}{message[1:]}; {self.prog} --help lists all.")
+
+    def print_help(self, file: Any = None) -> None:
+        sys.stdout.write(self.format_help())  # argparse would be silent about an error
+
+
+class ScriptParser(argparse.ArgumentParser):
+    """The parser of a script's options; a mistake ends in one sentence with the nearest option."""
+
+    def __init__(self, **options: Any):
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """End the script with status 2."""
+        unknown = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
+        if unknown:
+            hint = nearest(unknown[1], list(self._option_string_actions))
+            message = f"unknown argument {unknown[1]}; {hint}--help lists all"
+        self.exit(2, f"error: {message[0].upper()}{message[1:]}.\n")
 
 
 def parse(
@@ -180,6 +200,8 @@ def _convert(hint: Any, value: Any, path: str, commas: bool = False) -> Any:
         if len(items) == 1 and str(items[0]).startswith("["):
             items = [item.strip(" \"'") for item in items[0].strip("[]").split(",") if item.strip()]
         return [_convert(get_args(hint)[0], item, path) for item in items]
+    if "\0" in str(value):
+        raise RecipeError(f"{path} is {value!r}, which holds the character NUL.")
     if commas and isinstance(value, list):
         value = ",".join(map(str, value))
     if hint is bool and str(value).lower() in _TRUTH:

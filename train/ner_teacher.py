@@ -31,7 +31,7 @@ from modeling_mtpf.data.sources import open_source
 from modeling_mtpf.data.words import IGNORE, align_labels, load_word_tokenizer
 from modeling_mtpf.devices import wants_few_shapes
 from modeling_mtpf.errors import MtpfError
-from modeling_mtpf.settings import check_same_arguments
+from modeling_mtpf.settings import ScriptParser, check_same_arguments
 
 STATE = "_training_state.pt"
 DECISIVE = ("data", "encoder", "layers", "epochs", "learning_rate", "tokens", "sentences", "seed", "bf16")
@@ -165,9 +165,7 @@ def save_teacher(arguments: argparse.Namespace, sets: list[TaggedSet], backbone,
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line; status 3 says that the minutes were over before the epochs."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("--data", nargs="+", required=True, help="folders of NER sets with train.parquet")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--encoder", default="packaged", help="packaged, a folder or a Hub id")

@@ -34,7 +34,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from modeling_mtpf.data.packaged_encoder import resolve_encoder
 from modeling_mtpf.data.sources import fingerprint, open_source
 from modeling_mtpf.errors import MtpfError, RecipeError
-from modeling_mtpf.settings import check_same_arguments
+from modeling_mtpf.settings import ScriptParser, check_same_arguments
 
 FACTS = "arguments.json"
 DECISIVE = ("text", "encoder", "fresh_layers", "steps", "batch_size", "length", "learning_rate", "seed")
@@ -167,9 +167,7 @@ def train(arguments: argparse.Namespace) -> dict:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("--text", required=True, help="source of raw text, column text")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--encoder", default="packaged", help="packaged, a folder or a Hub id")

@@ -31,6 +31,7 @@ from modeling_mtpf.evaluation.tasks import Task, load_task, select_tasks
 from modeling_mtpf.export import export_onnx, read_manifest
 from modeling_mtpf.export.runner import Runner
 from modeling_mtpf.model.adapter_files_mtpf import read_task
+from modeling_mtpf.settings import ScriptParser
 from modeling_mtpf.version import versions
 
 TASKS = {
@@ -97,9 +98,7 @@ class ExportedModel:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("--tasks", default=",".join(TASKS), help="separated by commas")
     parser.add_argument(
         "--apps", type=Path, required=True, help="folder of the apps; missing ones are fitted"

@@ -34,6 +34,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # sections share code in eval.speed.inputs
 
+from modeling_mtpf.settings import ScriptParser
 from modeling_mtpf.version import versions
 
 SECTIONS = Path(__file__).parent / "sections"
@@ -95,9 +96,7 @@ def judged(value: float, sign: str, limit: float) -> dict:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("--sections", default="labels", help="names with commas between them")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--text", help="raw text: a file or folder with a column 'text'")

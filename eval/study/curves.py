@@ -3,12 +3,12 @@
 python eval/study/curves.py runs/tpl runs/naive runs/ner runs/tc --output curves.png
 """  # noqa: D208
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
 from modeling_mtpf.pretraining.curves import draw
+from modeling_mtpf.settings import ScriptParser
 
 
 def read_run(folder: Path) -> tuple[str, list[dict]]:
@@ -20,9 +20,7 @@ def read_run(folder: Path) -> tuple[str, list[dict]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of train/pretrain.py")
     parser.add_argument("--output", type=Path, required=True, help="picture to write (.png, .svg)")
     parser.add_argument("--smooth", type=int, default=10, help="logged lines per moving mean")

@@ -10,7 +10,6 @@ A source is a file or a folder of files with ``tokens``, ``anchor`` and ``positi
 takes its first 6,000 rows.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -24,6 +23,7 @@ from tqdm.auto import tqdm
 from modeling_mtpf.data.sources import open_source
 from modeling_mtpf.errors import DataError, MtpfError
 from modeling_mtpf.labelling.segmentation import split_sentences
+from modeling_mtpf.settings import ScriptParser
 
 SHORTEST = 4
 """Shorter texts, like "See also", do not count as seen."""
@@ -122,9 +122,7 @@ def source_label(source: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("--test", nargs="+", type=Path, required=True, help="folders with test.parquet")
     parser.add_argument(
         "--train", nargs="+", required=True, help="files or folders, :ROWS for the first ones"

@@ -46,6 +46,7 @@ from modeling_mtpf.errors import RecipeError
 from modeling_mtpf.evaluation.records import locked, read_records, write_records
 from modeling_mtpf.evaluation.tasks import DATA_VARIABLE
 from modeling_mtpf.hub import pull, push_adapter, push_backbone
+from modeling_mtpf.settings import ScriptParser
 
 PLANS = {name: ROOT / "eval" / "study" / f"{name}.yaml" for name in ("gpu", "cpu")}
 RESULTS = ROOT / "eval" / "results"
@@ -181,6 +182,8 @@ def rerun(options: argparse.Namespace) -> None:
     workplace = Workplace.open(options)
     jobs = {(job.variant, job.seed): job for job in workplace.jobs}
     records = [r for r in read_records(workplace.work / RECORDS) if (r["regime"], r["seed"]) in jobs]
+    if not records:
+        raise RecipeError(f"{workplace.work} has no records of its plan yet; compute them with: run.py run")
     drawn = np.random.default_rng(options.seed).permutation(len(records))[: options.count]
     values: dict[str, tuple[str, float, float]] = {}
 
@@ -237,6 +240,8 @@ def report(options: argparse.Namespace) -> None:
         name = plan_name(options.work)
         if name not in PLANS:
             raise RecipeError(f"{options.work} is of the plan {name!r}; the report has: {', '.join(PLANS)}.")
+        if not (options.work / RECORDS).is_file():
+            raise RecipeError(f"{options.work} has no {RECORDS}; compute it with: run.py run")
         for file, copy in zip((RECORDS, RUNS, OVERLAP), committed(name), strict=True):
             if (options.work / file).is_file():
                 shutil.copyfile(options.work / file, copy)
@@ -250,9 +255,7 @@ def report(options: argparse.Namespace) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all commands."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__)
     subparsers = parser.add_subparsers(required=True)
     commands = {}
     for function in (run, rerun, release, report):

@@ -10,13 +10,13 @@ With ``--runs`` also the accuracy over the steps of students that were trained o
 
 """  # noqa: D208
 
-import argparse
 import json
 import math
 import sys
 from pathlib import Path
 
 from modeling_mtpf.evaluation.report import markdown_table
+from modeling_mtpf.settings import ScriptParser
 
 COUNTS = (
     "words",
@@ -114,9 +114,7 @@ def student_table(runs: list[dict]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("labels", nargs="*", metavar="NAME=FOLDER")
     parser.add_argument("--runs", nargs="*", default=[], metavar="NAME=RUN=LABELS")
     parser.add_argument("--output", type=Path, required=True)

@@ -5,7 +5,6 @@
 Prints the table of the log: means over the first and the last ten logged lines.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from modeling_mtpf.data.sources import source_name
 from modeling_mtpf.evaluation.report import markdown_table
 from modeling_mtpf.pretraining.run_record import FREE_KEYS, METRICS_FILE, RUN_FILE
+from modeling_mtpf.settings import ScriptParser
 
 WINDOW = 10
 """Logged lines that are averaged at the start and at the end of a run."""
@@ -93,9 +93,7 @@ def table(runs: list[dict]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of train/pretrain.py")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     options = parser.parse_args(arguments)

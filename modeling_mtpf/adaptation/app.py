@@ -1,8 +1,10 @@
 """Fit an app: read the data, fit with every seed, keep the best, save one small adapter folder."""
 
+import itertools
 import math
 import os
 import shutil
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -16,9 +18,10 @@ from hub_cards import adapter_card
 
 from ..data.app_data import FAMILIES, AppData, check_app_data, load_app_data
 from ..data.backbones import open_backbone
-from ..errors import AdapterError, MtpfError, RecipeError
+from ..data.sources import Source
+from ..errors import AdapterError, MtpfError, RecipeError, first_line
 from ..model.adapter_files_mtpf import backbone_sha256, find_adapter, read_task
-from ..model.adapters_mtpf import count_parameters, validate_adapter_name
+from ..model.adapters_mtpf import check_adapter_name, count_parameters, validate_adapter_name
 from ..model.configuration_mtpf import max_tokens
 from ..model.modeling_mtpf import MtpfModel
 from ..model.sources_mtpf import is_hub_id
@@ -84,7 +87,7 @@ class FittedApp:
 
 
 def fit_app(
-    data: str | Path | AppData,
+    data: Source | AppData,
     family: str,
     *,
     backbone: str | tuple[MtpfModel, PreTrainedTokenizerBase] = "packaged",
@@ -102,7 +105,7 @@ def fit_app(
     """Fit one app on the frozen backbone, and save it as an adapter folder.
 
     Args:
-        data: A source (see `load_app_data`), or data in memory.
+        data: A path, a Hub id or a table in memory (see `load_app_data`), or data that is read already.
         family: ``ner`` or ``tc``.
         backbone: ``packaged``, a folder or a Hub id; or a model and its tokenizer, to fit several apps.
         adapter: Folder or Hub id of the family's LoRA to start from; by default a fresh one.
@@ -134,12 +137,13 @@ def fit_app(
     if seeds > 1 and method == "probe":
         raise RecipeError("A probe is the same for every seed; leave seeds at 1, or choose the method lora.")
     folder = _new_folder(output_dir)
+    name = name or (folder.name if folder else "app")
+    check_adapter_name(name)  # before the data is read
     data = _data_of(data, family, settings.seed, data_options)
     model, tokenizer = open_backbone(backbone, backbone_revision) if isinstance(backbone, str) else backbone
     limit = max_tokens(model.config.encoder_config)
     if settings.max_length > limit:
         raise RecipeError(f"max_length is {settings.max_length}; this encoder reads 4 to {limit} tokens.")
-    name = name or (folder.name if folder else "app")
     validate_adapter_name(model.backbone, name)
     digest = backbone_sha256(model.backbone)
     start, start_name = None, "fresh"
@@ -164,7 +168,7 @@ def fit_app(
     return FittedApp(name, model, record["metrics"], record, folder)
 
 
-def _data_of(data: str | Path | AppData, family: str, seed: int, options: dict[str, Any]) -> AppData:
+def _data_of(data: Source | AppData, family: str, seed: int, options: dict[str, Any]) -> AppData:
     """Read a source with its options, or check data in memory."""
     if not isinstance(data, AppData):
         return load_app_data(data, family, seed=seed, **options)
@@ -244,8 +248,12 @@ def _find_start(adapter: str | Path, revision: str | None, family: str | None) -
 def _new_folder(output_dir: str | Path | None) -> Path | None:
     if output_dir is None:
         return None
-    folder = Path(output_dir).resolve()  # "." has no name, and no folder next to it can be written
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    try:
+        folder = Path(output_dir).resolve()  # "." has no name, and no folder next to it can be written
+        taken = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+    except (OSError, ValueError) as error:  # a name that is too long, or holds NUL
+        raise MtpfError(f"{str(output_dir)!r} cannot be a folder: {first_line(error)}.") from error
+    if taken:
         raise MtpfError(f"{output_dir} exists already; choose another --output_dir or remove it.")
     if folder == Path.cwd():
         raise MtpfError(f"{output_dir} is the current folder, which cannot be replaced; name a new one.")
@@ -256,18 +264,40 @@ def _new_folder(output_dir: str | Path | None) -> Path | None:
 
 
 def _save(folder: Path, model: MtpfModel, name: str, **options: Any) -> None:
-    """Write adapter and card under a temporary name next to the folder, then rename; see `save_adapter`."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
+    """Write adapter and card next to the folder, then rename; where that fails, save them elsewhere.
+
+    Raises:
+        MtpfError: The app is not in the folder; the message says where it is.
+    """
+    temporary = folder.with_name(f".{folder.name[:50]}.{os.getpid()}.tmp")
     try:
-        model.save_adapter(temporary, name, **options)
-        config = model.backbone.peft_config[name].to_dict()
-        config["target_modules"] = sorted(config["target_modules"])
-        size = count_parameters(model.backbone, name)
-        adapter_card(read_task(temporary), config, num_parameters=size).save(temporary / "README.md")
-        if folder.is_dir():
-            folder.rmdir()  # it is empty
-        temporary.replace(folder)
-    finally:
+        _write_app(temporary, model, name, options)
+    except (OSError, MtpfError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        reason = f"{folder} cannot be written: {getattr(cause, 'strerror', None) or first_line(cause)}"
+        try:
+            rescued = Path(tempfile.mkdtemp(prefix="mtpf-")) / name
+            _write_app(rescued, model, name, options)
+        except (OSError, MtpfError) as second:
+            raise MtpfError(f"{reason}. {first_line(second)}; the fitted app is lost.") from error
+        raise MtpfError(f"{reason}. The fitted app is in {rescued} instead; move it.") from error
+    try:
+        if folder.is_dir() and os.name == "nt":
+            folder.rmdir()  # it is empty; elsewhere an empty folder is replaced
+        temporary.rename(folder)
+    except OSError as error:
+        names = (folder.with_name(f"{folder.name[:200]}-{number}") for number in itertools.count(2))
+        other = next(path for path in names if not path.exists())
+        temporary.rename(other)
+        raise MtpfError(
+            f"{folder} appeared while the app was fitted and is not replaced; the fitted app is in {other}."
+        ) from error
+
+
+def _write_app(folder: Path, model: MtpfModel, name: str, options: dict[str, Any]) -> None:
+    model.save_adapter(folder, name, **options)
+    config = model.backbone.peft_config[name].to_dict()
+    config["target_modules"] = sorted(config["target_modules"])
+    size = count_parameters(model.backbone, name)
+    adapter_card(read_task(folder), config, num_parameters=size).save(folder / "README.md")

@@ -26,7 +26,8 @@ class AdaptSettings(FitSettings):
     Attributes:
         family: ``ner`` (a label for each word) or ``tc`` (a label for each text).
         data: CoNLL, JSON-lines, Parquet or CSV file, a folder of such files named after their splits
-            (train, validation, test), or a Hub data set owner/name[:config][@revision].
+            (train, validation, test) or written by save_to_disk, or a Hub data set
+            owner/name[:config][@revision].
         output_dir: New folder for the app.
         backbone: ``packaged``, a folder or a Hub id, a stock encoder included.
         backbone_revision: Commit of the backbone's repo.

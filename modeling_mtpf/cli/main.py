@@ -5,10 +5,12 @@ go to standard output, everything else to standard error. Exit status: 0, done; 
 explains; 130, interrupted; 143, a training run that was stopped after it had written a checkpoint.
 """
 
+import errno
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 
 from ..errors import MtpfError, require_extra
@@ -33,6 +35,13 @@ EXTRAS = {
     "eval": ("evaluate", "seqeval", "sklearn", "scipy", "matplotlib", "tqdm", "threadpoolctl"),
 }
 """Extra → its modules."""
+
+ENVIRONMENT = {
+    getattr(errno, name)
+    for name in "EACCES EDQUOT EFBIG EIO EISDIR ENAMETOOLONG ENOSPC ENOTDIR EPERM EROFS".split()
+    if hasattr(errno, name)
+}
+"""Errors of the system that are not ours: a full disk, a folder that must not be written, a long name."""
 
 HELP = """\
 usage: mtpf COMMAND ...
@@ -91,7 +100,8 @@ def exit_status(action: Callable[[], str | None]) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
     try:
         if (result := action()) is not None:
-            print(result, flush=True)  # noqa: T201
+            print(result)  # noqa: T201
+        sys.stdout.flush()
     except MtpfError as error:
         status = getattr(error, "exit_status", 2)
         # A run that was stopped in order is not an error.
@@ -100,11 +110,25 @@ def exit_status(action: Callable[[], str | None]) -> int:
     except SystemExit as stop:  # argparse has printed its help
         if stop.code:
             raise
+        return exit_status(lambda: None)  # for what is not written yet
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `mtpf inspect ... | head` closes the pipe early
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()
+    except OSError as error:
+        if error.errno not in ENVIRONMENT:
+            raise
+        if error.filename is None:
+            _close_output()
+        sys.stderr.write(f"error: {error.filename or 'The output'} cannot be used: {error.strerror}.\n")
+        return 2
     return 0
+
+
+def _close_output() -> None:
+    """Let Python's last attempt to write, when it ends, succeed."""
+    with suppress(OSError, ValueError):  # not a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,14 +9,13 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
 from .app_sources import Rows, check_sentence, check_text, read_one_split, read_splits
-from .sources import source_name
+from .sources import Source, source_name
 from .tag_schemes import to_iob2
 
 logger = logging.getLogger(__name__)
@@ -63,11 +62,11 @@ class AppData:
 
 
 def load_app_data(
-    source: str | Path,
+    source: Source,
     family: str,
     *,
-    validation: str | Path | None = None,
-    test: str | Path | None = None,
+    validation: Source | None = None,
+    test: Source | None = None,
     labels: list[str] | None = None,
     scheme: str = "auto",
     train_fraction: float = 1.0,
@@ -77,8 +76,9 @@ def load_app_data(
     """Read, check and split the data of an app.
 
     Args:
-        source: A CoNLL, JSON-lines, Parquet or CSV file, a folder of such files named after their splits, or
-            a Hub data set ``owner/name[:config][@revision]``.
+        source: A CoNLL, JSON-lines, Parquet or CSV file, a folder of such files named after their splits, a
+            Hub data set ``owner/name[:config][@revision]``, a folder of ``save_to_disk``, or a table in
+            memory: ``Dataset``, ``DatasetDict``, pandas ``DataFrame``, a list of dicts.
         family: ``ner`` or ``tc``.
         validation: Another source for validation; where there is none, a share of train is held out.
         test: Another source for the test set.
@@ -102,7 +102,7 @@ def load_app_data(
             splits[split] = read_one_split(other, split, family, labels)
             notes[f"{split}_source"] = source_name(other)
     if "train" not in splits:
-        raise DataError(f"{source} has no training split; it has: {', '.join(splits)}.")
+        raise DataError(f"{source_name(source)} has no training split; it has: {', '.join(splits)}.")
     examples = _clean(splits, family, scheme, notes)
     train, held_out = _draw(examples["train"], family, train_fraction, seed), None
     if "validation" not in examples:

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset
 
 from ..errors import DataError
-from .sources import READERS, load_file, load_hub, source_files
+from .sources import READERS, Source, load_file, load_hub, source_files, source_name, tables
 
 COLUMNS = {
     "ner": (("tokens", "words"), ("ner_tags", "tags", "ner", "labels")),
@@ -50,8 +50,8 @@ class Rows:
     comments: int = 0
 
 
-def read_splits(source: str | Path, family: str, label_names: list[str] | None = None) -> dict[str, Rows]:
-    """Read a file, a folder of split files, or a Hub data set ``owner/name[:config][@revision]``.
+def read_splits(source: Source, family: str, label_names: list[str] | None = None) -> dict[str, Rows]:
+    """Read a file, a folder of split files, a Hub data set ``owner/name[:config][@revision]``, or tables.
 
     Args:
         source: The data; a single file is the split ``train``.
@@ -61,13 +61,17 @@ def read_splits(source: str | Path, family: str, label_names: list[str] | None =
     Raises:
         DataError: A mistake in the data, with its file and line.
     """
-    path = Path(source)
-    if path.is_file():
-        return {"train": _read_files([path], family, label_names)}
-    if path.is_dir():
-        files_of_split = split_files(path, family).items()
-        return {split: _read_files(files, family, label_names) for split, files in files_of_split}
-    loaded = load_hub(source)
+    loaded: Any = tables(source)
+    if loaded is None:
+        path = Path(source)
+        if path.is_file():
+            return {"train": _read_files([path], family, label_names)}
+        if path.is_dir():
+            files_of_split = split_files(path, family).items()
+            return {split: _read_files(files, family, label_names) for split, files in files_of_split}
+        loaded = load_hub(source)
+    elif not isinstance(source, (str, Path)):
+        source = source_name(source)
     splits: dict[str, Rows] = {}
     for split, aliases in SPLITS.items():
         alias = next((alias for alias in aliases if alias in loaded), None)
@@ -80,9 +84,7 @@ def read_splits(source: str | Path, family: str, label_names: list[str] | None =
     return splits
 
 
-def read_one_split(
-    source: str | Path, wanted: str, family: str, label_names: list[str] | None = None
-) -> Rows:
+def read_one_split(source: Source, wanted: str, family: str, label_names: list[str] | None = None) -> Rows:
     """Read the split that a source is named for: the one of that name, else its only one.
 
     Raises:
@@ -91,7 +93,8 @@ def read_one_split(
     splits = read_splits(source, family, label_names)
     if wanted not in splits and len(splits) > 1:
         raise DataError(
-            f"{source} is to be the {wanted} split, but has {', '.join(sorted(splits))}; name one file."
+            f"{source_name(source)} is to be the {wanted} split, but has {', '.join(sorted(splits))}; "
+            "name one file."
         )
     return splits.get(wanted) or next(iter(splits.values()))
 

@@ -1,4 +1,4 @@
-"""Open the data a user names: a file, a folder of files, or a Hub data set; memory-mapped or streamed."""
+"""Open the data a user gives: a file, a folder, a Hub data set, or a table in memory; mapped or streamed."""
 
 import csv
 import hashlib
@@ -12,7 +12,16 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as pt
-from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets, load_dataset
+from datasets import (
+    Dataset,
+    Features,
+    IterableDataset,
+    List,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
 from huggingface_hub import constants
 
 from ..errors import DataError, first_line
@@ -45,6 +54,55 @@ _KINDS = {
 """What a column may hold: in words, as a feature, and as a check of its Arrow type."""
 
 
+Source = Any
+"""A path or Hub id, or a table in memory: ``Dataset``, ``DatasetDict``, ``DataFrame``, a list of dicts."""
+
+
+# Tables in memory, and folders that `save_to_disk` wrote
+
+
+def tables(source: Source) -> dict[str, Dataset] | None:
+    """Return a table in memory, or a folder of ``save_to_disk``, by split; ``None`` for another path or id.
+
+    A table without splits is ``train``.
+
+    Raises:
+        DataError: It is of another type, or the folder is damaged.
+    """
+    if isinstance(source, (str, Path)):
+        if not any((Path(source) / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            return None
+        try:
+            source = load_from_disk(source)
+        except Exception as error:  # of Arrow, JSON and datasets
+            raise DataError(f"The saved data set {source} cannot be read: {first_line(error)}") from error
+    splits = source if isinstance(source, dict) else {"train": source}
+    return {str(split): _table(part) for split, part in splits.items()}
+
+
+def _table(part: Any) -> Dataset:
+    try:
+        if isinstance(part, list) and part and all(isinstance(row, dict) for row in part):
+            part = Dataset.from_list(part)
+        elif hasattr(part, "iloc") and hasattr(part, "columns"):  # pandas, which is not imported for this
+            part = Dataset.from_pandas(part, preserve_index=False)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"The table in memory cannot be read: {first_line(error)}") from error
+    if not isinstance(part, Dataset):
+        raise DataError(
+            f"Data of the type {type(part).__name__} cannot be read; give a path, a Hub id, a Dataset, a "
+            "DatasetDict, a pandas DataFrame, or a list of dicts."
+        )
+    part = part.with_format(None)
+    return part if part._indices is None else part.flatten_indices()
+
+
+def _train(splits: dict[str, Dataset], name: str) -> Dataset:
+    if "train" not in splits and len(splits) > 1:
+        raise DataError(f"{name} has no split train; it has: {', '.join(splits)}. Give one of them.")
+    return splits["train"] if "train" in splits else next(iter(splits.values()))
+
+
 # Names
 
 
@@ -73,8 +131,10 @@ def source_files(source: str | Path, endings: Collection[str] = tuple(READERS)) 
     return files
 
 
-def source_name(source: str | Path) -> str:
+def source_name(source: Source) -> str:
     """Name a source in logs and records without its local path."""
+    if not isinstance(source, (str, Path)):
+        return "data in memory"
     path = Path(source)
     return path.stem if path.exists() else str(source)
 
@@ -103,16 +163,18 @@ def _commit_on_hub(repository: str, revision: str | None) -> str:
     return find_on_hub(repository, revision, **options).resolved
 
 
-def expand_pair_sources(sources: Sequence[str | Path]) -> dict[str, str | Path]:
-    """Name each pair source; a folder stands for one source per file.
+def expand_pair_sources(sources: Sequence[Source]) -> dict[str, Source]:
+    """Name each pair source; a folder of files stands for one source per file.
 
     Raises:
         DataError: Two sources of the same name, or none at all.
     """
-    expanded: dict[str, str | Path] = {}
-    for source in sources:
-        for part in source_files(source) if Path(source).is_dir() else [source]:
-            name = source_name(part)
+    expanded: dict[str, Source] = {}
+    for number, source in enumerate(sources, start=1):
+        in_memory = not isinstance(source, (str, Path))
+        is_folder = not in_memory and Path(source).is_dir() and tables(source) is None
+        for part in source_files(source) if is_folder else [source]:
+            name = f"table-{number}" if in_memory else source_name(part)
             if name in expanded:
                 raise DataError(
                     f"Two pair sources are named {name!r}, {expanded[name]} and {part}; rename one."
@@ -123,11 +185,15 @@ def expand_pair_sources(sources: Sequence[str | Path]) -> dict[str, str | Path]:
     return expanded
 
 
-def fingerprint(source: str | Path, dataset: Dataset | None) -> str:
-    """Identify the data of a source: sha256 over its files' contents; for a Hub data set that of datasets."""
+def fingerprint(source: Source, dataset: Dataset | None) -> str:
+    """Identify the data of a source: sha256 over its contents; for a Hub data set that of datasets."""
+    digest = hashlib.sha256()
+    if (splits := tables(source)) is not None:
+        for table in _train(splits, source_name(source)).with_format("arrow").iter(batch_size=BATCH_ROWS):
+            digest.update(json.dumps(table.to_pylist(), default=str).encode())
+        return digest.hexdigest()
     if dataset is not None and not Path(source).exists():
         return dataset._fingerprint
-    digest = hashlib.sha256()
     for file in source_files(source):
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
@@ -139,13 +205,13 @@ def fingerprint(source: str | Path, dataset: Dataset | None) -> str:
 
 
 def open_source(
-    source: str | Path, columns: dict[str, str], also: str | None = None, by_order: bool = False
+    source: Source, columns: dict[str, str], also: str | None = None, by_order: bool = False
 ) -> Dataset:
     """Open a source, memory-mapped, with just the columns that are needed, and check them.
 
     Args:
-        source: A file or a folder of Parquet, JSON, JSON-lines, CSV or text files, or a Hub id, see `hub_id`
-            (its split ``train``).
+        source: A file or a folder of Parquet, JSON, JSON-lines, CSV or text files, a Hub id, see `hub_id`,
+            or a table, see `tables`; of splits ``train``.
         columns: Column name → kind: ``text``, ``words`` (list of str) or ``integers`` (list of int).
         also: Prefix of further text columns to keep where the source has them.
         by_order: See `name_by_order`.
@@ -153,6 +219,8 @@ def open_source(
     Raises:
         DataError: With the file, and the line or row where there is one.
     """
+    if (splits := tables(source)) is not None:
+        return _checked(_train(splits, source_name(source)), source_name(source), columns, also, by_order)
     if not Path(source).exists():
         return _checked(load_hub(source, "train"), str(source), columns, also, by_order)
     parts: list[Dataset] = []
@@ -292,12 +360,14 @@ def _line_of_other_type(file: Path, column: str, kind: str) -> str:
 # Front to back, in flat memory
 
 
-def stream_source(source: str | Path) -> IterableDataset:
+def stream_source(source: Source) -> IterableDataset:
     """Open a source for reading from front to back, without downloading or converting it first.
 
     Raises:
         DataError: It cannot be opened.
     """
+    if (splits := tables(source)) is not None:
+        return _train(splits, source_name(source)).to_iterable_dataset()
     path = Path(source)
     if not path.exists():
         return load_hub(source, "train", streaming=True)
@@ -328,17 +398,22 @@ class TextStream:
         DataError: The source does not exist. While reading: a file is malformed, or lacks the column.
     """
 
-    def __init__(self, source: str | Path, column: str = "text"):
-        self.source, self.column = str(source), column
-        self.name = source_name(source)
-        self._files = source_files(source) if Path(source).exists() else []
-        if not self._files:
+    def __init__(self, source: Source, column: str = "text"):
+        self.name, self.column = source_name(source), column
+        self.source = str(source) if isinstance(source, (str, Path)) else self.name
+        splits, self._files = tables(source), []
+        self._table = None if splits is None else _train(splits, self.name)
+        if self._table is None and Path(source).exists():
+            self._files = source_files(source)
+        elif self._table is None:
             repository, config, revision = hub_id(source)
             commit = _commit_on_hub(repository, revision)
             self._pinned = f"{repository}{f':{config}' if config else ''}@{commit}"
 
     def fingerprint(self) -> str:
         """Identify the data: sha256 over the files' contents, or the commit of the Hub data set."""
+        if self._table is not None:
+            return fingerprint(self._table, None)
         return fingerprint(self.source, None) if self._files else self._pinned
 
     def __iter__(self) -> Iterator[StreamedText]:
@@ -350,7 +425,9 @@ class TextStream:
                     for text in self._texts(table, name):
                         yield StreamedText(name, next(numbers), text)
 
-    def _open(self, file: Path | None) -> IterableDataset:
+    def _open(self, file: Path | None) -> Any:
+        if self._table is not None:
+            return self._table
         if file is None:
             return load_hub(self._pinned, "train", streaming=True)
         if file.stat().st_size == 0:

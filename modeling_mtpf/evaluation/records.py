@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from ..errors import DataError
-from ..files import write_bytes
+from ..files import locked, write_bytes
 from ..model.adapter_files_mtpf import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, find_adapter
 
 PACKAGES = ("torch", "transformers", "peft", "scikit-learn", "seqeval", "numpy", "datasets")
@@ -69,12 +67,6 @@ def config_value(record: dict[str, Any], path: str) -> Any:
     for key in path.split("."):
         value = value.get(key) if isinstance(value, dict) else None
     return value
-
-
-def locked(path: Path, timeout: float = -1) -> FileLock:
-    """Return the lock of a file or folder among processes, to be held in a ``with`` block."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout)
 
 
 def public_name(identifier: str | None) -> str | None:

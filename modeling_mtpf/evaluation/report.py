@@ -106,7 +106,8 @@ def _family_table(cells: Cells, families: dict[str, str]) -> str:
         means = _family_means(cells, protocols, having)
         count = len(next(iter(means.values())))
         averages = [f"**{np.mean(means[r]):.2f}**" if r in having and count else "–" for r in regimes]
-        rows.append([f"{family} ({', '.join(protocols)}; {count} tasks)", *averages])
+        measured = f"mean of {' and '.join(protocols)}" if len(protocols) > 1 else protocols[0]
+        rows.append([f"{family} ({measured}; {count} tasks)", *averages])
         for baseline in (name for name in BASELINES if name in having and count):
             others: dict[str, Any] = {
                 r: np.subtract(means[r], means[baseline]) for r in having if r != baseline

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..data.app_data import AppData, load_app_data
 from ..data.app_sources import split_files
+from ..data.sources import tables
 from ..errors import DataError, RecipeError
 from ..settings import nearest
 
@@ -85,7 +86,7 @@ def check_task(task: Task, data: str | None = None) -> Path | None:
     root = data or os.environ.get(DATA_VARIABLE)
     folder = Path(root or "") / task.family / task.name
     if root and folder.is_dir():
-        files = split_files(folder, task.family)
+        files = tables(folder) or split_files(folder, task.family)
         if missing := [split for split in ("train", "test") if split not in files]:
             raise DataError(f"{folder} has no file of the split {missing[0]}.")
         return folder

@@ -25,7 +25,7 @@ from safetensors.numpy import save
 
 from ..data.backbones import load_backbone
 from ..errors import AdapterError, MtpfError, first_line, require_extra
-from ..files import disk_errors, write_bytes
+from ..files import disk_errors, locked, write_bytes
 from ..model.adapter_files_mtpf import backbone_sha256, find_adapter
 from ..model.adapters_mtpf import LoraSettings, lora_targets
 from ..model.configuration_mtpf import encoder_layout, max_tokens
@@ -39,7 +39,7 @@ from ..model.texts_mtpf import WINDOW_OVERLAP, plain_backend
 from ..model.trunk_mtpf import encoder_layers, lora_modules
 from ..version import versions
 from .graphs import OPSET, TAIL_FILE, TRUNK_FILE, TailShape, export_tail, export_trunk, tail_modules
-from .int8 import quantize_export
+from .int8 import check_calibration, quantize_export
 
 MANIFEST_FILE, TOKENIZER_FILE, RUNNER_FILE, APPS_FOLDER = "export.json", "tokenizer.json", "runner.py", "apps"
 FORMAT_VERSION = 1
@@ -120,7 +120,7 @@ def export_onnx(
     """Export a backbone and apps, or add apps to an export of the same backbone.
 
     In an existing export the graphs and the other apps stay as they are, byte for byte; an app of the same
-    name is replaced.
+    name is replaced. Where another process exports into the folder, this one waits for it.
 
     Args:
         backbone: ``packaged``, a folder or a Hub id.
@@ -144,10 +144,28 @@ def export_onnx(
         >>> export_onnx("my/backbone", ["my/entities"], "phone", int8=True)  # doctest: +SKIP
     """
     require_extra("onnx", "onnx", "onnxscript", "onnxruntime")
-    folder = Path(output_dir).resolve()
-    precision = "int8" if int8 else "float32"
-    if calibration is not None and not int8:
-        raise ExportError("--calibration is for int8 graphs; add --int8.")
+    if calibration is not None:
+        if not int8:
+            raise ExportError("--calibration is for int8 graphs; add --int8.")
+        check_calibration(calibration)
+    with disk_errors(Path(output_dir)):
+        folder = Path(output_dir).resolve()
+        _is_export(folder)  # before anything is loaded
+    with locked(folder):
+        precision = "int8" if int8 else "float32"
+        return _export(backbone, adapters, folder, precision, calibration, layers, revision)
+
+
+def _export(
+    backbone: str | os.PathLike,
+    adapters: Sequence[str | os.PathLike],
+    folder: Path,
+    precision: str,
+    calibration: str | os.PathLike | None,
+    layers: int | None,
+    revision: str | None,
+) -> Export:
+    """Do what `export_onnx` describes, while no other process writes to the folder."""
     manifest = read_manifest(folder) if _is_export(folder) else None
     for adapter in adapters:
         find_adapter(_named_source(adapter)[1])  # a missing one is noticed before the backbone is loaded
@@ -354,7 +372,7 @@ def _create(
         tokenizer = load_tokenizer(model)
     except ValueError as error:
         raise ExportError(first_line(error)) from error
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name[:50]}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
         export_trunk(model.backbone, shape, temporary / TRUNK_FILE)

@@ -93,6 +93,14 @@ def _static(file: Path, feeds: list[dict[str, np.ndarray]]) -> None:
     )
 
 
+def check_calibration(source: str | os.PathLike) -> None:
+    """Raise `DataError` unless the raw text for the calibration exists."""
+    require_extra("train", "datasets", "pyarrow")
+    from ..data.sources import TextStream
+
+    TextStream(str(source))
+
+
 def _calibration_feeds(
     folder: Path, tokenizer: Any, source: str | os.PathLike, apps: list[dict[str, np.ndarray]]
 ) -> dict[str, list[dict[str, np.ndarray]]]:

@@ -8,6 +8,7 @@ from huggingface_hub import CommitOperationAdd
 
 from hub_cards import adapter_card, backbone_card
 
+from ..model.folders_mtpf import read_unchanged
 from ..model.gate_mtpf import read_header, read_json
 from ..model.modeling_mtpf import HUB_FILES
 from ..model.schemas_mtpf import (
@@ -103,8 +104,9 @@ def push_adapter(
             path, or the Hub refuses.
     """
     release, folder = Release(repo_id, **options), Path(folder)
-    content = read_folder(folder, ADAPTER_FILES)
-    config, task = check_adapter(folder)
+    content, (config, task) = read_unchanged(
+        folder, lambda: (read_folder(folder, ADAPTER_FILES), check_adapter(folder))
+    )
     task["backbone"] = _bind(release, folder, task.get("backbone") or {}, backbone_id, backbone_revision)
     config["base_model_name_or_path"] = task["backbone"]["id"]
     config["revision"] = task["backbone"]["revision"]

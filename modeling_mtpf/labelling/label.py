@@ -20,7 +20,7 @@ from accelerate import PartialState
 from safetensors.numpy import load_file, save
 from tqdm.auto import tqdm
 
-from ..data.sources import TextStream
+from ..data.sources import Source, TextStream
 from ..data.words import IGNORE
 from ..devices import release_free_memory
 from ..errors import DataError
@@ -47,10 +47,10 @@ _FILES_OF_A_RUN = re.compile(
 
 
 def label_corpus(
-    source: str,
+    source: Source,
     settings: PseudoLabelSettings,
     folder: Path,
-    gold: str | Sequence[str] | None = None,
+    gold: str | Sequence[Source] | None = None,
     state: PartialState | None = None,
     watch: Stopwatch | None = None,
 ) -> Path:
@@ -60,7 +60,7 @@ def label_corpus(
     settings is used again; a stopped run with the same source and settings is resumed.
 
     Args:
-        source: A file, a folder of files, or a Hub id ``owner/name@revision``.
+        source: A file, a folder of files, a Hub id ``owner/name@revision``, or a table (see `tables`).
         settings: See `PseudoLabelSettings`.
         folder: New or empty folder for the result, with one folder ``k<K>`` for each K if there are several.
         gold: NER sources (``tokens``, ``ner_tags``) that the clusters are measured with.

@@ -9,7 +9,7 @@ from datasets import Dataset
 from sklearn.metrics import normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
 
-from ..data.sources import open_source, source_name
+from ..data.sources import Source, open_source, source_name
 from ..errors import DataError
 from .clustering import assign
 from .statistics import ClusterStatistics
@@ -64,9 +64,10 @@ class GoldSet:
         DataError: It is malformed, or has no entity.
     """
 
-    def __init__(self, source: str | Path):
-        path = Path(source)
-        self.name = f"{path.resolve().parent.name}/{path.stem}" if path.is_file() else source_name(source)
+    def __init__(self, source: Source):
+        self.name = source_name(source)
+        if isinstance(source, (str, Path)) and Path(source).is_file():
+            self.name = f"{Path(source).resolve().parent.name}/{self.name}"
         self.rows: Dataset = open_source(source, {"tokens": "words", "ner_tags": "words"})
         types: list[str] = []
         self.row_of_word: list[int] = []
@@ -74,13 +75,13 @@ class GoldSet:
             words, tags = len(row["tokens"]), row["ner_tags"]
             if words != len(tags):
                 raise DataError(
-                    f"The gold set {source}, row {number + 1}, has {words} tokens but {len(tags)} tags."
+                    f"The gold set {self.name}, row {number + 1}, has {words} tokens but {len(tags)} tags."
                 )
             types += [tag.partition("-")[2] or OUTSIDE for tag in tags]
             self.row_of_word += [number] * words
         self.types = np.asarray(types)
         if not (self.types != OUTSIDE).any():
-            raise DataError(f"The gold set {source} has no entity; its tags must look like B-PER and O.")
+            raise DataError(f"The gold set {self.name} has no entity; its tags must look like B-PER and O.")
 
     def scores(self, encoder: WordEncoder, centroids: Mapping[int, np.ndarray]) -> dict[int, GoldScores]:
         """Score every K in one pass of the teacher."""

@@ -40,6 +40,7 @@ from .backbone_identity_mtpf import (
 )
 from .configuration_mtpf import encoder_layout, max_tokens
 from .errors_mtpf import AdapterError, first_line
+from .folders_mtpf import replaced_files
 from .gate_mtpf import Tensor, parse_json
 from .hub_cache_mtpf import drop_from_cache, has_announced_hash
 from .schemas_mtpf import (
@@ -62,6 +63,7 @@ from .schemas_mtpf import (
 from .sources_mtpf import find_on_hub
 from .trunk_mtpf import Encoder, lora_modules
 
+ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE)
 MAX_ADAPTER_BYTES = 1_000_000_000
 """The most that `find_adapter` fetches; a LoRA of rank 32 on two layers has about a megabyte."""
 
@@ -110,14 +112,16 @@ def write_adapter(
     task: dict[str, Any] | None = None,
     tokenizer_sha256: str | None = None,
 ) -> Path:
-    """Write the adapter folder: PEFT files, the head and ``task.json``.
+    """Write the adapter folder: PEFT files, the head and ``task.json``; other files of the folder stay.
 
-    Files are written under a temporary name and renamed, ``adapter_config.json`` last, so that a folder with
-    that file is complete. Numbers are stored as ``dtype``, by default as they are in memory.
+    A reader or a stopped process finds the old adapter of the folder or the new one, see `replaced_files`.
+    Numbers are stored as ``dtype``, by default as they are in memory.
+
+    Raises:
+        AdapterError: The adapter is not loaded or is damaged.
+        MtpfError: The folder cannot be written; it is as it was.
     """
     check_loaded(encoder, name)
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     tensors = lora_state_dict(encoder, name)
     paths = [path for path, module in lora_modules(encoder) if name in module.lora_A]
     if len(tensors) != 2 * len(paths):  # pitfall: PEFT once wrote truncated adapters without an error
@@ -150,7 +154,7 @@ def write_adapter(
         record.update(labels=head.labels, max_length=head.max_length)
     _check_record(record)
     tensors = {key: value.to(dtype or value.dtype) for key, value in tensors.items()}
-    _write_bytes(target / ADAPTER_WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
+    files = {ADAPTER_WEIGHTS_FILE: save(tensors, metadata={"format": "pt"})}
     if head is not None:
         weights = {
             key: value.detach().cpu().to(dtype or value.dtype).contiguous()
@@ -159,12 +163,12 @@ def write_adapter(
         # The labels are stored with the weights, so that renaming or moving one in task.json is noticed.
         # One entry only: safetensors writes several in random order.
         metadata = {"labels": json.dumps(head.labels, ensure_ascii=False)}
-        _write_bytes(target / HEAD_FILE, save(weights, metadata=metadata))
-    else:
-        (target / HEAD_FILE).unlink(missing_ok=True)  # of an app saved here before
-    _write_json(target / TASK_FILE, record)
-    _write_json(target / ADAPTER_CONFIG_FILE, config)
-    return target
+        files[HEAD_FILE] = save(weights, metadata=metadata)
+    files[TASK_FILE], files[ADAPTER_CONFIG_FILE] = _json_bytes(record), _json_bytes(config)
+    with replaced_files(folder, ADAPTER_FILES, last=ADAPTER_CONFIG_FILE) as new:
+        for file, content in files.items():
+            (new / file).write_bytes(content)
+    return Path(folder)
 
 
 def _check_record(record: dict[str, Any]) -> None:
@@ -177,18 +181,8 @@ def _check_record(record: dict[str, Any]) -> None:
         raise AdapterError(f"{TASK_FILE} cannot be written: {first_line(error)}.") from error
 
 
-def _write_bytes(path: Path, data: bytes) -> None:
-    # Not that of `modeling_mtpf.files`: published code imports nothing else of the package.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    _write_bytes(path, (_json_text(value) + "\n").encode())
+def _json_bytes(value: dict[str, Any]) -> bytes:
+    return (_json_text(value) + "\n").encode()
 
 
 def _json_text(value: dict[str, Any]) -> str:
@@ -206,7 +200,7 @@ def find_adapter(
     path = Path(path_or_repo)
     if path.is_dir():
         return path
-    files = [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE]
+    files = list(ADAPTER_FILES)
     commit = find_on_hub(path_or_repo, revision, token=token, error=AdapterError)
     try:
         api = HfApi(token=token)

@@ -36,6 +36,7 @@ from .backbone_identity_mtpf import check_in_memory
 from .bound_calls_mtpf import execution_device
 from .configuration_mtpf import encoder_layout
 from .errors_mtpf import AdapterError, MtpfError, first_line
+from .folders_mtpf import read_unchanged
 from .hub_cache_mtpf import weights_file
 from .predict_mtpf import check_tokenizer, text_tokenizer
 from .sources_mtpf import is_hub_id
@@ -193,7 +194,9 @@ class AdapterMethods:
         extra = adapter_kwargs or {}
         folder = find_adapter(path_or_repo, revision or extra.get("revision"), token or extra.get("token"))
         source = weights_file(self.config.name_or_path, getattr(self.config, "source_revision", None))
-        files = read_adapter(folder, self.backbone, adapter_name, check_backbone, source)
+        files = read_unchanged(
+            folder, lambda: read_adapter(folder, self.backbone, adapter_name, check_backbone, source)
+        )
         if self.head_kind and files.head is not None and files.head.kind != self.head_kind:
             raise AdapterError(
                 f"{path_or_repo} is a {files.head.kind} app, but {type(self).__name__} is for "

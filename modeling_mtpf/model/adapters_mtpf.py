@@ -93,16 +93,21 @@ def lora_config(encoder: Encoder, settings: LoraSettings) -> Any:
     )
 
 
-def validate_adapter_name(encoder: Encoder, name: str) -> None:
-    """Raise `AdapterError` for a name that is malformed, in use, or that of a part of the model.
-
-    The last makes *other* adapters save truncated or empty files without an error (peft#3584).
-    """
+def check_adapter_name(name: Any) -> None:
+    """Raise `AdapterError` for a name that no adapter can have."""
     if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
         raise AdapterError(
             f"Adapter name {name!r} is not allowed; use 2 to 64 lower-case letters, digits, '_' or '-', "
             "beginning with a letter."
         )
+
+
+def validate_adapter_name(encoder: Encoder, name: str) -> None:
+    """Raise `AdapterError` for a name that is malformed, in use, or that of a part of the model.
+
+    The last makes *other* adapters save truncated or empty files without an error (peft#3584).
+    """
+    check_adapter_name(name)
     if name in adapter_names(encoder):
         raise AdapterError(
             f"An adapter named {name!r} is already loaded; delete it or choose another adapter_name."

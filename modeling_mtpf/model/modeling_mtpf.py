@@ -43,6 +43,8 @@ HUB_FILES = (
     "bound_calls_mtpf.py",
     "configuration_mtpf.py",
     "errors_mtpf.py",
+    "folders_mtpf.py",
+    "forks_mtpf.py",
     "gate_mtpf.py",
     "hub_cache_mtpf.py",
     "modeling_mtpf.py",

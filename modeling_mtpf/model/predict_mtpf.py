@@ -5,7 +5,6 @@ size; results come back in the order of the texts. Nothing in the model is chang
 app that is deleted or replaced meanwhile.
 """
 
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from .adapters_mtpf import check_loaded
 from .bound_calls_mtpf import execution_device
 from .configuration_mtpf import max_tokens
 from .errors_mtpf import AdapterError, MtpfError
+from .forks_mtpf import held_at_fork
 from .results_mtpf import TagScheme, entities, text_labels
 from .texts_mtpf import MAX_CHARACTERS, TextTokenizer, Tokens, Window, in_portions, read_texts
 from .tokenizer_gate_mtpf import open_tokenizer
@@ -31,7 +31,7 @@ CPU_TOKENS, DEVICE_TOKENS = 1024, 16384
 MAX_PADDING = 0.04
 """Share of padding at which a batch of sufficient size is closed."""
 
-_LOADING = threading.Lock()
+_LOADING = held_at_fork()
 
 
 @dataclass

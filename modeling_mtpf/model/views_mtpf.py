@@ -6,7 +6,6 @@ model goes into training mode: a prediction takes what it needs once, at its beg
 """
 
 import math
-import threading
 import weakref
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .forks_mtpf import held_at_fork
 from .trunk_mtpf import (
     BARE,
     Encoder,
@@ -26,7 +26,7 @@ from .trunk_mtpf import (
     uncompiled,
 )
 
-CHANGES = threading.RLock()
+CHANGES = held_at_fork()
 """Held while adapters are added, removed or looked up, in any model; never while a layer runs."""
 
 

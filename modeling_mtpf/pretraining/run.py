@@ -66,10 +66,10 @@ class Run:
         recipe, families = self.recipe, ", ".join(self.recipe.families) or "no family"
         saved = f"a checkpoint every {recipe.save_every}" if recipe.save_every else "a checkpoint if stopped"
         job = f"Pre-finetuning {recipe.backbone} (regime {recipe.regime}: {families}), {recipe.steps} steps"
-        if self.accelerator.is_main_process:
-            print(f"{job}, {saved}, into {self.folder}", flush=True)  # noqa: T201
         model = load_backbone(recipe)
         self.families, context = prepare_families(recipe, model, self.folder)
+        if self.accelerator.is_main_process:
+            print(f"{job}, {saved}, into {self.folder}", flush=True)  # noqa: T201
         self.start_sha256 = backbone_sha256(model)
         state = read_state(self.checkpoint) if self.checkpoint else {}
         if self.checkpoint:

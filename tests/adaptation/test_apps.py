@@ -1,7 +1,9 @@
 """Fitting apps on the frozen backbone: what changes, what does not, and what comes back from disk."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -452,6 +454,41 @@ def test_a_failed_fit_leaves_the_model_as_it_was(setting, family_adapter, monkey
         fit_app(ner_data(), "ner", backbone=(model, tokenizer), seeds=0)
     with pytest.raises(RecipeError, match="the same for every seed"):
         fit_app(tc_data(), "tc", backbone=(model, tokenizer), seeds=3)
+
+
+@pytest.mark.parametrize("fault", ["full", "taken", "a file", "all full"])
+def test_an_app_that_cannot_be_saved_is_saved_elsewhere(fault, setting, tmp_path, monkeypatch, load):
+    model, tokenizer = setting
+    folder, save = tmp_path / "apps" / "people", model.save_adapter
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def save_at_the_end(target, *arguments, **options):
+        if fault in ("taken", "a file") and not folder.exists():
+            folder.mkdir(parents=True) if fault == "taken" else folder.write_text("another one's")
+            if fault == "taken":
+                (folder / "notes").write_text("another one's")
+        if fault == "all full" or (fault == "full" and Path(target).parent == folder.parent):
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        return save(target, *arguments, **options)
+
+    folder.parent.mkdir()
+    monkeypatch.setattr(model, "save_adapter", save_at_the_end)
+    with pytest.raises(MtpfError) as refused:
+        fit_app(
+            tc_data(), "tc", backbone=(model, tokenizer), output_dir=folder, settings=FitSettings(**FLOAT)
+        )
+    message = str(refused.value)
+    if fault == "all full":
+        assert "No space left on device" in message and message.endswith("the fitted app is lost.")
+        assert not os.listdir(folder.parent)
+        return
+    assert ("No space left on device" if fault == "full" else "people appeared while") in message
+    saved = Path(re.search(r"the fitted app is in ([^ ;]+?)(\.$| instead)", message, re.I)[1])
+    again = load("bert")
+    assert again.predict(TEXTS, [again.load_adapter(saved)]) == model.predict(TEXTS, ["people"])
+    assert (saved / "README.md").is_file()
+    others = set(os.listdir(folder.parent)) - {saved.name}
+    assert others == (set() if fault == "full" else {"people"})
 
 
 def test_an_adapter_of_another_family_is_refused(setting, tmp_path):

@@ -1,8 +1,10 @@
 """Export to ONNX: graphs and runner against torch, apps as data, and what is refused."""
 
+import contextlib
 import copy
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -298,6 +300,35 @@ def test_adding_an_app_changes_no_other(copied, folders, tmp_path, capsys):
     assert_close(runner.Runner(copied).predict(AWKWARD, ["small"]), model.predict(AWKWARD, ["small"]))
 
 
+@pytest.mark.parametrize("exists", [True, False], ids=["adding", "new"])
+def test_two_exports_at_a_time_leave_both_apps(exists, exported, folders, same_graphs, tmp_path, monkeypatch):
+    folder = tmp_path / "phone"
+    if exists:
+        export_onnx(folders / "backbone", [], folder)
+    met, errors = threading.Barrier(2), []
+    read_app = export._read_app
+
+    def read(*arguments):  # both have come this far, unless one waits for the other
+        with contextlib.suppress(threading.BrokenBarrierError):
+            met.wait(timeout=0.3)
+        return read_app(*arguments)
+
+    def add(name):
+        try:
+            export_onnx(folders / "backbone", [folders / name], folder)
+        except Exception as error:
+            errors.append(error)
+
+    monkeypatch.setattr(export, "_read_app", read)
+    threads = [threading.Thread(target=add, args=(name,)) for name in ("entities", "intent")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert runner_of(folder).Runner(folder, threads=1).apps.keys() == {"entities", "intent"}
+
+
 def test_a_replacement_that_fails_leaves_the_export_whole(copied, folders, monkeypatch):
     runner = runner_of(copied)
     before = runner.Runner(copied).predict(AWKWARD, ["intent"])
@@ -449,7 +480,7 @@ def test_failure_leaves_nothing_behind(folders, tmp_path, monkeypatch):
     monkeypatch.setattr("modeling_mtpf.export.export.export_tail", fail)
     with pytest.raises(DataError, match="cannot be written: disk full"):
         export_onnx(folders / "backbone", [folders / "intent"], tmp_path / "phone")
-    assert list(tmp_path.iterdir()) == []
+    assert os.listdir(tmp_path) == [".phone.lock"]
 
 
 def test_missing_extra_is_one_sentence(folders, tmp_path, monkeypatch, capsys):

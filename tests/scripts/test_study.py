@@ -355,6 +355,16 @@ def test_a_second_run_in_one_folder_is_refused(tmp_path, capsys):
     assert "Another run is at work" in capsys.readouterr().err and not (work / "logs").exists()
 
 
+def test_a_folder_without_records_is_refused(tmp_path, capsys):
+    work, plan = tmp_path / "work", tmp_path / "plan.yaml"
+    plan.write_text(TINY.replace("name: tiny", "name: cpu"))
+    arguments = ["--work", str(work), "--data", str(tmp_path), "--plan", str(plan)]
+    assert script.main(["rerun", *arguments]) == 2 and "has no records" in capsys.readouterr().err
+    assert (
+        script.main(["report", "--work", str(work)]) == 2 and "has no study.json" in capsys.readouterr().err
+    )
+
+
 def test_a_report_takes_the_records_of_a_folder_under_its_plans_name(tmp_path, monkeypatch, capsys):
     work, results = tmp_path / "work", tmp_path / "results"
     for folder in (work, results, tmp_path / "docs" / "study"):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from ...data.sources import fingerprint, name_by_order, open_source, stream_source
+from ...data.sources import Source, fingerprint, name_by_order, open_source, stream_source
 from ...data.tokens import list_arrays, tokenize_columns
 from ...errors import DataError, first_line
 from .sampling import EpochSampler, Seed, Shuffle, extended
@@ -77,7 +77,7 @@ class PairSource(ABC):
 class MappedPairs(PairSource):
     """A source that is opened, checked and tokenized as a whole before training."""
 
-    def __init__(self, name: str, source: str | Path, tokenizer: Any, max_length: int, batch_size: int):
+    def __init__(self, name: str, source: Source, tokenizer: Any, max_length: int, batch_size: int):
         self.name = name
         dataset = open_source(source, PAIR_COLUMNS, also=NEGATIVE, by_order=True)
         self._fingerprint = fingerprint(source, dataset)
@@ -138,7 +138,11 @@ class StreamedPairs(PairSource):
             raise DataError(f"families.tc.block_rows is {block_rows}; it must hold a batch of {batch_size}.")
         self._block_rows = block_rows // batch_size * batch_size
         self._stream = name_by_order(stream_source(source), list(PAIR_COLUMNS))
-        self._fingerprint = fingerprint(source, None) if Path(source).exists() else str(source)
+        self._fingerprint = (
+            str(source)
+            if isinstance(source, (str, Path)) and not Path(source).exists()
+            else fingerprint(source, None)
+        )
         splits = self._stream.info.splits or {}
         announced = splits["train"].num_examples if "train" in splits else 0
         self.num_rows = announced or cap
