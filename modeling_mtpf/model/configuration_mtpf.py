@@ -116,6 +116,7 @@ class MtpfConfig(PreTrainedConfig):
             self.encoder_config = AutoConfig.for_model(
                 **{"model_type": "bert", **(self.encoder_config or {})}
             )
+        kwargs.pop("text_config", None)  # of `to_dict`
         super().__post_init__(**kwargs)
         # Auto classes look for their own entry on the config object, too.
         self.__dict__["auto_map"] = dict(AUTO_MAP)
@@ -179,6 +180,12 @@ class MtpfConfig(PreTrainedConfig):
         shared = {key: encoder.pop(key) for key in _SHARED_KEYS if key in encoder}
         shared.pop("transformers_version", None)
         return {**shared, **block, "model_type": cls.model_type, "encoder_config": encoder}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Serialise with the encoder's config nested; reading it back ignores ``text_config``."""
+        # Where PEFT reads the shape of a composite model's prompts, under names that DistilBERT has, too.
+        shape = {key: getattr(self.encoder_config, key) for key in ("hidden_size", "num_attention_heads")}
+        return {**super().to_dict(), "text_config": shape}
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """Serialise as a flat, stock encoder config with an ``mtpf`` block and the complete ``auto_map``."""

@@ -124,9 +124,10 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
             inputs.pop("token_type_ids", None)  # as stock encoders without segment embeddings do
         unknown = sorted(set(inputs) - self._encoder_arguments())
         if unknown:
+            encoder = type(uncompiled(self.backbone)).__name__
             raise TypeError(
-                f"{type(self).__name__} got unknown argument {unknown[0]!r}; to use adapters call "
-                "model.encode_adapters(adapters=[...]) or wrap the call in model.use_adapter(name)."
+                f"{type(self).__name__} got unknown argument {unknown[0]!r}, which {encoder} does not take; "
+                "to use adapters call model.encode_adapters(adapters=[...]) or model.use_adapter(name)."
             )
         for name in ("output_hidden_states", "output_attentions"):
             if getattr(self.config, name):
