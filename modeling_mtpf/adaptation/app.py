@@ -26,7 +26,7 @@ from ..model.configuration_mtpf import max_tokens
 from ..model.modeling_mtpf import MtpfModel
 from ..model.sources_mtpf import is_hub_id
 from ..settings import nearest
-from .methods import lora, probe  # noqa: F401  they register themselves
+from .methods import auto, lora, probe  # noqa: F401  they register themselves
 from .methods.registry import method_named
 from .rounding import round_to_stored
 from .scoring import score_app
@@ -111,7 +111,8 @@ def fit_app(
         adapter: Folder or Hub id of the family's LoRA to start from; by default a fresh one.
         output_dir: New folder for the app; by default nothing is saved.
         name: Adapter name; by default that of the folder, or ``app``.
-        method: ``lora``, for ``tc`` also ``probe``; ``auto`` is LoRA for NER and the probe for TC.
+        method: ``lora``, for ``tc`` also ``probe``; ``auto`` is LoRA for NER, and the better one by
+            validation for TC.
         seeds: Number of seeds to try, from ``settings.seed`` on; the best by validation is kept.
         settings: See `FitSettings`.
         backbone_revision: Commit of the backbone's repo.
@@ -213,7 +214,7 @@ def _record(data: AppData, method: str, settings: FitSettings, results, start: s
     types = (test or validation).get("types", {})
     return {
         "family": data.family,
-        "method": method,
+        "method": results[best].details.get("method", method),
         "start": start,
         "training_data": f"{source}, {len(data.train):,} training examples",
         "protocol": _SCORED_BY[data.family] + ("" if data.test else "; no test set, validation only"),

@@ -33,7 +33,8 @@ class AdaptSettings(FitSettings):
         backbone_revision: Commit of the backbone's repo.
         adapter: Folder or Hub id of the family's LoRA to start from; a fresh one by default.
         adapter_revision: Commit of the adapter's repo.
-        method: ``lora``, or ``probe`` for tc; ``auto``: lora for ner, probe for tc.
+        method: ``lora``, or ``probe`` for tc, which takes seconds; ``auto``: lora for ner, for tc the better
+            of both by validation.
         name: Adapter name; made from that of the folder by default.
         validation: Another source for validation; by default the split, else a held-out share of train.
         test: Another source for the test set.

@@ -21,7 +21,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from modeling_mtpf import AdapterError, AdapterHead
 from modeling_mtpf.adaptation import FitSettings, fit_app
-from modeling_mtpf.adaptation.methods import lora, probe
+from modeling_mtpf.adaptation.methods import auto, lora, probe
 from modeling_mtpf.adaptation.methods.probe import STRENGTHS, choose_by_folds, choose_probe
 from modeling_mtpf.adaptation.methods.registry import METHODS, register_method
 from modeling_mtpf.adaptation.settings import FitResult, LoraShape
@@ -159,11 +159,17 @@ def test_a_text_app_is_sklearns_probe(setting, family_adapter, num_labels):
     model, tokenizer = setting
     data = tc_data(num_labels)
     app = fit_app(
-        data, "tc", backbone=(model, tokenizer), adapter=family_adapter, settings=FitSettings(**FLOAT)
+        data,
+        "tc",
+        backbone=(model, tokenizer),
+        adapter=family_adapter,
+        method="probe",
+        settings=FitSettings(**FLOAT),
     )
     vectors = embed_texts(model, tokenizer, TEXTS, "ner")
     chosen = app.record["seeds"]["0"]["C"]
-    probe = LogisticRegression(C=chosen, max_iter=1000).fit(vectors, data.train.labels)
+    both = np.concatenate([vectors, vectors]), data.train.labels * 2  # train and validation
+    probe = LogisticRegression(C=chosen, max_iter=1000).fit(*both)
     with torch.no_grad():
         found = model.heads["app"](torch.from_numpy(vectors)).softmax(-1).numpy()
     columns = [list(probe.classes_).index(label) for label in model.heads["app"].labels]
@@ -171,6 +177,38 @@ def test_a_text_app_is_sklearns_probe(setting, family_adapter, num_labels):
     predicted = model.predict(TEXTS, adapters=["app"], tokenizer=tokenizer)["app"]
     assert [row["label"] for row in predicted] == probe.predict(vectors).tolist()
     assert app.metrics["accuracy"] == pytest.approx(probe.score(vectors, data.train.labels), abs=1e-4)
+
+
+@pytest.mark.parametrize("better", ["probe", "lora"])
+def test_auto_keeps_the_method_that_validation_prefers(setting, monkeypatch, better):
+    model, tokenizer = setting
+    for method in (probe, lora):
+        fit = METHODS["tc", method.__name__.rpartition(".")[2]]
+
+        def scored(*arguments, fit=fit):
+            result = fit(*arguments)
+            result.score = 0.9 if fit.__name__ == f"fit_{better}" else 0.5
+            return result
+
+        monkeypatch.setattr(auto, fit.__name__, scored)
+    app = fit_app(tc_data(3), "tc", backbone=setting, settings=FitSettings(steps=2, **FLOAT))
+    assert app.record["method"] == better and model.adapters == ["ner", "tc", "app"]
+    assert model.adapter_depth("app") == (1 if better == "probe" else 2)  # no trace of the other
+    scores = {"probe": 0.5, "lora": 0.5, better: 0.9}
+    assert app.record["seeds"]["0"]["validation_accuracy_by_method"] == scores
+
+
+def test_a_probe_is_refitted_with_validation_rows_of_known_labels(setting):
+    data = tc_data(2)
+    data.validation = Examples([*TEXTS, "a new one"], [*data.train.labels, "new"])
+    app = fit_app(data, "tc", backbone=setting, method="probe", settings=FitSettings(**FLOAT))
+    vectors = embed_texts(*setting, [*TEXTS, *TEXTS], None)
+    chosen = app.record["seeds"]["0"]["C"]
+    expected = LogisticRegression(C=chosen, max_iter=1000).fit(vectors, [*data.train.labels] * 2)
+    with torch.no_grad():
+        result = setting[0].heads["app"](torch.from_numpy(vectors)).softmax(-1).numpy()
+    columns = [list(expected.classes_).index(label) for label in data.labels]
+    np.testing.assert_allclose(result, expected.predict_proba(vectors)[:, columns], atol=5e-3)
 
 
 def test_the_strength_of_a_probe_is_the_best_of_all():
@@ -453,7 +491,7 @@ def test_a_failed_fit_leaves_the_model_as_it_was(setting, family_adapter, monkey
     with pytest.raises(RecipeError, match="at least 1"):
         fit_app(ner_data(), "ner", backbone=(model, tokenizer), seeds=0)
     with pytest.raises(RecipeError, match="the same for every seed"):
-        fit_app(tc_data(), "tc", backbone=(model, tokenizer), seeds=3)
+        fit_app(tc_data(), "tc", backbone=(model, tokenizer), method="probe", seeds=3)
 
 
 @pytest.mark.parametrize("fault", ["full", "taken", "a file", "all full"])
@@ -633,7 +671,7 @@ def test_numbers_beyond_float16_stay_float32(setting, tmp_path, monkeypatch):
         head.weight.data[0, 0] = 1e5
 
     monkeypatch.setattr(probe, "_fill_head", fill_largely)
-    fit_app(tc_data(), "tc", backbone=(model, tokenizer), output_dir=tmp_path / "app")
+    fit_app(tc_data(), "tc", backbone=(model, tokenizer), method="probe", output_dir=tmp_path / "app")
     stored = load_file(tmp_path / "app" / HEAD_FILE)["weight"]
     assert stored.dtype == torch.float32 and float(stored[0, 0]) == 1e5
 

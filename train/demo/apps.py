@@ -45,10 +45,11 @@ def show_apps(folder: Path, model: MtpfModel, tokenizer: PreTrainedTokenizerBase
     )
 
     settings = FitSettings(steps=150, evaluations=5)  # the demo is to take minutes
+    methods = {"ner": "lora", "tc": "probe"}
     rows = []
     for name, family, metric in (("entities", "ner", "entity_f1"), ("intent", "tc", "accuracy")):
         data = load_app_data(folder / "data" / f"{family}_app", family)
-        base = fit_app(data, family, backbone=start, settings=settings)
+        base = fit_app(data, family, backbone=start, settings=settings, method=methods[family])
         app = fit_app(
             data,
             family,
@@ -56,6 +57,7 @@ def show_apps(folder: Path, model: MtpfModel, tokenizer: PreTrainedTokenizerBase
             adapter=folder / "adapters" / family,
             output_dir=folder / "apps" / name,
             settings=settings,
+            method=methods[family],
         )
         rows.append((name, len(data.test or ()), base.metrics[metric], app.metrics[metric]))
     prediction = model.predict([SAMPLE], adapters=["entities", "intent"], tokenizer=tokenizer)

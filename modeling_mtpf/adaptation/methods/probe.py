@@ -41,8 +41,8 @@ def fit_probe(
     """Fit a TC app by linear probe and leave it in the model under ``name``; see `registry.FitMethod`.
 
     The LoRA is that of ``start_from``, rounded as it is stored, or one of rank 1 that changes nothing. The
-    strength of regularisation is chosen on validation; when validation was held out from the training data,
-    the final probe is fitted on both, and with fewer than `FEW` rows the strength is chosen by folds of both.
+    strength of regularisation is chosen on validation, or by folds of all rows if validation was held out
+    from the training data and has fewer than `FEW`. The final probe is fitted on train and validation.
     """
     head = AdapterHead("text-classification", data.labels, model.config.hidden_size, settings.max_length)
     torch.manual_seed(settings.seed)
@@ -60,14 +60,14 @@ def fit_probe(
     else:
         probe, best = choose_probe(train, data.train.labels, validation, data.validation.labels, *options)
         strength = probe.C
-    if data.held_out:
-        probe = _fit_probe(*both, strength, *options)
+    fitted = np.isin(both[1], data.labels)  # validation may have a label that train lacks
+    probe = _fit_probe(both[0][fitted], np.asarray(both[1], dtype=object)[fitted], strength, *options)
     _fill_head(model.heads[name], probe)
     details = {
         "C": strength,
         "validation_accuracy_by_C": best.details,
         "chosen_by": f"{FOLDS} stratified folds" if folded else "validation",
-        "refitted_with_validation": data.held_out,
+        "refitted_with_validation": True,
     }
     return FitResult(best.score, best.validation, details)
 

@@ -29,8 +29,8 @@ class FitMethod(Protocol):
 
 
 METHODS: dict[tuple[str, str], FitMethod] = {}
-_DEFAULTS = {"ner": "lora", "tc": "probe"}
-"""Family → the method that ``auto`` stands for."""
+_DEFAULTS = {"ner": "lora"}
+"""Family → the method that ``auto`` stands for, where it is not a method itself."""
 
 
 def register_method(family: str, name: str) -> Callable[[FitMethod], FitMethod]:
@@ -49,11 +49,11 @@ def method_named(family: str, name: str) -> tuple[str, FitMethod]:
     Raises:
         RecipeError: The family has no such method.
     """
-    name = _DEFAULTS[family] if name == "auto" else name
+    name = _DEFAULTS.get(family, name) if name == "auto" else name
     if (family, name) not in METHODS:
         known = [method for of_family, method in METHODS if of_family == family]
         raise RecipeError(
             f"Unknown method {name!r} for family {family!r}; {nearest(name, known)}choose one of: "
-            f"{', '.join(['auto', *known])}."
+            f"{', '.join(dict.fromkeys(['auto', *known]))}."
         )
     return name, METHODS[family, name]
