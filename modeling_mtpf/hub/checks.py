@@ -17,7 +17,6 @@ from ..model.adapter_files_mtpf import install_adapter, read_adapter, read_tenso
 from ..model.backbone_identity_mtpf import check_settings
 from ..model.configuration_mtpf import AUTO_MAP, MtpfConfig, encoder_layout
 from ..model.gate_mtpf import read_json
-from ..model.modeling_mtpf import HUB_FILES
 from ..model.schemas_mtpf import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -33,6 +32,7 @@ from ..model.schemas_mtpf import (
     read_lora_header,
     read_task,
 )
+from ..model.storage_methods_mtpf import HUB_FILES
 from ..model.tokenizer_gate_mtpf import TOKENIZER_CONFIG_FILE, has_vocabulary, open_tokenizer
 from ..model.trunk_mtpf import Encoder
 from .client import HubError, attempt, explained

@@ -11,7 +11,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import filter_repo_objects
 
 from ..model.hub_cache_mtpf import drop_from_cache
-from ..model.modeling_mtpf import HUB_FILES
+from ..model.storage_methods_mtpf import HUB_FILES
 from .client import HubError, attempt, check_repo_id, explained, is_transient
 from .files import path_objection
 from .manifest import Manifest, cached_manifest, read_manifest

@@ -10,7 +10,6 @@ from huggingface_hub import CommitOperationAdd
 
 from ..model import modeling_mtpf
 from ..model.gate_mtpf import Tensor, parse_json
-from ..model.modeling_mtpf import HUB_FILES
 from ..model.schemas_mtpf import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -19,6 +18,7 @@ from ..model.schemas_mtpf import (
     TASK_FILE,
     WEIGHTS_FILE,
 )
+from ..model.storage_methods_mtpf import HUB_FILES
 from ..model.tokenizer_gate_mtpf import TOKENIZER_FILES, VOCABULARY_FILES
 from .client import HubError
 

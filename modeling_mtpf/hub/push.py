@@ -10,7 +10,6 @@ from hub_cards import adapter_card, backbone_card
 
 from ..model.folders_mtpf import read_unchanged
 from ..model.gate_mtpf import read_header, read_json
-from ..model.modeling_mtpf import HUB_FILES
 from ..model.schemas_mtpf import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -19,6 +18,7 @@ from ..model.schemas_mtpf import (
     WEIGHTS_FILE,
 )
 from ..model.sources_mtpf import backbone_hint
+from ..model.storage_methods_mtpf import HUB_FILES
 from .checks import changed_code, check_adapter, check_backbone, check_published_backbone, check_tokenizer
 from .client import HubError, check_repo_id
 from .commit import PushPlan, Release, log, publish

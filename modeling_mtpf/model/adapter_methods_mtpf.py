@@ -32,7 +32,7 @@ from .adapters_mtpf import (
     remove_lora,
     set_active_adapter,
 )
-from .backbone_identity_mtpf import check_in_memory
+from .backbone_identity_mtpf import bits_digest, check_in_memory
 from .bound_calls_mtpf import execution_device
 from .configuration_mtpf import encoder_layout
 from .errors_mtpf import AdapterError, MtpfError, first_line
@@ -92,7 +92,7 @@ class AdapterMethods:
 
         Called as in transformers and sentence-transformers, with PEFT's ``LoraConfig`` and maybe a name, it
         does what it does there: the adapter becomes active and the backbone is frozen. `save_pretrained` then
-        still writes the backbone; the adapter is written by `save_adapter`.
+        still writes the backbone, with a warning; the adapter is written by `save_adapter`.
 
         Raises:
             AdapterError: The name is not allowed, or a target is not a linear module of the encoder's layers.
@@ -348,7 +348,7 @@ class AdapterMethods:
         if tokenizer_sha256 is None:
             with suppress(MtpfError):  # a model that was not loaded, or from a place without tokenizer
                 tokenizer_sha256 = text_tokenizer(self).sha256
-        return write_adapter(
+        written = write_adapter(
             folder,
             self.backbone,
             name,
@@ -359,3 +359,19 @@ class AdapterMethods:
             task=task,
             tokenizer_sha256=tokenizer_sha256,
         )
+        self.__dict__.setdefault("_written_adapters", {})[name] = self._adapter_digest(name)
+        return written
+
+    def _unsaved_adapters(self) -> list[str]:
+        """Name the adapters with trainable LoRA that `save_adapter` has not written as they are now."""
+        written = self.__dict__.get("_written_adapters", {})
+        return [
+            name
+            for name in self.adapters
+            if any(parameter.requires_grad for parameter in lora_parameters(self.backbone, name))
+            and written.get(name) != self._adapter_digest(name)
+        ]
+
+    def _adapter_digest(self, name: str) -> list[bytes]:
+        head = self.heads[name].parameters() if name in self.heads else ()
+        return [bits_digest(parameter) for parameter in (*lora_parameters(self.backbone, name), *head)]

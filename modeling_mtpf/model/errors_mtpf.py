@@ -12,6 +12,10 @@ class AdapterError(MtpfError):
     """An adapter is missing, damaged, not allowed, or does not fit the backbone."""
 
 
+class ShapeMismatchError(MtpfError, RuntimeError):
+    """Tensors of a checkpoint do not fit its config, for which transformers raises a ``RuntimeError``."""
+
+
 class MissingExtraError(MtpfError, ImportError):
     """An optional dependency is not installed."""
 

@@ -5,16 +5,12 @@ folder serves `MtpfModel`, stock transformers, sentence-transformers and PEFT al
 """
 
 import inspect
-import os
-import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import PrefixChange
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput, TokenClassifierOutput
@@ -23,45 +19,12 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .adapter_methods_mtpf import AdapterMethods
 from .adapters_mtpf import check_loaded
-from .backbone_identity_mtpf import backbone_state_dict, check_finite, check_in_memory
 from .configuration_mtpf import MtpfConfig
 from .errors_mtpf import MtpfError
-from .hub_cache_mtpf import weights_file
-from .packaged_mtpf import PACKAGED, packaged_encoder
-from .predict_mtpf import Predictor, load_tokenizer
-from .schemas_mtpf import check_checkpoint
-from .sources_mtpf import backbone_hint, is_hub_id
-from .tokenizer_gate_mtpf import has_vocabulary
+from .predict_mtpf import Predictor
+from .storage_methods_mtpf import StorageMethods
 from .trunk_mtpf import run_layers, run_trunk, tail_views, uncompiled
 from .views_mtpf import CHANGES, inference_views
-
-HUB_FILES = (
-    "adapter_methods_mtpf.py",
-    "adapter_files_mtpf.py",
-    "adapters_mtpf.py",
-    "backbone_identity_mtpf.py",
-    "bound_calls_mtpf.py",
-    "configuration_mtpf.py",
-    "errors_mtpf.py",
-    "folders_mtpf.py",
-    "forks_mtpf.py",
-    "gate_mtpf.py",
-    "hub_cache_mtpf.py",
-    "modeling_mtpf.py",
-    "packaged_mtpf.py",
-    "predict_mtpf.py",
-    "results_mtpf.py",
-    "schemas_mtpf.py",
-    "sources_mtpf.py",
-    "texts_mtpf.py",
-    "tokenizer_gate_mtpf.py",
-    "trunk_mtpf.py",
-    "views_mtpf.py",
-)
-"""The code that every published backbone carries: all of it, and nothing else."""
-
-STOCK_PREFIXES = r"^(bert|roberta|distilbert|electra|model)\."
-"""Prefixes of the encoder's keys in checkpoints of stock task models, e.g. masked language models."""
 
 
 def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -73,7 +36,7 @@ def mean_pool(hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torc
     return (hidden_states * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
 
 
-class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc]
+class MtpfPreTrainedModel(AdapterMethods, StorageMethods):  # type: ignore[misc]
     """Base of all MTPF models: the backbone, its adapters and their heads, saving and loading."""
 
     config_class = MtpfConfig
@@ -93,8 +56,6 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
         super().__init__(config)
         self.backbone = AutoModel.from_config(config.encoder_config)
         self.heads = nn.ModuleDict()
-
-    # ---------------------------------------------------------------------------------------- encoder
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the encoder's token embedding."""
@@ -172,137 +133,6 @@ class MtpfPreTrainedModel(AdapterMethods, PreTrainedModel):  # type: ignore[misc
                 tails = {name: tail_views(encoder, depth, name) for name in adapters}
         trunk = run_trunk(encoder, depth, **inputs)
         return {name: run_layers(encoder, trunk, layers) for name, layers in tails.items()}
-
-    # ---------------------------------------------------------------------------------------- storage
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Load as transformers does: an MTPF folder, or any stock checkpoint of a supported encoder.
-
-        ``packaged`` is the encoder of the extra ``demo``.
-
-        Raises:
-            ValueError: The checkpoint lacks weights of the encoder (transformers would only warn and use
-                random ones), or the folder only holds the backbone's.
-        """
-        source = pretrained_model_name_or_path
-        if source == PACKAGED:
-            source = packaged_encoder()
-        elif source and not kwargs.get("subfolder") and (hint := backbone_hint(source)):
-            raise MtpfError(f"{source} has no config.json.{hint}")
-        elif source and not os.path.exists(source) and not is_hub_id(str(source), bare=True):
-            raise MtpfError(f"There is no folder {source}, and it is not a Hub id of the form 'owner/name'.")
-        if source and kwargs.get("subfolder") and (Path(source) / kwargs["subfolder"]).is_dir():
-            source = Path(source) / kwargs.pop("subfolder")  # later the tokenizer is looked for there, too
-        if source and not kwargs.get("subfolder"):
-            weights = weights_file(str(source), str(kwargs.get("revision") or "main"))
-            folder = Path(source) if weights is None else weights.parent
-            if (folder / "config.json").is_file():
-                check_checkpoint(folder)
-        kwargs.setdefault("key_mapping", {STOCK_PREFIXES: ""})
-        return super().from_pretrained(source, *args, **kwargs)
-
-    def save_pretrained(  # type: ignore[override]
-        self,
-        save_directory: str | os.PathLike,
-        state_dict: dict | None = None,
-        *,
-        push_to_hub: bool = False,
-        **kwargs,
-    ) -> None:
-        """Write the backbone (and the task head of a task class) under stock names, adapters or not.
-
-        The folder also gets the code that loads it with ``trust_remote_code=True`` and, if it has none, the
-        tokenizer of the place that the model was loaded from. Adapters are written by [`save_adapter`].
-        Arguments are those of transformers; with either ``save_original_format`` the names are the stock
-        ones.
-
-        Raises:
-            MtpfError: With ``push_to_hub``, as by the method of that name.
-        """
-        if push_to_hub:
-            self.push_to_hub(kwargs.get("repo_id", "OWNER/NAME"))
-        kwargs.pop("save_original_format", None)
-        check_in_memory(self.backbone)
-        if state_dict is None:
-            head = {k: v for k, v in self.state_dict().items() if not k.startswith(("backbone.", "heads."))}
-            state_dict = {**backbone_state_dict(self.backbone), **head}
-        else:  # Trainer gathers the weights itself under FSDP and DeepSpeed
-            stock = {key: name for name, key in self._stock_names().items()}
-            state_dict = {
-                stock.get(key, key): value
-                for key, value in state_dict.items()
-                if key in stock or not key.startswith(("backbone.", "heads."))
-            }
-        super().save_pretrained(save_directory, state_dict=state_dict, save_original_format=False, **kwargs)
-        here = Path(__file__).parent
-        for name in HUB_FILES:
-            if here != Path(save_directory).resolve():
-                shutil.copyfile(here / name, Path(save_directory) / name)
-        if not has_vocabulary(os.listdir(save_directory)):
-            with suppress(MtpfError):  # of a model that was not loaded, or from a place without a tokenizer
-                load_tokenizer(self).save_pretrained(save_directory)
-
-    def _stock_names(self) -> dict[str, str]:
-        """Map the stock name of each weight of the encoder to its key in this model."""
-        return {
-            # LoRA and torch.compile wrap the layers they are for.
-            key.replace(".base_layer.", ".").replace("_orig_mod.", ""): f"backbone.{key}"
-            for key in self.backbone.state_dict()
-            if ".lora_" not in key
-        }
-
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        """Take the encoder's weights under their stock names, too: `save_pretrained` writes those.
-
-        Trainer reads checkpoints by ``load_state_dict``, where only the module's own keys would count.
-        """
-        for name, key in self._stock_names().items():
-            if prefix + name in state_dict and prefix + key not in state_dict:
-                state_dict[prefix + key] = state_dict.pop(prefix + name)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def push_to_hub(self, repo_id: str, *args, **kwargs) -> Any:  # type: ignore[override]
-        """Refuse: what transformers would publish lacks the tokenizer, the card, and sometimes the code.
-
-        Raises:
-            MtpfError: Always; it names the commands that publish all of it.
-        """
-        push = "hf upload {repo} FOLDER" if self.head_kind else "mtpf push backbone FOLDER {repo}"
-        raise MtpfError(
-            "A model alone is no complete repo: save model and tokenizer with save_pretrained(FOLDER), then "
-            f"publish them with: {push.format(repo=repo_id)}"
-        )
-
-    @staticmethod
-    def _finalize_model_loading(model, load_config, loading_info):
-        missing = [
-            key for key in loading_info.missing_keys if key.startswith("backbone.") and ".pooler." not in key
-        ]
-        if load_config.pretrained_model_name_or_path is None:  # a model with random weights is asked for
-            return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
-        if missing:
-            raise ValueError(
-                f"The checkpoint lacks {len(missing)} weights of the encoder, e.g. {sorted(missing)[0]!r}; "
-                f"it is not one of a {model.config.encoder_config.model_type} encoder, or it is incomplete."
-            )
-        # transformers would allocate and fill these first, and raise several lines afterwards.
-        if loading_info.mismatched_keys and not load_config.ignore_mismatched_sizes:
-            key, stored, expected = sorted(loading_info.mismatched_keys)[0]
-            raise MtpfError(
-                f"The checkpoint does not fit its config.json: {key!r} is {tuple(stored)} there and "
-                f"{tuple(expected)} in the model; for another number of labels pass "
-                "ignore_mismatched_sizes=True."
-            )
-        finished = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
-        # Nothing here uses a pooler. A random one would give the backbone another sha256 at each loading, and
-        # no adapter would find the backbone that it was trained on.
-        for key in loading_info.missing_keys:
-            if key.startswith("backbone.") and ".pooler." in key:
-                model.get_parameter(key).data.zero_()
-        parameters = {key: value for key, value in model.named_parameters() if value.device.type != "meta"}
-        check_finite(load_config.pretrained_model_name_or_path, parameters, MtpfError)
-        return finished
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):  # only heads: the encoder initialises its own modules

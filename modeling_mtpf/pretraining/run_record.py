@@ -130,12 +130,6 @@ def hardware(accelerator: Accelerator) -> dict[str, Any]:
 
 def save_run(folder: Path, model: MtpfModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]):
     """Write the backbone and one adapter per family, each with its card, below the run's folder."""
-    backbone = folder / "backbone"
-    model.save_pretrained(backbone)
-    tokenizer.save_pretrained(backbone)
-    training = training_summary(record, model.adapters)
-    (backbone / TRAINING_FILE).write_text(json.dumps(training, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    backbone_card(training).save(backbone / "README.md")
     for name in model.adapters:
         final = record["last"].items()
         metrics = {key.split("/")[0]: value for key, value in final if key.endswith(f"/{name}")}
@@ -145,6 +139,12 @@ def save_run(folder: Path, model: MtpfModel, tokenizer: PreTrainedTokenizerBase,
         task, config = map(json.loads, files)
         size = count_parameters(model.backbone, name)
         adapter_card(task, config, num_parameters=size).save(target / "README.md")
+    backbone = folder / "backbone"
+    model.save_pretrained(backbone)
+    tokenizer.save_pretrained(backbone)
+    training = training_summary(record, model.adapters)
+    (backbone / TRAINING_FILE).write_text(json.dumps(training, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    backbone_card(training).save(backbone / "README.md")
 
 
 def summary(folder: Path, record: dict[str, Any]) -> str:

@@ -10,8 +10,8 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
 from modeling_mtpf import AdapterError, MtpfModel
 from modeling_mtpf.hub import HubError, PushPlan, pull, push_adapter, push_backbone
-from modeling_mtpf.model.modeling_mtpf import HUB_FILES
 from modeling_mtpf.model.predict_mtpf import load_tokenizer
+from modeling_mtpf.model.storage_methods_mtpf import HUB_FILES
 
 pytestmark = pytest.mark.hub
 

@@ -19,7 +19,8 @@ from modeling_mtpf import MtpfConfig, MtpfForSequenceClassification, MtpfForToke
 from modeling_mtpf.errors import MissingExtraError
 from modeling_mtpf.hub import inspect
 from modeling_mtpf.model.backbone_identity_mtpf import backbone_sha256
-from modeling_mtpf.model.modeling_mtpf import HUB_FILES, mean_pool
+from modeling_mtpf.model.modeling_mtpf import mean_pool
+from modeling_mtpf.model.storage_methods_mtpf import HUB_FILES
 
 STOCK = {
     "bert": "BertModel",

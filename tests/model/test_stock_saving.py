@@ -1,8 +1,12 @@
 """What stock calls save or publish is whole, or the call names the command whose result is."""
 
+import logging
+
 import pytest
 import torch
+from conftest import randomize
 from huggingface_hub import HfApi
+from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
@@ -81,3 +85,39 @@ def test_a_folder_saved_again_without_trust_loads_and_can_be_completed(folders, 
 def test_a_missing_folder_is_named_in_a_sentence(path):
     with pytest.raises(MtpfError, match=r"^There is no folder .*missing"):
         MtpfModel.from_pretrained(path)
+
+
+@pytest.mark.parametrize("library", ["transformers", "sentence-transformers", "Trainer's state", "our own"])
+def test_saving_the_backbone_says_which_trained_adapter_is_not_in_it(folders, tmp_path, caplog, library):
+    lora = LoraConfig(target_modules=["attention.self.query"])
+    model = whole = MtpfModel.from_pretrained(folders / "backbone")
+    save = model.save_pretrained
+    if library == "sentence-transformers":
+        whole = SentenceTransformer(str(folders / "backbone"), trust_remote_code=True, device="cpu")
+        model, save = whole[0].model, whole.save
+        whole.add_adapter(lora, "mine")
+    elif library == "our own":
+        model.add_adapter("mine")
+    else:
+        model.add_adapter(lora, "mine")
+    if library.startswith("Trainer"):
+        save = lambda folder: model.save_pretrained(folder, state_dict=model.state_dict())  # noqa: E731
+
+    def warned() -> list[str]:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            save(str(tmp_path / "saved"))
+        return [record.getMessage() for record in caplog.records if "adapter" in record.getMessage()]
+
+    expected = f"{tmp_path / 'saved'} holds the backbone without the adapter in training 'mine'; "
+    assert warned() == [expected + "write it with: model.save_adapter(FOLDER, 'mine')"]
+    model.save_adapter(tmp_path / "mine", "mine")
+    assert warned() == []
+    randomize(model, within=".mine.")  # trained further
+    assert len(warned()) == 1
+    model.save_adapter(tmp_path / "mine", "mine")
+    model.load_adapter(folders / "intent")  # not in training: its folder has it
+    assert warned() == []
+    model.delete_adapter("mine")
+    model.add_adapter("mine")
+    assert len(warned()) == 1
