@@ -6,7 +6,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..data.app_data import Examples
-from ..data.spans import Span, join_words
+from ..data.spans import Span, text_and_spans
 from ..metrics import span_scores, text_scores
 from ..model.modeling_mtpf import MtpfModel
 
@@ -16,11 +16,11 @@ def score_app(
 ) -> dict[str, Any]:
     """Score what ``model.predict`` gives for the texts: `span_scores` of NER, `text_scores` of TC.
 
-    The text of a sentence is its words joined by spaces.
+    The text of tagged words is these, joined by spaces.
     """
     head: Any = model.heads[name]
     if head.kind == "token-classification":
-        pairs = [join_words(*row) for row in zip(examples.inputs, examples.labels, strict=True)]
+        pairs = [text_and_spans(*row) for row in zip(examples.inputs, examples.labels, strict=True)]
         results = model.predict([text for text, _ in pairs], adapters=[name], tokenizer=tokenizer)[name]
         predicted = [
             [Span(row["start"], row["end"], row["entity_group"]) for row in rows] for rows in results

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.app_data import Examples
 from ..data.encoding import CHUNK, EncodedRows, padded
-from ..data.spans import join_words, tags_of_words
+from ..data.spans import tags_of_words, text_and_spans
 from ..data.words import IGNORE
 from ..metrics import entity_scores
 from ..model.results_mtpf import TagScheme
@@ -24,7 +24,7 @@ class TaggedTexts:
 
     Args:
         tokenizer: The backbone's.
-        examples: Words and IOB2 tags.
+        examples: Words and IOB2 tags, or texts and spans.
         labels: Of the head, in the order of its logits.
         max_length: Longest window in tokens, special tokens included.
 
@@ -46,7 +46,7 @@ class TaggedTexts:
         reader = TextTokenizer(tokenizer)
         self._prefix = len(reader.prefix)
         number = {label: index for index, label in enumerate(labels)}
-        pairs = [join_words(*row) for row in zip(examples.inputs, examples.labels, strict=True)]
+        pairs = [text_and_spans(*row) for row in zip(examples.inputs, examples.labels, strict=True)]
         for start in range(0, len(pairs), CHUNK):
             part = pairs[start : start + CHUNK]
             for tokens, (text, spans) in zip(reader([text for text, _ in part]), part, strict=True):

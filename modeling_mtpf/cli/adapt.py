@@ -16,7 +16,27 @@ EXAMPLES = """\
   mtpf adapt --family ner --data messages.conll --backbone me/encoder --adapter me/encoder-ner \\
       --output_dir apps/entities
   mtpf adapt --family tc --data intents.csv --output_dir apps/intent
+  mtpf adapt --family tc --data tickets.csv.gz --columns.text body --columns.label team --output_dir apps/team
   mtpf adapt --family ner --data owner/set --train_fraction 0.1 --seeds 3 --output_dir apps/low"""
+
+
+@dataclass(kw_only=True)
+class Columns:
+    """Where the data is, if not found by itself: names, in files without names the numbers of columns.
+
+    Attributes:
+        text: Column of the texts.
+        label: Column of their labels (tc).
+        tokens: Column of the words (ner); of CoNLL files the first.
+        tags: Column of their tags (ner); of CoNLL files the last.
+        spans: Column of the character spans (ner).
+    """
+
+    text: str | None = None
+    label: str | None = None
+    tokens: str | None = None
+    tags: str | None = None
+    spans: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -25,8 +45,9 @@ class AdaptSettings(FitSettings):
 
     Attributes:
         family: ``ner`` (a label for each word) or ``tc`` (a label for each text).
-        data: CoNLL, JSON-lines, Parquet or CSV file, a folder of such files named after their splits
-            (train, validation, test) or written by save_to_disk, or a Hub data set
+        data: CoNLL, JSON-lines, Parquet or delimited file, or texts with character spans as doccano, spaCy,
+            Prodigy, Label Studio, BRAT or GLiNER have them; a folder of such files named after their splits
+            (train, validation, test) or written by save_to_disk; or a Hub data set
             owner/name[:config][@revision].
         output_dir: New folder for the app.
         backbone: ``packaged``, a folder or a Hub id, a stock encoder included.
@@ -39,6 +60,7 @@ class AdaptSettings(FitSettings):
         validation: Another source for validation; by default the split, else a held-out share of train.
         test: Another source for the test set.
         labels: All labels in order; by default in order of first appearance.
+        encoding: Of text files, e.g. latin-1; by default that of the byte order mark, else UTF-8.
         scheme: Tag scheme of NER data: ``auto``, ``IOB1``, ``IOB2`` or ``BIOES``.
         train_fraction: Share of the training data to use.
         validation_fraction: Share of the training data to hold out where there is no validation split.
@@ -59,6 +81,8 @@ class AdaptSettings(FitSettings):
     validation: str | None = None
     test: str | None = None
     labels: str | None = field(default=None, metadata=COMMAS)
+    columns: Columns = field(default_factory=Columns)
+    encoding: str | None = None
     scheme: str = "auto"
     train_fraction: float = 1.0
     validation_fraction: float = 0.1
@@ -82,6 +106,7 @@ def run(arguments: list[str], prog: str) -> str:
     values = vars(settings).copy()
     fit = FitSettings(**{f.name: values.pop(f.name) for f in fields(FitSettings)})
     del values["threads"]
+    values["columns"] = {role: name for role, name in vars(settings.columns).items() if name is not None}
     if values["labels"]:
         values["labels"] = [label.strip() for label in values["labels"].split(",")]
     return str(fit_app(settings=fit, **values))

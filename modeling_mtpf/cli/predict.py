@@ -4,15 +4,15 @@ import codecs
 import json
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..errors import DataError, MtpfError
+from ..model.packaged_mtpf import PACKAGED
 from ..settings import POSITIONAL, REPEATED, read_settings
-
-JSON_SUFFIXES = (".jsonl", ".ndjson")
 
 EXAMPLES = """\
   echo "Call Ada in Lisbon at 5pm" | mtpf predict --adapter apps/entities --backbone runs/demo/backbone
@@ -20,9 +20,10 @@ EXAMPLES = """\
   mtpf predict --adapter me/intent@1f0c3b2 --column body mails.jsonl | jq .results.intent.label | sort
   tail -f chat.log | mtpf predict --adapter me/intent --lines_ahead 1
 
-Input is one text a line; a file that ends in .jsonl holds objects, of which --column names the text. Output
-is one line of JSON a text, in order: {"text": ..., "results": {APP: ...}}, for a NER app a list of
-{"entity_group", "score", "word", "start", "end"}, for a TC app {"label", "score"}."""
+Input is one text a line, or a table (.csv, .tsv) or JSON (.jsonl, .ndjson, .json), of which --column names
+the text; each may be packed (.gz). Output is one line of JSON a text, in order:
+{"text": ..., "results": {APP: ...}}, for a NER app a list of {"entity_group", "score", "word", "start",
+"end"}, for a TC app {"label", "score"}."""
 
 
 @dataclass(kw_only=True)
@@ -30,11 +31,13 @@ class PredictSettings:
     """Texts, apps and their backbone.
 
     Attributes:
-        files: Texts, one a line, or .jsonl; standard input by default, also written ``-``.
+        files: Texts, one a line, tables or JSON; standard input by default, also written ``-``.
         adapter: An app: a folder, or owner/name or owner/name@revision; several times for several apps.
-        backbone: A folder or owner/name; by default the one that the first app was trained on, at its commit.
+        backbone: ``packaged``, a folder or owner/name; by default the one that the first app was
+            fitted on: its commit on the Hub, or the packaged encoder.
         backbone_revision: Commit, tag or branch of the backbone's repo; main by default.
-        column: Key of the text in .jsonl.
+        column: Column of the text in tables and JSON; by default text or another usual name.
+        encoding: Of the files, e.g. latin-1; by default that of the byte order mark, else UTF-8.
         lines_ahead: Lines read before results come; more is faster, 1 answers at once.
     """
 
@@ -42,7 +45,8 @@ class PredictSettings:
     adapter: list[str] = field(metadata=REPEATED)
     backbone: str | None = None
     backbone_revision: str | None = None
-    column: str = "text"
+    column: str | None = None
+    encoding: str | None = None
     lines_ahead: int = 1024
 
     def __post_init__(self):
@@ -104,13 +108,14 @@ def _load(settings: PredictSettings) -> tuple[Any, list[str]]:
 
     transformers.utils.logging.disable_progress_bar()
     sources = [_split_revision(source) for source in settings.adapter]
-    backbone, revision = settings.backbone, settings.backbone_revision
+    backbone, revision, model = settings.backbone, settings.backbone_revision, None
     if backbone is None:
         recorded = read_task(find_adapter(*sources[0])).get("backbone") or {}
         backbone, revision = recorded.get("id"), revision or recorded.get("revision")
-        if not backbone:
+        model = None if backbone else _packaged(recorded.get("sha256"))
+        if not backbone and model is None:
             raise MtpfError(f"{sources[0][0]} records no published backbone; give one with --backbone.")
-    model = load_backbone(backbone, revision).eval()
+    model = (model or load_backbone(str(backbone), revision)).eval()
     names = []
     for source, at in sources:
         names.append(model.load_adapter(source, revision=at))
@@ -124,44 +129,45 @@ def _split_revision(source: str) -> tuple[str, str | None]:
     return (source, None) if Path(source).is_dir() or not (name and revision) else (name, revision)
 
 
+def _packaged(sha256: str | None) -> Any:
+    """Load the packaged encoder if it is installed and has this identity."""
+    from ..data.backbones import load_backbone
+    from ..model.adapter_files_mtpf import backbone_sha256
+
+    with suppress(MtpfError):
+        model = load_backbone(PACKAGED)
+        return model if backbone_sha256(model.backbone) == sha256 else None
+
+
 def _texts(settings: PredictSettings) -> Iterator[str]:
+    from ..data.text_files import JSON, TABLES, ending, read_file, read_lines
+
     for name in settings.files:
         if name == "-":
-            yield from _lines(sys.stdin.buffer, "standard input", None)
-            continue
-        try:
-            with open(name, "rb") as file:
-                yield from _lines(file, name, settings.column if name.endswith(JSON_SUFFIXES) else None)
-        except OSError as error:
-            raise DataError(f"{name} cannot be read: {error.strerror}.") from error
+            name = "standard input"
+            yield from _column(read_lines(sys.stdin.buffer, name, settings.encoding), name, "text")
+        else:
+            column = settings.column if ending(name) in (*JSON, *TABLES) else "text"
+            yield from _column(read_file(name, settings.encoding), name, column)
 
 
-def _lines(file: BinaryIO, name: str, column: str | None) -> Iterator[str]:
+def _column(rows: Iterable[tuple[str, Any]], name: str, column: str | None) -> Iterator[str]:
+    from ..data.columns import choose_column
     from ..model.texts_mtpf import MAX_CHARACTERS
 
-    for number, line in enumerate(file, 1):
-        where = f"{name}, line {number}"
-        try:
-            text = line.decode("utf-8").removesuffix("\n").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where} is not UTF-8: {error.reason}.") from error
-        if column is not None:
-            if not text.strip():
-                continue
-            text = _field(text, column, where)
+    chosen = None
+    for at, row in rows:
+        where = f"{name}, {at}"
+        if isinstance(row, dict) and isinstance(row.get("data"), dict):
+            row = row["data"]  # a task of Label Studio
+        if not isinstance(row, dict):
+            raise DataError(f"{where} is {str(row)[:40]!r}, not an object with keys.")
+        chosen = chosen or choose_column("text", row, name, {"text": column} if column else {}, "--column")
+        if chosen not in row:
+            raise DataError(f"{where} has no {chosen!r}; it has: {', '.join(row)}. Choose one with --column.")
+        text = row[chosen]
+        if not isinstance(text, str):
+            raise DataError(f"{where}: {chosen!r} is {type(text).__name__}, not a string.")
         if len(text) > MAX_CHARACTERS:
             raise DataError(f"{where} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are accepted.")
         yield text
-
-
-def _field(text: str, column: str, where: str) -> str:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON: {error}") from error
-    if not isinstance(row, dict) or column not in row:
-        known = f"; it has: {', '.join(row)}" if isinstance(row, dict) else ""
-        raise DataError(f"{where} has no {column!r}{known}. Choose one with --column.")
-    if not isinstance(row[column], str):
-        raise DataError(f"{where}: {column!r} is {type(row[column]).__name__}, not a string.")
-    return row[column]

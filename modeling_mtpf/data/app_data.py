@@ -7,15 +7,16 @@ import hashlib
 import json
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from ..errors import DataError
-from .app_sources import Rows, check_sentence, check_text, read_one_split, read_splits
+from .app_sources import Reading, Rows, check_example, check_text, read_one_split, read_splits
 from .sources import Source, source_name
+from .spans import Span, tags_of
 from .tag_schemes import to_iob2
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ FAMILIES = ("ner", "tc")
 
 @dataclass
 class Examples:
-    """One split: texts, or the words of each sentence, with one label a text or one IOB2 tag a word."""
+    """One split: texts with a label each; of NER words with IOB2 tags, or a text with its `Span` list."""
 
     inputs: list = field(default_factory=list)
     labels: list = field(default_factory=list)
@@ -69,6 +70,8 @@ def load_app_data(
     test: Source | None = None,
     labels: list[str] | None = None,
     scheme: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
     train_fraction: float = 1.0,
     validation_fraction: float = 0.1,
     seed: int = 0,
@@ -76,14 +79,18 @@ def load_app_data(
     """Read, check and split the data of an app.
 
     Args:
-        source: A CoNLL, JSON-lines, Parquet or CSV file, a folder of such files named after their splits, a
-            Hub data set ``owner/name[:config][@revision]``, a folder of ``save_to_disk``, or a table in
-            memory: ``Dataset``, ``DatasetDict``, pandas ``DataFrame``, a list of dicts.
+        source: A CoNLL, JSON-lines, Parquet or delimited file, texts with character spans as tools for
+            annotating write them, a folder of such files named after their splits, a Hub data set
+            ``owner/name[:config][@revision]``, a folder of ``save_to_disk``, or a table in memory:
+            ``Dataset``, ``DatasetDict``, pandas ``DataFrame``, a list of dicts.
         family: ``ner`` or ``tc``.
         validation: Another source for validation; where there is none, a share of train is held out.
         test: Another source for the test set.
         labels: All labels in order; else those of the rows to fit, in order of first appearance in train.
         scheme: Tag scheme of NER data, see `to_iob2`.
+        columns: Names of the columns, where they are not found by themselves: of ``text`` and ``label``, for
+            NER ``tokens`` and ``tags``, or ``text`` and ``spans``; in files without names their numbers.
+        encoding: Of text files; by default that of the byte order mark, else UTF-8.
         train_fraction: Share of the training data to draw; of TC, the same share of every label.
         validation_fraction: Share to hold out.
         seed: Of both draws.
@@ -95,11 +102,12 @@ def load_app_data(
         raise DataError(f"Unknown family {family!r}; choose one of: {', '.join(FAMILIES)}.")
     _check_fraction("train_fraction", train_fraction, 1)
     _check_fraction("validation_fraction", validation_fraction, 0.5)
-    splits = read_splits(source, family, labels)
+    reading = Reading(labels, columns or {}, encoding)
+    splits = read_splits(source, family, reading)
     notes: dict[str, Any] = {"source": source_name(source)}
     for split, other in (("validation", validation), ("test", test)):
         if other is not None:
-            splits[split] = read_one_split(other, split, family, labels)
+            splits[split] = read_one_split(other, split, family, reading)
             notes[f"{split}_source"] = source_name(other)
     if "train" not in splits:
         raise DataError(f"{source_name(source)} has no training split; it has: {', '.join(splits)}.")
@@ -130,17 +138,22 @@ def _check_fraction(name: str, value: float, most: float) -> None:
 def _clean(splits: dict[str, Rows], family: str, scheme: str, notes: dict) -> dict[str, Examples]:
     """Bring tags to IOB2 and leave out, with a count, rows without words."""
     if family == "ner":
-        tags = [row for rows in splits.values() for row in rows.labels]
-        locations = [location for rows in splits.values() for location in rows.locations]
-        converted, notes["scheme"] = to_iob2(tags, scheme, locations)
-        remaining = iter(converted)
-        for rows in splits.values():
-            rows.labels = list(islice(remaining, len(rows.labels)))
+        tagged = [(r, i) for r in splits.values() for i, row in enumerate(r.inputs) if isinstance(row, list)]
+        tags = [rows.labels[i] for rows, i in tagged]
+        converted, detected = to_iob2(tags, scheme, [rows.locations[i] for rows, i in tagged])
+        notes["scheme"] = detected if tagged else "spans"
+        for (rows, i), row in zip(tagged, converted, strict=True):
+            rows.labels[i] = row
     examples = {}
     for split, rows in splits.items():
-        if rows.comments:
-            notes.setdefault("comment_lines_skipped", {})[split] = rows.comments
-        filled = [i for i, value in enumerate(rows.inputs) if (value if family == "ner" else value.strip())]
+        for note, count in rows.notes.items():
+            if count:
+                notes.setdefault(note, {})[split] = count
+                if note != "comment_lines_skipped":
+                    logger.warning("%s split: %d %s.", split, count, note.replace("_", " "))
+        filled = [
+            i for i, value in enumerate(rows.inputs) if (value.strip() if isinstance(value, str) else value)
+        ]
         if empty := len(rows.inputs) - len(filled):
             notes.setdefault("empty_rows_skipped", {})[split] = empty
             logger.warning("%d empty rows of the %s split are left out.", empty, split)
@@ -163,7 +176,9 @@ def _labels(whole: Examples, train: Examples, family: str, named: list[str] | No
 
 
 def _flat_labels(examples: Examples, family: str) -> list[str]:
-    return examples.labels if family == "tc" else [tag for row in examples.labels for tag in row]
+    if family == "tc":
+        return examples.labels
+    return [tag for row in zip(examples.inputs, examples.labels, strict=True) for tag in tags_of(*row)]
 
 
 def _draw(train: Examples, family: str, fraction: float, seed: int) -> Examples:
@@ -189,7 +204,11 @@ def _hold_out(train: Examples, family: str, fraction: float, seed: int) -> tuple
     if len(train) < 2:
         raise DataError(f"The training data has {len(train)} example; at least 2 are needed to hold one out.")
     wanted = max(round(len(train) * fraction), 1)
-    labels_of_row = [{label} if family == "tc" else set(label) - {"O"} for label in train.labels]
+    if family == "tc":
+        labels_of_row = [{label} for label in train.labels]
+    else:
+        rows = zip(train.inputs, train.labels, strict=True)
+        labels_of_row = [set(tags_of(*row)) - {"O"} for row in rows]
     left = Counter(label for labels in labels_of_row for label in labels)
     held_out: set[int] = set()
     for row in np.random.default_rng([seed, 1]).permutation(len(train)).tolist():
@@ -240,12 +259,14 @@ def _check_rows(examples: Examples, family: str, split: str) -> None:
     inputs, labels = examples.inputs, examples.labels
     if len(inputs) != len(labels):
         raise DataError(f"The {split} split has {len(inputs)} inputs but {len(labels)} labels.")
-    check = check_sentence if family == "ner" else check_text
+    check = check_example if family == "ner" else check_text
     for row, (value, label) in enumerate(zip(inputs, labels, strict=True), start=1):
         location = f"The {split} split, row {row}"
         check(value, label, location)
         for tag in label if family == "ner" else ():
-            if tag != "O" and tag[:2] not in ("B-", "I-"):
+            if isinstance(value, str) != isinstance(tag, Span):
+                raise DataError(f"{location}: a text has `Span` objects, and a list of words has tags.")
+            if isinstance(tag, str) and tag != "O" and tag[:2] not in ("B-", "I-"):
                 raise DataError(f"{location}: {tag!r} is not an IOB2 tag; convert the tags with `to_iob2`.")
 
 

@@ -4,79 +4,95 @@ Every row keeps its file and line, so that a message can name it.
 """
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import ClassLabel, Dataset
 
 from ..errors import DataError
+from .columns import check_roles, columns_of
+from .conll import read_conll
 from .sources import READERS, Source, load_file, load_hub, source_files, source_name, tables
-
-COLUMNS = {
-    "ner": (("tokens", "words"), ("ner_tags", "tags", "ner", "labels")),
-    "tc": (
-        ("text", "sentence", "utterance", "content", "query"),
-        ("label_text", "label", "labels", "intent", "category", "class"),
-    ),
-}
-"""Accepted names of the input and of the label column; the first one present is taken."""
+from .span_forms import flat_row, read_brat, spans_of
+from .text_files import TABLES, ending, numbered_lines, open_binary, read_file
 
 SPLITS = {
     "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test",),
+    "validation": ("validation", "valid", "val", "dev", "devel", "development", "testa"),
+    "test": ("test", "testb"),
 }
 
-CONLL_ENDINGS = (".conll", ".bio", ".iob", ".iob2", ".bioes", ".tsv", ".txt")
+CONLL_ENDINGS = (
+    *(".conll", ".bio", ".iob", ".iob2", ".bioes", ".tsv", ".txt", ".annotated"),
+    *(f".{name}" for names in SPLITS.values() for name in names),
+)
 
 ENDINGS = {
-    "ner": (*READERS, *CONLL_ENDINGS),
-    "tc": tuple(ending for ending in READERS if ending != ".txt"),
+    "ner": tuple(dict.fromkeys([*(end for end in READERS if end != ".csv"), *CONLL_ENDINGS])),
+    "tc": tuple(READERS),
 }
-"""Family → endings of its data files."""
+"""Family → endings of its data files, in any case, with or without .gz."""
+
+PARALLEL = ("seq.in", {"tc": "label", "ner": "seq.out"})
+"""Names of the file of texts and, for each family, the file with their labels line by line."""
+
+
+class Reading(NamedTuple):
+    """How a source is read: names of integer labels, columns by what they hold, and the text encoding."""
+
+    label_names: list[str] | None = None
+    columns: Mapping[str, str] = {}
+    encoding: str | None = None
 
 
 @dataclass
 class Rows:
-    """Rows of a file or Hub split: texts, or the words of each sentence, and their labels as written.
+    """Rows of a file or Hub split: texts or words, and their labels or tags as written, or character spans.
 
-    ``locations`` has the file and line, or row, of each; ``comments`` counts lines of CoNLL files left out.
+    ``locations`` has the file and line, or row, of each; ``notes`` counts what was left out or changed.
     """
 
     inputs: list = field(default_factory=list)
     labels: list = field(default_factory=list)
     locations: list[str] = field(default_factory=list)
-    comments: int = 0
+    notes: Counter = field(default_factory=Counter)
+
+    def add(self, example: Any, label: Any, location: str) -> None:
+        """Append a row."""
+        self.inputs.append(example)
+        self.labels.append(label)
+        self.locations.append(location)
 
 
-def read_splits(source: Source, family: str, label_names: list[str] | None = None) -> dict[str, Rows]:
+def read_splits(source: Source, family: str, reading: Reading = Reading()) -> dict[str, Rows]:  # noqa: B008
     """Read a file, a folder of split files, a Hub data set ``owner/name[:config][@revision]``, or tables.
 
-    Args:
-        source: The data; a single file is the split ``train``.
-        family: ``ner`` or ``tc``.
-        label_names: Names of labels that are written as integers.
+    A single file is the split ``train``.
 
     Raises:
         DataError: A mistake in the data, with its file and line.
     """
-    loaded: Any = tables(source)
-    if loaded is None:
+    check_roles(reading.columns, family)
+    loaded: Any = source
+    if isinstance(source, (str, Path)):
         path = Path(source)
-        if path.is_file():
-            return {"train": _read_files([path], family, label_names)}
-        if path.is_dir():
-            files_of_split = split_files(path, family).items()
-            return {split: _read_files(files, family, label_names) for split, files in files_of_split}
-        loaded = load_hub(source)
-    elif not isinstance(source, (str, Path)):
+        loaded = tables(source)
+        if loaded is None and path.is_file():
+            return {"train": _read_files([path], family, reading)}
+        if loaded is None and path.is_dir():
+            return _read_folder(path, family, reading)
+        loaded = load_hub(source) if loaded is None else loaded
+    else:
+        loaded = source if isinstance(source, dict) else {"train": source}
         source = source_name(source)
     splits: dict[str, Rows] = {}
     for split, aliases in SPLITS.items():
         alias = next((alias for alias in aliases if alias in loaded), None)
         if alias:
-            splits[split] = _rows_of(loaded[alias], f"{source} ({alias})", family, label_names)
+            splits[split] = _read_table(loaded[alias], f"{source} ({alias})", family, reading)
     if not splits:
         raise DataError(
             f"{source} has no split named train, validation or test; it has: {', '.join(loaded)}."
@@ -84,13 +100,13 @@ def read_splits(source: Source, family: str, label_names: list[str] | None = Non
     return splits
 
 
-def read_one_split(source: Source, wanted: str, family: str, label_names: list[str] | None = None) -> Rows:
+def read_one_split(source: Source, wanted: str, family: str, reading: Reading = Reading()) -> Rows:  # noqa: B008
     """Read the split that a source is named for: the one of that name, else its only one.
 
     Raises:
         DataError: It has several others, of which none is meant for this; and as `read_splits`.
     """
-    splits = read_splits(source, family, label_names)
+    splits = read_splits(source, family, reading)
     if wanted not in splits and len(splits) > 1:
         raise DataError(
             f"{source_name(source)} is to be the {wanted} split, but has {', '.join(sorted(splits))}; "
@@ -104,8 +120,7 @@ def split_files(folder: Path, family: str) -> dict[str, list[Path]]:
     splits: dict[str, list[Path]] = {}
     others: list[Path] = []
     for file in source_files(folder, ENDINGS[family]):
-        stem = re.split("[-_.]", file.stem.lower())[0]
-        split = next((split for split, aliases in SPLITS.items() if stem in aliases), None)
+        split = _split_named(file.name)
         (splits.setdefault(split, []) if split else others).append(file)
     if splits and others:
         raise DataError(
@@ -115,108 +130,170 @@ def split_files(folder: Path, family: str) -> dict[str, list[Path]]:
     return splits or {"train": others}
 
 
-def _read_files(files: list[Path], family: str, label_names: list[str] | None) -> Rows:
+def _split_named(name: str) -> str | None:
+    """Return the split that a file or folder is named for: the first that a part of its name is."""
+    for part in re.split("[-_.]", name.lower()):
+        for split, aliases in SPLITS.items():
+            if part in aliases:
+                return split
+    return None
+
+
+# Files and folders
+
+
+def _read_folder(folder: Path, family: str, reading: Reading) -> dict[str, Rows]:
+    """Read a folder of split files, or of a folder for each split, or of files that belong together."""
+    if any(_together(folder, family)):
+        return {"train": _read_together(folder, family, reading)}
+    folders = {_split_named(part.name): part for part in sorted(folder.iterdir()) if part.is_dir()}
+    parts = {split: part for split, part in folders.items() if split and any(_together(part, family))}
+    if parts:
+        return {split: _read_together(part, family, reading) for split, part in parts.items()}
+    return {
+        split: _read_files(files, family, reading) for split, files in split_files(folder, family).items()
+    }
+
+
+def _together(folder: Path, family: str) -> tuple[bool, bool]:
+    """Say whether a folder has parallel files, and whether it has texts with annotations of BRAT."""
+    return (folder / PARALLEL[0]).is_file(), family == "ner" and any(folder.glob("*.ann"))
+
+
+def _read_together(folder: Path, family: str, reading: Reading) -> Rows:
+    if not _together(folder, family)[0]:
+        return _read_files(sorted(folder.glob("*.txt")), family, reading)
+    files = [folder / PARALLEL[0], folder / PARALLEL[1][family]]
+    texts, labels = ([row["text"] for _, row in read_file(file, reading.encoding)] for file in files)
+    if len(texts) != len(labels):
+        counts = f"{files[0]} has {len(texts)} lines, but {files[1].name} has {len(labels)}"
+        raise DataError(f"{counts}; line by line they belong together.")
+    rows = Rows()
+    for number, (text, label) in enumerate(zip(texts, labels, strict=True), start=1):
+        example = (text.split(), label.split()) if family == "ner" else (text, label.strip())
+        rows.add(*example, f"{files[0]}, line {number}")
+    return _checked(rows, family)
+
+
+def _read_files(files: list[Path], family: str, reading: Reading) -> Rows:
     joined = Rows()
     for file in files:
-        part = _read_file(file, family, label_names)
+        part = _read_file(file, family, reading)
         joined.inputs += part.inputs
         joined.labels += part.labels
         joined.locations += part.locations
-        joined.comments += part.comments
+        joined.notes += part.notes
     return joined
 
 
-def _read_file(file: Path, family: str, label_names: list[str] | None) -> Rows:
+def _read_file(file: Path, family: str, reading: Reading) -> Rows:
+    kind, columns = ending(file), reading.columns
+    if kind == ".csv" and family == "ner":
+        raise DataError(f"{file}: a CSV file cannot hold lists of words; use CoNLL, JSON lines or Parquet.")
     source_files(file, ENDINGS[family])  # checks the ending
-    try:
-        if family == "ner" and file.suffix in CONLL_ENDINGS:
-            return _read_conll(file)
-        if file.suffix == ".csv" and family == "ner":
-            raise DataError(
-                f"{file}: a CSV file cannot hold lists of words; use CoNLL, JSON lines or Parquet."
-            )
-        dataset = load_file(file, text_columns=True)
-        return _rows_of(dataset, str(file), family, label_names, _line_numbers(file, len(dataset)))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not text in UTF-8 ({error}); save it as UTF-8.") from error
-
-
-def _read_conll(file: Path) -> Rows:
-    """Read a CoNLL file: a line has a token first and its tag last, an empty line ends a sentence.
-
-    Columns are separated by tabs where a line has one, else by blanks; no other character ends a column or a
-    line, because words may hold it. ``-DOCSTART-`` lines and comments (``#`` alone or before a blank, ahead
-    of the first token of a sentence) are left out.
-    """
-    text = file.read_bytes().decode("utf-8-sig")  # without the mark that some editors put first
-    if not text:
+    if kind == ".parquet":
+        return _read_table(load_file(file), str(file), family, reading)
+    if file.stat().st_size == 0 and not file.with_suffix(".ann").is_file():
         raise DataError(f"{file} is empty.")
-    if "\0" in text:
-        raise DataError(f"{file} is not a text file: it has zero bytes.")
-    rows = Rows()
-    inside = False
-    for number, line in enumerate(text.split("\n"), start=1):
-        line = line.removesuffix("\r")
-        columns = [part.strip(" ") for part in line.split("\t")]
-        if len(columns) == 1:
-            columns = [part for part in line.split(" ") if part]
-        if not any(columns):
-            inside = False
-        elif columns[0] == "-DOCSTART-":
+    if family == "ner" and kind == ".txt" and file.with_suffix(".ann").is_file():
+        rows = Rows()
+        rows.add(*read_brat(file, reading.encoding, rows.notes), str(file))
+        return rows
+    if family == "ner" and kind in CONLL_ENDINGS:
+        return _read_conll(file, reading)
+    numbered = bool(columns) and all(str(column).isdecimal() for column in columns.values())
+    records = read_file(file, reading.encoding, header=not (numbered and kind in TABLES))
+    if kind == ".txt":
+        records = _labelled_lines(records, str(file), numbered)
+    return _rows_of(records, str(file), family, reading)
+
+
+def _read_conll(file: Path, reading: Reading) -> Rows:
+    with open_binary(file) as stream:
+        lines = numbered_lines(stream, str(file), reading.encoding)
+        words, tags, starts, comments = read_conll(lines, str(file), reading.columns)
+    locations = [f"{file}, line {start}" for start in starts]
+    return Rows(words, tags, locations, Counter(comment_lines_skipped=comments) if comments else Counter())
+
+
+def _labelled_lines(
+    lines: Iterable[tuple[str, dict[str, str]]], name: str, numbered: bool
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the label and text of each line of fastText; or its two columns, named by number."""
+    for at, row in lines:
+        line = row["text"].strip()
+        first, *rest = re.split("\t" if "\t" in line else r"\s+", line, maxsplit=1)
+        if not line:
             continue
-        elif not inside and re.match(r"#(\s|$)", line):
-            rows.comments += 1
-        elif len(columns) < 2 or not columns[0] or not columns[-1]:
+        if numbered:
+            yield at, {"1": first, "2": rest[0] if rest else ""}
+        elif not first.startswith("__label__"):
             raise DataError(
-                f"{file}, line {number}: {line.strip()[:60]!r} is not a token with a tag; write both, with a "
-                "blank or a tab between them."
+                f"{name}, {at}: {line[:60]!r} does not begin with __label__, as lines of fastText do. "
+                "If each line has a label and a text, say where: --columns.label 1 --columns.text 2."
             )
+        elif rest and rest[0].startswith("__label__"):
+            raise DataError(f"{name}, {at} has several labels: {line[:60]!r}; one a text is accepted.")
         else:
-            if not inside:
-                rows.inputs.append([])
-                rows.labels.append([])
-                rows.locations.append(f"{file}, line {number}")
-                inside = True
-            rows.inputs[-1].append(columns[0])
-            rows.labels[-1].append(columns[-1])
-    if not rows.inputs:
-        raise DataError(f"{file} has no sentence; write a word and its tag on each line.")
-    return rows
+            yield at, {"label": first.removeprefix("__label__"), "text": rest[0] if rest else ""}
 
 
-def _rows_of(
-    dataset: Dataset, name: str, family: str, label_names: list[str] | None, lines: list[int] | None = None
-) -> Rows:
-    columns = []
-    for aliases in COLUMNS[family]:
-        column = next((alias for alias in aliases if alias in dataset.column_names), None)
-        if column is None:
-            accepted, present = " or ".join(map(repr, aliases)), ", ".join(dataset.column_names)
-            raise DataError(f"{name} has no column {accepted}; it has: {present}.")
-        columns.append(column)
+# Rows and their columns
+
+
+def _read_table(table: Any, name: str, family: str, reading: Reading) -> Rows:
+    """Read a table in memory or a split of a Hub data set; a list of dicts may hold what no table can."""
+    if isinstance(table, list) and table and all(isinstance(row, dict) for row in table):
+        return _rows_of(((f"row {n}", row) for n, row in enumerate(table, start=1)), name, family, reading)
+    dataset: Dataset = table if isinstance(table, Dataset) else tables({"train": table})["train"]  # type: ignore[index]
+    dataset = dataset.with_format(None)
     if len(dataset) == 0:
         raise DataError(f"{name} has no rows.")
-    feature = dataset.features[columns[1]]
-    feature = getattr(feature, "feature", feature)  # of a list that of its elements
-    if isinstance(feature, ClassLabel):
-        label_names = feature.names
-    inputs, labels = (list(dataset[column][:]) for column in columns)
-    places = [f"line {line}" for line in lines] if lines else [f"row {i}" for i in range(1, len(inputs) + 1)]
-    rows = Rows(inputs, labels, [f"{name}, {place}" for place in places])
-    check = check_sentence if family == "ner" else check_text
-    for row, location in enumerate(rows.locations):
-        labels[row] = _named(labels[row], label_names, location, columns[1])
-        check(inputs[row], labels[row], location)
+    first, names = dataset[0], {}
+    if not ("data" in first and "annotations" in first):
+        chosen = columns_of(first, name, family, reading.columns)
+        dataset = dataset.select_columns(list(chosen))
+        feature = dataset.features[chosen[1]]
+        feature = getattr(feature, "feature", feature)  # of a list that of its elements
+        names = {"label_names": feature.names} if isinstance(feature, ClassLabel) else {}
+    rows = ((f"row {number}", row) for number, row in enumerate(dataset.to_list(), start=1))
+    return _rows_of(rows, name, family, reading._replace(**names))
+
+
+def _rows_of(records: Iterable[tuple[str, Any]], name: str, family: str, reading: Reading) -> Rows:
+    """Take input and label from each row, from the columns that the first one has."""
+    rows, chosen = Rows(), None
+    for at, record in records:
+        location = f"{name}, {at}"
+        row = flat_row(record, family, location, rows.notes)
+        if row is None:
+            continue
+        chosen = chosen or columns_of(row, name, family, reading.columns)
+        missing = next((column for column in chosen if column not in row), None)
+        if missing is not None:
+            raise DataError(f"{location} has no {missing!r}; it has: {', '.join(map(str, row))}.")
+        example, label = (row[column] for column in chosen)
+        if family == "ner" and isinstance(example, str):
+            rows.add(example, spans_of(example, label, location, rows.notes), location)
+        else:
+            rows.add(example, _named(label, reading.label_names, location, chosen[1]), location)
+    if chosen is None:
+        left_out = ", ".join(f"{count} {note.replace('_', ' ')}" for note, count in rows.notes.items())
+        raise DataError(f"{name} has no rows{left_out and f' that count: {left_out}'}.")
+    return _checked(rows, family)
+
+
+def _checked(rows: Rows, family: str) -> Rows:
+    check = check_example if family == "ner" else check_text
+    for example in zip(rows.inputs, rows.labels, rows.locations, strict=True):
+        check(*example)
     return rows
 
 
-def _line_numbers(file: Path, rows: int) -> list[int] | None:
-    """Line of each row of a JSON-lines file, or ``None`` where a row is not a line."""
-    if READERS[file.suffix] != "json":
-        return None
-    with file.open("rb") as stream:
-        lines = [number for number, line in enumerate(stream, start=1) if line.strip()]
-    return lines if len(lines) == rows else None
+def check_example(example: Any, labels: Any, location: str) -> None:
+    """Raise `DataError` unless there is one tag for each word, or spans for a text."""
+    if not isinstance(example, str):
+        check_sentence(example, labels, location)
 
 
 def _named(label: Any, names: list[str] | None, location: str, column: str) -> Any:

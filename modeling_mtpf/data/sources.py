@@ -1,10 +1,10 @@
 """Open the data a user gives: a file, a folder, a Hub data set, or a table in memory; mapped or streamed."""
 
-import csv
 import hashlib
 import json
+import logging
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +26,15 @@ from huggingface_hub import constants
 
 from ..errors import DataError, first_line
 from ..model.sources_mtpf import find_on_hub, is_hub_id
+from .text_files import JSON, LINES, TABLES, ending, has_mark, read_file
 
-READERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text"}
-"""File ending → packaged reader of ``datasets``. No data set script is ever run."""
+READERS = {
+    ".parquet": "parquet",
+    **dict.fromkeys(JSON, "json"),
+    **dict.fromkeys(TABLES, "csv"),
+    **dict.fromkeys(LINES, "text"),
+}
+"""File ending, in any case and before ``.gz`` → kind. No data set script is ever run."""
 
 BATCH_ROWS = 1000
 """Rows that a `TextStream` reads at a time."""
@@ -115,14 +121,14 @@ def source_files(source: str | Path, endings: Collection[str] = tuple(READERS)) 
     path = Path(source)
     accepted = ", ".join(dict.fromkeys(endings))
     if path.is_file():
-        if path.suffix not in endings:
+        if ending(path) not in endings:
             raise DataError(f"{path} has an unknown ending; accepted: {accepted}.")
         return [path]
     files = sorted(
         file
         for file in path.iterdir()
         if file.is_file()
-        and file.suffix in endings
+        and ending(file) in endings
         and not file.name.startswith((".", "_"))
         and file.name not in ("clusters.json", "run.json")
     )
@@ -237,8 +243,8 @@ def open_source(
     return concatenate_datasets(parts) if len(parts) > 1 else parts[0]
 
 
-def load_file(file: Path, text_columns: bool = False) -> Dataset:
-    """Open one file with all its columns, memory-mapped; with ``text_columns`` all of a CSV file are text.
+def load_file(file: Path) -> Dataset:
+    """Open one file with all its columns, memory-mapped; all values of a delimited table are text.
 
     Raises:
         DataError: It is empty or cannot be read, with the line where that can be told.
@@ -247,13 +253,9 @@ def load_file(file: Path, text_columns: bool = False) -> Dataset:
         raise DataError(f"{file} is empty.")
     with _readable(file):
         # The Parquet reader of datasets fails on a file without rows.
-        if file.suffix == ".parquet" and pq.ParquetFile(file).metadata.num_rows == 0:
+        if ending(file) == ".parquet" and pq.ParquetFile(file).metadata.num_rows == 0:
             raise DataError(f"{file} has no rows.")
-        options = {}
-        if text_columns and file.suffix == ".csv":
-            with file.open(encoding="utf-8-sig", newline="") as lines:
-                options["features"] = Features({name: Value("string") for name in next(csv.reader(lines))})
-        return _load([file], **options)
+        return _load([file])
 
 
 def load_hub(source: str | Path, split: str | None = None, streaming: bool = False) -> Any:
@@ -274,38 +276,64 @@ def load_hub(source: str | Path, split: str | None = None, streaming: bool = Fal
         raise DataError(f"The Hub data set {str(source)!r} cannot be opened: {reason}") from error
 
 
-def _load(files: Sequence[Path], **options: Any) -> Any:
-    reader = READERS[files[0].suffix]
+def _load(files: Sequence[Path], streaming: bool = False, **options: Any) -> Any:
+    """Open files of one kind; what Arrow's readers do not check or know is read by `read_file`."""
+    reader = READERS[ending(files[0])]
+    if reader == "parquet" or (reader != "csv" and not any(map(has_mark, files))):
+        names = [str(file) for file in files]
+        return load_dataset(reader, data_files=names, split="train", streaming=streaming, **options)
+    changed = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]  # in the name of the cache
+    arguments: Any = {"files": [str(file) for file in files], "changed": changed}
+    features = None
     if reader == "csv":
-        options["keep_default_na"] = False  # "NA" is a word
-    return load_dataset(reader, data_files=[str(file) for file in files], split="train", **options)
+        first = next(_table_rows(arguments["files"][:1], []), None)
+        if first is None:
+            raise DataError(f"{files[0]} has no rows.")
+        features = Features(dict.fromkeys(first, Value("string")))
+    kind: Any = IterableDataset if streaming else Dataset
+    return kind.from_generator(_table_rows, features=features, gen_kwargs=arguments)
+
+
+def _table_rows(files: list[str], changed: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    for file in files:
+        for _, row in read_file(file):
+            yield row
 
 
 @contextmanager
 def _readable(source: Path | str) -> Iterator[None]:
     """Turn any error of a reader into one sentence: each, and the Hub client, has exceptions of its own."""
+    messages = logging.getLogger("datasets.packaged_modules")  # they name local paths
+    level = messages.level
+    messages.setLevel(logging.CRITICAL)
     try:
         yield
     except DataError:
         raise
     except Exception as error:
         raise DataError(_why_unreadable(source, error)) from error
+    finally:
+        messages.setLevel(level)
 
 
 def _why_unreadable(source: Path | str, error: BaseException) -> str:
     if isinstance(source, str):
         return f"The Hub data set {source!r} cannot be read: {first_line(error)}"
-    if READERS[source.suffix] == "json":
-        with source.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    json.loads(line.strip() or b"null")
-                except (json.JSONDecodeError, UnicodeDecodeError) as fault:
-                    return f"{source}, line {number} is not valid JSON: {fault}."
+    reader = READERS[ending(source)]
     while cause := error.__cause__ or error.__context__:
+        if isinstance(error, DataError):
+            return str(error)
         error = cause
+    if isinstance(error, DataError):
+        return str(error)
+    if reader == "json":
+        try:
+            for _ in read_file(source):
+                pass
+        except DataError as fault:
+            return str(fault)
     return (
-        f"{source} cannot be read as {READERS[source.suffix]}: {first_line(error).rstrip('.')}. It is "
+        f"{source} cannot be read as {reader}: {first_line(error).rstrip('.')}. It is "
         "truncated, damaged, or has the wrong ending; fetch it again, or take it out of the source."
     )
 
@@ -346,14 +374,12 @@ def name_by_order(dataset, columns: list[str]):
 
 def _line_of_other_type(file: Path, column: str, kind: str) -> str:
     """Name the line of a JSON-lines file with the first value of another type, if that can be told."""
-    if not file.is_file() or READERS[file.suffix] != "json":
+    if not file.is_file() or READERS[ending(file)] != "json":
         return ""
-    try:
-        for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
-            if line.strip() and not isinstance(json.loads(line)[column], str if kind == "text" else list):
-                return f", line {number},"
-    except (ValueError, KeyError, TypeError):
-        pass
+    with suppress(DataError, KeyError, TypeError):
+        for location, row in read_file(file):
+            if not isinstance(row[column], str if kind == "text" else list):
+                return f", {location},"
     return ""
 
 
@@ -372,7 +398,7 @@ def stream_source(source: Source) -> IterableDataset:
     if not path.exists():
         return load_hub(source, "train", streaming=True)
     files = source_files(path)
-    readers = {READERS[file.suffix] for file in files}
+    readers = {READERS[ending(file)] for file in files}
     if len(readers) > 1:
         raise DataError(f"{path} mixes files of {', '.join(sorted(readers))}; a stream needs one kind.")
     try:
@@ -432,7 +458,7 @@ class TextStream:
             return load_hub(self._pinned, "train", streaming=True)
         if file.stat().st_size == 0:
             raise DataError(f"{file} is empty.")
-        options = {"batch_size": BATCH_ROWS} if file.suffix == ".parquet" else {}
+        options = {"batch_size": BATCH_ROWS} if ending(file) == ".parquet" else {}
         return _load([file], streaming=True, **options)
 
     def _texts(self, table: pa.Table, name: str) -> list[str | None]:

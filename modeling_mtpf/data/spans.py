@@ -1,7 +1,9 @@
 """Entities as character spans of a text, and as tags of its words."""
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from .words import word_borders
 
 
 class Span(NamedTuple):
@@ -29,6 +31,16 @@ def join_words(words: Sequence[str], tags: Sequence[str]) -> tuple[str, list[Spa
             spans.append(Span(start, start + len(word), kind))
         start += len(word) + 1
     return " ".join(words), spans
+
+
+def text_and_spans(example: str | list[str], labels: Sequence[Any]) -> tuple[str, list[Span]]:
+    """Return text and entities of an example: a text with spans, or words with IOB2 tags."""
+    return (example, list(labels)) if isinstance(example, str) else join_words(example, labels)
+
+
+def tags_of(example: str | list[str], labels: Sequence[Any]) -> list[str]:
+    """Return the IOB2 tags of an example: those of its words, or of the words of its text."""
+    return tags_of_words(word_borders(example), labels) if isinstance(example, str) else list(labels)
 
 
 def tags_of_words(words: Iterable[tuple[int, int]], spans: Sequence[Span]) -> list[str]:

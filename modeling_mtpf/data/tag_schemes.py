@@ -58,7 +58,8 @@ def _split(tag: str, location: str) -> tuple[str, str]:
     if not kind or prefix not in ("B", "I", *_SINGLE, *_END):
         raise DataError(
             f"{location}: Tag {tag!r} is not of a known scheme; use O with B-<type> and I-<type> (IOB1, "
-            "IOB2), or BIOES. A bare type does not say where an entity ends."
+            "IOB2), or BIOES. A bare type does not say where an entity ends. "
+            "Choose another column of tags with --columns.tags."
         )
     return prefix, kind
 

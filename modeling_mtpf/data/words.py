@@ -52,6 +52,11 @@ def word_starts(text: str) -> list[tuple[str, int]]:
     return [(word, start) for word, (start, _) in _SPLITTER.pre_tokenize_str(text)]
 
 
+def word_borders(text: str) -> list[tuple[int, int]]:
+    """Split like `split_words`; return where each word starts and ends."""
+    return [borders for _, borders in _SPLITTER.pre_tokenize_str(text)]
+
+
 def first_subwords(word_ids: np.ndarray) -> np.ndarray:
     """Mark the first sub-word of each word; ``word_ids`` ``(..., tokens)`` are -1 for other tokens."""
     first = word_ids >= 0

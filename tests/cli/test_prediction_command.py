@@ -1,5 +1,6 @@
 """The command `mtpf predict`: files and pipes in, a stream of JSON lines out, mistakes in one line."""
 
+import gzip
 import json
 import os
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_mtpf import MtpfModel
+from modeling_mtpf import AdapterHead, LoraSettings, MtpfModel
 from modeling_mtpf.cli.main import main
 from modeling_mtpf.hub import push_adapter, push_backbone
 
@@ -59,6 +60,42 @@ def test_files_of_lines_and_of_json(run, folders, expected, tmp_path):
     code, out, err = run("predict", *options, tmp_path / "a.txt", tmp_path / "b.jsonl")
     assert code == 0 and err == ""
     assert_lines(out, expected)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.txt", b"\xef\xbb\xbf" + "\n".join(TEXTS).encode()),
+        ("a.txt", "\n".join(TEXTS).encode("utf-16")),
+        ("a.txt.gz", gzip.compress("\n".join(TEXTS).encode())),
+        ("a.JSONL", b"\xef\xbb\xbf" + b"\n".join(json.dumps({"Utterance": text}).encode() for text in TEXTS)),
+        ("a.json", json.dumps([{"text": text} for text in TEXTS], indent=1).encode()),
+        ("a.json", json.dumps([{"data": {"text": text}} for text in TEXTS], indent=1).encode()),
+        ("a.csv", b"sep=;\nid;text\n" + b"".join(f"1;{text}\n".encode() for text in TEXTS)),
+        ("a.tsv", b"\n".join(f"{text}\t".encode() for text in ["text", *TEXTS])),
+    ],
+)
+def test_files_that_adapt_reads_are_read(run, folders, expected, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    apps = ["--adapter", folders / "entities", "--adapter", folders / "intent"]
+    code, out, err = run("predict", *apps, "--backbone", folders / "backbone", tmp_path / name)
+    assert code == 0, err
+    assert_lines(out, expected)
+
+
+def test_an_app_on_the_packaged_encoder_needs_no_backbone(run, tmp_path):
+    from modeling_mtpf.data.backbones import load_backbone
+
+    model = load_backbone("packaged")
+    model.add_adapter("intent", LoraSettings(r=4))
+    model.heads["intent"] = AdapterHead("text-classification", ["yes", "no"], 384)
+    model.save_adapter(tmp_path / "intent", "intent")
+    (tmp_path / "a.txt").write_text("Ada\n")
+    outputs = [
+        run("predict", "--adapter", tmp_path / "intent", *more, tmp_path / "a.txt")
+        for more in ((), ("--backbone", "packaged"))
+    ]
+    assert outputs[0] == outputs[1] and outputs[0][0] == 0 and "intent" in outputs[0][1], outputs
 
 
 @pytest.mark.hub
@@ -125,6 +162,10 @@ def test_answers_come_while_the_input_is_open(folders):
         (["--adapter", "{ner}", "--backbone", "{backbone}", "{file}"], "is a family's LoRA, not an app"),
         (["--adapter", "{entities}", "--backbone", "{backbone}", "{bytes}"], "bytes.txt, line 2 is not UTF-8"),
         (["--adapter", "{entities}", "--backbone", "{backbone}", "{json}"], "line 2 has no 'text'; it has: body"),
+        (["--adapter", "{entities}", "--backbone", "{backbone}", "{csv}"], "line 3 has 3 fields, but the header"),
+        (["--adapter", "{entities}", "--backbone", "{backbone}", "{twice}"], "line 2 .* the key 'text' occurs twice"),
+        (["--adapter", "{entities}", "--backbone", "{backbone}", "--column", "x", "{csv}"], "no column 'x'; it has: text"),
+        (["--adapter", "{entities}", "--backbone", "{backbone}", "--encoding", "x", "{csv}"], "no text encoding 'x'"),
         (["--adapter", "{entities}", "--backbone", "{backbone}", "--lines_ahead", "0"], "--lines_ahead is 0"),
         (["{file}"], "required: --adapter"),
     ],
@@ -133,12 +174,17 @@ def test_mistakes_are_one_line_and_exit_code_2(run, folders, tmp_path, arguments
     (tmp_path / "a.txt").write_text("Ada\n")
     (tmp_path / "bytes.txt").write_bytes(b"Ada\n\xff\xfe\n")
     (tmp_path / "rows.jsonl").write_text('{"text": "Ada"}\n{"body": "x"}\n')
-    sources = {"file": tmp_path / "a.txt", "bytes": tmp_path / "bytes.txt", "json": tmp_path / "rows.jsonl"}
+    (tmp_path / "rows.csv").write_text("text,n\nAda,1\nAda,1,2\n")
+    (tmp_path / "twice.jsonl").write_text('{"text": "Ada"}\n{"text": "a", "text": "b"}\n')
+    sources = {name: tmp_path / f"{file}" for name, file in (("csv", "rows.csv"), ("twice", "twice.jsonl"))}
+    sources |= {"file": tmp_path / "a.txt", "bytes": tmp_path / "bytes.txt", "json": tmp_path / "rows.jsonl"}
     sources |= {name: folders / name for name in ("entities", "ner", "backbone")}
     code, out, err = run("predict", *(argument.format(**sources) for argument in arguments))
     assert code == 2 and "Traceback" not in err and re.search(message, err), err
     good = [json.loads(line)["text"] for line in out.splitlines()]
-    assert good == (["Ada"] if "line 2" in err else [])  # what came before the bad line has its result
+    assert good == (
+        ["Ada"] if re.search("line [23]", err) else []
+    )  # what came before the bad line has its result
 
 
 def test_help_has_examples(run):
