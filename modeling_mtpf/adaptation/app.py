@@ -36,8 +36,8 @@ from .tail_training import app_parameters
 _START = "family-start"
 """Name in memory of the adapter that an app starts from."""
 
-_NOTES = ("empty_rows_skipped", "comment_lines_skipped", "labels_not_in_train", "labels_without_example")
-"""Counts of the data that the summary shows where they are not zero."""
+_NOT_SHOWN = ("source", "validation_source", "test_source", "scheme", "examples", "fingerprint")
+"""Notes on the data that are no counts; the summary shows the others."""
 
 _SCORED_BY = {
     "ner": "strict F1 over the entities that predict delivers: type and both borders right (seqeval, IOB2)",
@@ -79,7 +79,7 @@ class FittedApp:
             by_seed = ", ".join(f"{seed}: {fit['validation_score']:.4f}" for seed, fit in seeds.items())
             lines.append(f"  validation by seed: {by_seed}; kept: {self.record['seed']}")
         notes = self.record["data"]
-        lines += [f"  {note.replace('_', ' ')}: {notes[note]}" for note in _NOTES if note in notes]
+        lines += [f"  {note.replace('_', ' ')}: {notes[note]}" for note in notes if note not in _NOT_SHOWN]
         if self.folder is not None:
             size = sum(file.stat().st_size for file in self.folder.iterdir())
             lines += ["", f"{self.folder}  ({size / 1e6:.2f} MB, {self.record['seconds']:.0f} s)"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import DataError, MtpfError
 from ..model.packaged_mtpf import PACKAGED
-from ..settings import POSITIONAL, REPEATED, read_settings
+from ..settings import POSITIONAL, REPEATED, nearest, read_settings
 
 EXAMPLES = """\
   echo "Call Ada in Lisbon at 5pm" | mtpf predict --adapter apps/entities --backbone runs/demo/backbone
@@ -23,7 +23,10 @@ EXAMPLES = """\
 Input is one text a line, or a table (.csv, .tsv) or JSON (.jsonl, .ndjson, .json), of which --column names
 the text; each may be packed (.gz). Output is one line of JSON a text, in order:
 {"text": ..., "results": {APP: ...}}, for a NER app a list of {"entity_group", "score", "word", "start",
-"end"}, for a TC app {"label", "score"}."""
+"end"}, for a TC app {"label", "score"}. With --format label-studio it is a list of tasks with
+predictions, for a project whose controls are named label (Labels) and choice (Choices), and its text text."""
+
+FORMATS = ("jsonl", "label-studio")
 
 
 @dataclass(kw_only=True)
@@ -38,6 +41,7 @@ class PredictSettings:
         backbone_revision: Commit, tag or branch of the backbone's repo; main by default.
         column: Column of the text in tables and JSON; by default text or another usual name.
         encoding: Of the files, e.g. latin-1; by default that of the byte order mark, else UTF-8.
+        format: ``jsonl``, or ``label-studio`` for pre-annotated tasks.
         lines_ahead: Lines read before results come; more is faster, 1 answers at once.
     """
 
@@ -47,11 +51,15 @@ class PredictSettings:
     backbone_revision: str | None = None
     column: str | None = None
     encoding: str | None = None
+    format: str = "jsonl"
     lines_ahead: int = 1024
 
     def __post_init__(self):
         if self.lines_ahead < 1:
             raise MtpfError(f"--lines_ahead is {self.lines_ahead}; it must be at least 1.")
+        if self.format not in FORMATS:
+            hint = nearest(self.format, list(FORMATS))
+            raise MtpfError(f"--format is {self.format!r}; {hint}choose one of: {', '.join(FORMATS)}.")
         self.files = self.files or ["-"]
         for name in self.files:
             if name != "-" and not Path(name).is_file():
@@ -86,9 +94,9 @@ def run(arguments: list[str], prog: str) -> None:
     try:
         results = model.predict_stream(texts(), adapters, portion=settings.lines_ahead)
         # A bar only where the terminal shows nothing else.
-        for row in tqdm(results, unit=" texts", disable=not sys.stderr.isatty() or sys.stdout.isatty()):
-            line = {"text": waiting.popleft(), "results": row}
-            sys.stdout.write(json.dumps(line, ensure_ascii=escaped) + "\n")
+        bar = tqdm(results, unit=" texts", disable=not sys.stderr.isatty() or sys.stdout.isatty())
+        for line in _output(((waiting.popleft(), row) for row in bar), settings.format, escaped):
+            sys.stdout.write(line)
             if not waiting:
                 sys.stdout.flush()
     except MtpfError:
@@ -97,6 +105,21 @@ def run(arguments: list[str], prog: str) -> None:
         raise MtpfError(str(error)) from error
     if faults:
         raise faults[0]
+
+
+def _output(rows: Iterable[tuple[str, dict[str, Any]]], form: str, escaped: bool) -> Iterator[str]:
+    """Yield what is written for each text and its results."""
+    if form == "jsonl":
+        for text, results in rows:
+            yield json.dumps({"text": text, "results": results}, ensure_ascii=escaped) + "\n"
+        return
+    from ..data.span_forms import label_studio_task
+
+    before = "[\n"
+    for text, results in rows:
+        yield before + json.dumps(label_studio_task(text, results), ensure_ascii=escaped)
+        before = ",\n"
+    yield "[]\n" if before == "[\n" else "\n]\n"
 
 
 def _load(settings: PredictSettings) -> tuple[Any, list[str]]:

@@ -268,6 +268,14 @@ def _check_rows(examples: Examples, family: str, split: str) -> None:
                 raise DataError(f"{location}: a text has `Span` objects, and a list of words has tags.")
             if isinstance(tag, str) and tag != "O" and tag[:2] not in ("B-", "I-"):
                 raise DataError(f"{location}: {tag!r} is not an IOB2 tag; convert the tags with `to_iob2`.")
+        if family == "ner" and isinstance(value, str):
+            _check_spans(value, label, location)
+
+
+def _check_spans(text: str, spans: list[Span], location: str) -> None:
+    borders = [border for span in spans for border in span[:2]]
+    if borders != sorted(borders) or any(not 0 <= a < b <= len(text) for a, b, _ in spans):
+        raise DataError(f"{location}: the spans {spans[:3]} are not in order inside the text, or overlap.")
 
 
 def _fingerprint(examples: dict[str, Examples]) -> str:

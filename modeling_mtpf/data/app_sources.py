@@ -162,7 +162,7 @@ def _together(folder: Path, family: str) -> tuple[bool, bool]:
 
 def _read_together(folder: Path, family: str, reading: Reading) -> Rows:
     if not _together(folder, family)[0]:
-        return _read_files(sorted(folder.glob("*.txt")), family, reading)
+        return _read_brat(sorted(folder.glob("*.txt")), reading)
     files = [folder / PARALLEL[0], folder / PARALLEL[1][family]]
     texts, labels = ([row["text"] for _, row in read_file(file, reading.encoding)] for file in files)
     if len(texts) != len(labels):
@@ -196,9 +196,7 @@ def _read_file(file: Path, family: str, reading: Reading) -> Rows:
     if file.stat().st_size == 0 and not file.with_suffix(".ann").is_file():
         raise DataError(f"{file} is empty.")
     if family == "ner" and kind == ".txt" and file.with_suffix(".ann").is_file():
-        rows = Rows()
-        rows.add(*read_brat(file, reading.encoding, rows.notes), str(file))
-        return rows
+        return _read_brat([file], reading)
     if family == "ner" and kind in CONLL_ENDINGS:
         return _read_conll(file, reading)
     numbered = bool(columns) and all(str(column).isdecimal() for column in columns.values())
@@ -206,6 +204,13 @@ def _read_file(file: Path, family: str, reading: Reading) -> Rows:
     if kind == ".txt":
         records = _labelled_lines(records, str(file), numbered)
     return _rows_of(records, str(file), family, reading)
+
+
+def _read_brat(files: list[Path], reading: Reading) -> Rows:
+    rows = Rows()
+    for file in files:
+        rows.add(*read_brat(file, reading.encoding, rows.notes), str(file))
+    return rows
 
 
 def _read_conll(file: Path, reading: Reading) -> Rows:

@@ -64,6 +64,31 @@ def _label_studio(
     return {**columns, "label": choices[0] if len(choices) == 1 else choices}
 
 
+def label_studio_task(text: str, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task of Label Studio with what each app predicts for a text as a pre-annotation.
+
+    The controls of the project are named ``label`` (``<Labels>``) and ``choice`` (``<Choices>``), its text
+    ``text``; ``model_version`` is the app's name.
+    """
+    predictions = []
+    for app, found in results.items():
+        parts = []
+        for number, row in enumerate(found if isinstance(found, list) else [found]):
+            if "entity_group" in row:
+                value = {"start": row["start"], "end": row["end"], "text": text[row["start"] : row["end"]]}
+                part = {
+                    "from_name": "label",
+                    "type": "labels",
+                    "value": value | {"labels": [row["entity_group"]]},
+                }
+            else:
+                part = {"from_name": "choice", "type": "choices", "value": {"choices": [row["label"]]}}
+            parts.append({"id": f"{app}-{number}", "to_name": "text", **part, "score": row["score"]})
+        least = min((part["score"] for part in parts), default=0.0)
+        predictions.append({"model_version": app, "score": least, "result": parts})
+    return {"data": {"text": text}, "predictions": predictions}
+
+
 def _gliner(row: Mapping[str, Any], location: str, notes: Counter) -> dict[str, Any]:
     words, tags = row["tokenized_text"], []
     if not isinstance(words, list) or not isinstance(row["ner"], list):
