@@ -276,17 +276,17 @@ def load_hub(source: str | Path, split: str | None = None, streaming: bool = Fal
         raise DataError(f"The Hub data set {str(source)!r} cannot be opened: {reason}") from error
 
 
-def _load(files: Sequence[Path], streaming: bool = False, **options: Any) -> Any:
+def _load(files: Sequence[Path], streaming: bool = False, encoding: str | None = None, **options: Any) -> Any:
     """Open files of one kind; what Arrow's readers do not check or know is read by `read_file`."""
     reader = READERS[ending(files[0])]
-    if reader == "parquet" or (reader != "csv" and not any(map(has_mark, files))):
+    if reader == "parquet" or (reader != "csv" and not encoding and not any(map(has_mark, files))):
         names = [str(file) for file in files]
         return load_dataset(reader, data_files=names, split="train", streaming=streaming, **options)
     changed = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]  # in the name of the cache
-    arguments: Any = {"files": [str(file) for file in files], "changed": changed}
+    arguments: Any = {"files": [str(file) for file in files], "changed": changed, "encoding": encoding}
     features = None
     if reader == "csv":
-        first = next(_table_rows(arguments["files"][:1], []), None)
+        first = next(_table_rows(arguments["files"][:1], [], encoding), None)
         if first is None:
             raise DataError(f"{files[0]} has no rows.")
         features = Features(dict.fromkeys(first, Value("string")))
@@ -294,9 +294,11 @@ def _load(files: Sequence[Path], streaming: bool = False, **options: Any) -> Any
     return kind.from_generator(_table_rows, features=features, gen_kwargs=arguments)
 
 
-def _table_rows(files: list[str], changed: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+def _table_rows(
+    files: list[str], changed: list[tuple[int, int]], encoding: str | None
+) -> Iterator[dict[str, Any]]:
     for file in files:
-        for _, row in read_file(file):
+        for _, row in read_file(file, encoding):
             yield row
 
 
@@ -326,7 +328,7 @@ def _why_unreadable(source: Path | str, error: BaseException) -> str:
         error = cause
     if isinstance(error, DataError):
         return str(error)
-    if reader == "json":
+    if reader != "parquet":
         try:
             for _ in read_file(source):
                 pass
@@ -418,14 +420,15 @@ class StreamedText(NamedTuple):
 class TextStream:
     """The texts in a column of a source (see `open_source`), in the same order with each iteration.
 
-    A Hub data set is pinned to its commit.
+    A Hub data set is pinned to its commit. The encoding is that of text files, by default that of the byte
+    order mark, else UTF-8.
 
     Raises:
         DataError: The source does not exist. While reading: a file is malformed, or lacks the column.
     """
 
-    def __init__(self, source: Source, column: str = "text"):
-        self.name, self.column = source_name(source), column
+    def __init__(self, source: Source, column: str = "text", encoding: str | None = None):
+        self.name, self.column, self.encoding = source_name(source), column, encoding
         self.source = str(source) if isinstance(source, (str, Path)) else self.name
         splits, self._files = tables(source), []
         self._table = None if splits is None else _train(splits, self.name)
@@ -459,7 +462,7 @@ class TextStream:
         if file.stat().st_size == 0:
             raise DataError(f"{file} is empty.")
         options = {"batch_size": BATCH_ROWS} if ending(file) == ".parquet" else {}
-        return _load([file], streaming=True, **options)
+        return _load([file], streaming=True, encoding=self.encoding, **options)
 
     def _texts(self, table: pa.Table, name: str) -> list[str | None]:
         if self.column not in table.column_names:

@@ -121,11 +121,10 @@ def numbered_lines(stream: Any, name: str, encoding: str | None = None) -> Itera
     except UnicodeDecodeError as error:
         line_number = number + (lines is not stream)  # a line that is not decoded has not been counted
         known = codec.removesuffix("-sig").upper()
-        hint = (
-            "name another with --encoding, e.g. latin-1" if encoding else "name its encoding with --encoding"
-        )
+        hint = "its encoding" if encoding is None else "another encoding"
         raise DataError(
-            f"{name}, line {line_number} is not {known}: {error.reason}; save it as UTF-8, or {hint}."
+            f"{name}, line {line_number} is not {known}: {error.reason}; save it as UTF-8, or name {hint} "
+            "to adapt, label or predict: --encoding latin-1."
         ) from error
 
 
@@ -227,7 +226,8 @@ def _table(
         raise DataError(f"{name} is empty.")
     told = re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE)
     delimiter = "\t" if kind == ".tsv" else told[1] if told else _delimiter(first)
-    records = _records(source if told else _again(first, source), source, kind, delimiter)
+    spaced = f"{delimiter} " in first  # as in: text, label
+    records = _records(source if told else _again(first, source), source, kind, delimiter, spaced)
     start, fields = next(records, (0, []))
     if not fields:
         raise DataError(f"{name} is empty.")
@@ -258,13 +258,13 @@ def _delimiter(header: str) -> str:
 
 
 def _records(
-    lines: Iterator[str], source: _Lines, kind: str, delimiter: str
+    lines: Iterator[str], source: _Lines, kind: str, delimiter: str, spaced: bool
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield first line and fields of each record; values separated by tabs in a .tsv file may hold quotes."""
     csv.field_size_limit(2**31 - 1)  # the default of 131,072 is less than a long text has
     plain = kind == ".tsv"
     quoting: Any = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
-    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, skipinitialspace=spaced, strict=True)
     while True:
         before = source.number
         try:

@@ -95,7 +95,7 @@ class _Job:
         self.rank: int = 0 if state is None else state.process_index
         self.world: int = 1 if state is None else state.num_processes
         self.words_done, self.watch = 0, watch
-        self.stream = TextStream(source, settings.column)
+        self.stream = TextStream(source, settings.column, settings.encoding)
         self.gold = [GoldSet(part) for part in gold] if self.is_main else []
         self.encoder: WordEncoder = load_teacher(settings, None if state is None else state.device)
         self.watch.lap("start")

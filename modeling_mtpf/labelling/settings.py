@@ -16,6 +16,7 @@ class PseudoLabelSettings:
 
     Attributes:
         column: Column of the source that holds the text.
+        encoding: Of text files, e.g. latin-1; by default that of the byte order mark, else UTF-8.
         bad_rows: What to do with a row that has no text, or a word of more than 1,000 characters: ``error``,
             or ``skip``, which leaves it out and counts it.
         max_texts: Number of texts to use (0: all).
@@ -41,6 +42,7 @@ class PseudoLabelSettings:
     """
 
     column: str = "text"
+    encoding: str | None = None
     bad_rows: str = "error"
     max_texts: int = 0
     max_words: int = 40

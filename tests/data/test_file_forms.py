@@ -42,6 +42,8 @@ TEXT_FORMS = {
     "sep of Excel": ("a.csv", "sep=;\n" + table(";"), {}),
     "blank first lines": ("a.csv", "\n\r\n" + table(), {}),
     "empty last column": ("a.csv", lines("text;label;", *(f"{t};{x};" for t, x in WANTED)), {}),
+    "blanks behind commas": ("a.csv", lines("text, label", *(f'"{t}", {x}' for t, x in WANTED)), {}),
+    "quotes behind blanks": ("a.csv", lines("text; label", *(f'"{t}"; "{x}"' for t, x in WANTED)), {}),
     "case of names": ("a.csv", table(header="Text{} Label"), {}),
     "utterance": ("a.csv", table(header="utterance{}intent"), {}),
     "named": ("a.csv", table(header="body{}team"), {"text": "body", "label": "Team"}),
@@ -261,6 +263,17 @@ def test_sources_of_training_shift_nothing(tmp_path, name, content, message, cap
         with pytest.raises(DataError, match=message):
             read()
     assert not caplog.text and str(tmp_path) not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [("a.txt", "é\nà\n"), ("a.csv", "text\né\nà\n"), ("a.jsonl", '{"text": "é"}\n{"text": "à"}\n')],
+)
+def test_a_corpus_of_another_encoding(tmp_path, name, content):
+    path = write(tmp_path, name, content.encode("latin-1"))
+    assert [row.text for row in TextStream(path, encoding="latin-1")] == ["é", "à"]
+    with pytest.raises(DataError, match=f"{name}, line [12] is not UTF-8.*--encoding latin-1"):
+        list(TextStream(path))
 
 
 def test_a_changed_file_is_read_again(tmp_path):
