@@ -290,6 +290,7 @@ def adapter_card(
         num_bytes=f"{num_bytes:,}" if num_bytes else None,
         training_data=training_data,
         metrics=metrics,
+        calibration=dict(_numbers(task.get("calibration") or {})),
         protocol=task.get("protocol") or "; ".join(PROTOCOLS[key] for key in metrics if key in PROTOCOLS),
         example=json.dumps(examples[0], ensure_ascii=False),  # a string of Python, whatever is in it
     )

@@ -66,6 +66,7 @@ class Task(TypedDict):
     training_data: NotRequired[dict[str, Any] | str | None]
     backbone: NotRequired[dict[str, Any] | None]
     protocol: NotRequired[str | None]
+    calibration: NotRequired[dict[str, float] | None]
     dataset: NotRequired[str | None]
     examples: NotRequired[list[str] | None]
 

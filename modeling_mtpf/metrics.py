@@ -91,6 +91,20 @@ def _tags_of_pieces(*readings: Sequence[tuple[int, int, str]]) -> list[list[str]
     return tags
 
 
+def expected_calibration_error(scores: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """Mean distance between score and share of right answers, over bins of equal width, by their sizes.
+
+    ``scores`` in [0, 1] and ``right`` are ``(answers,)``; without an answer it is 0.
+
+    Example:
+        >>> expected_calibration_error(np.array([0.75, 0.75, 1.0]), np.array([True, False, True]))
+        0.16666666666666666
+    """
+    of_score = np.minimum((scores * bins).astype(int), bins - 1)
+    distances = np.bincount(of_score, right.astype(float) - scores, minlength=bins)
+    return float(np.abs(distances).sum() / max(len(scores), 1))
+
+
 def _as_numbers(values: dict[str, Any]) -> dict[str, float]:
     return {
         "f1": float(values["f1-score"]),

@@ -26,6 +26,7 @@ from ..model.configuration_mtpf import max_tokens
 from ..model.modeling_mtpf import MtpfModel
 from ..model.sources_mtpf import is_hub_id
 from ..settings import nearest
+from .calibration import calibrate
 from .methods import auto, lora, probe  # noqa: F401  they register themselves
 from .methods.registry import method_named
 from .rounding import round_to_stored
@@ -78,6 +79,11 @@ class FittedApp:
         if len(seeds) > 1:
             by_seed = ", ".join(f"{seed}: {fit['validation_score']:.4f}" for seed, fit in seeds.items())
             lines.append(f"  validation by seed: {by_seed}; kept: {self.record['seed']}")
+        if calibration := self.record.get("calibration"):
+            lines.append(
+                "  calibration error on validation   {ece_before:.4f} -> {ece_after:.4f}  (temperature "
+                "{temperature:.2f})".format(**calibration)
+            )
         notes = self.record["data"]
         lines += [f"  {note.replace('_', ' ')}: {notes[note]}" for note in notes if note not in _NOT_SHOWN]
         if self.folder is not None:
@@ -203,12 +209,19 @@ def _fit_seeds(
     for parameter, value in zip(app_parameters(model, name), best, strict=True):
         parameter.data.copy_(value)
         parameter.requires_grad_(False)
+    chosen = results[_best_seed(results)]
+    if chosen.held_out is not None:
+        chosen.calibration = calibrate(model.heads[name], chosen.held_out)
     return results, round_to_stored(app_parameters(model, name), settings)  # before the test scores
+
+
+def _best_seed(results: dict[int, FitResult]) -> int:
+    return max(results, key=lambda seed: results[seed].score)
 
 
 def _record(data: AppData, method: str, settings: FitSettings, results, start: str, test) -> dict[str, Any]:
     source = data.notes.get("source", "data in memory")
-    best = max(results, key=lambda seed: results[seed].score)
+    best = _best_seed(results)
     validation = results[best].validation
     named = {**(test or {}), **{f"validation_{key}": value for key, value in validation.items()}}
     types = (test or validation).get("types", {})
@@ -225,6 +238,7 @@ def _record(data: AppData, method: str, settings: FitSettings, results, start: s
             for seed, result in results.items()
         },
         "seed": best,
+        "calibration": results[best].calibration,
         "metrics": {key: round(v, 4) for key, v in named.items() if isinstance(v, (int, float))},
         "types": {
             kind: {"f1": round(of_kind["f1"], 4), "support": of_kind["support"]}

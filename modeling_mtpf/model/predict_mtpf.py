@@ -74,6 +74,8 @@ class Predictor:
         max_characters: A longer text is refused.
         top_k: Number of labels of a TC app, the most probable first: 1 gives the best as a dict; more, or
             ``None`` for all, give a list of dicts.
+        threshold: Leaves out entities and labels with a lower score. Where ``top_k`` is 1 and the best label
+            is left out, the result is ``{"label": None, "score": …}`` with its score.
     """
 
     def __init__(
@@ -87,11 +89,15 @@ class Predictor:
         portion: int = PORTION,
         max_characters: int = MAX_CHARACTERS,
         top_k: int | None = 1,
+        threshold: float = 0.0,
     ):
         sizes = {"batch_tokens": batch_tokens, "batch_size": batch_size, "portion": portion, "top_k": top_k}
         for name, value in sizes.items():
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold!r}; it must be a number from 0 to 1.")
+        self.threshold = threshold
         self.model = model
         self.tokenizer = text_tokenizer(model, tokenizer, token)
         self.device = execution_device(model)
@@ -264,13 +270,14 @@ class Predictor:
     def _result(self, portion: _Portion, text: int, index: int, app: _App) -> Any:
         if app.scheme is None:
             total, weight = portion.sums[text, index]
-            return text_labels(total / weight, app.head.labels, self.top_k)
+            return text_labels(total / weight, app.head.labels, self.top_k, self.threshold)
         scores = portion.scores[text, index]
         if not (app.scheme.group_of[scores.argmax(-1)] >= 0).any():
             return []
         if text not in portion.words:
             portion.words[text] = portion.tokens[text].words(portion.texts[text])
-        return entities(portion.texts[text], portion.words[text], scores, app.scheme)
+        spans = entities(portion.texts[text], portion.words[text], scores, app.scheme)
+        return [span for span in spans if span["score"] >= self.threshold] if self.threshold else spans
 
 
 def check_choice(adapters: Any, names: Any) -> None:

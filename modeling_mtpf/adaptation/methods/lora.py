@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -13,6 +14,7 @@ from ...data.encoding import EncodedRows, encode_rows
 from ...data.words import IGNORE
 from ...model.adapters_mtpf import AdapterHead
 from ...model.modeling_mtpf import MtpfModel, mean_pool
+from ..calibration import HeldOut
 from ..scoring import score_probabilities
 from ..settings import FitResult, FitSettings
 from ..tagged_texts import TaggedTexts
@@ -26,7 +28,8 @@ Outputs = Iterable[tuple[np.ndarray, torch.Tensor]]
 
 # Two classes of what differs between the families: ``metric`` is the validation score by which states and
 # seeds are compared, ``counts`` the training examples of each label, ``notes`` what to record; ``logits``
-# applies the head to last hidden states ``(rows, tokens, hidden)``.
+# applies the head to last hidden states ``(rows, tokens, hidden)``, ``read`` collects those of validation,
+# which ``scores`` and ``held_out`` take.
 
 
 class _WordLabels:
@@ -43,7 +46,8 @@ class _WordLabels:
         self.targets = self._train.batch_targets
         labelled = np.concatenate([target[target != IGNORE] for target in self._train.targets])
         self.counts = np.bincount(labelled, minlength=len(data.labels))
-        self.scores = self._validation.score
+        self.read, self.scores = self._validation.read, self._validation.score
+        self.held_out = self._validation.held_out
 
     def logits(self, head: nn.Module, hidden: torch.Tensor, encoded: EncodedRows, rows: np.ndarray):
         return head(hidden)
@@ -71,12 +75,18 @@ class _TextLabels:
     def targets(self, rows: np.ndarray, length: int) -> torch.Tensor:
         return torch.from_numpy(self._rows[rows])
 
-    def scores(self, outputs: Outputs) -> dict[str, Any]:
-        validation, labels = self._data.validation, self._data.labels
-        probabilities = np.zeros((len(validation), len(labels)), dtype=np.float32)
-        for rows, logits in outputs:
-            probabilities[rows] = logits.softmax(-1).cpu().numpy()
-        return score_probabilities(validation, probabilities, labels)
+    def read(self, outputs: Outputs) -> np.ndarray:
+        logits = np.zeros((len(self._data.validation), len(self._data.labels)), dtype=np.float32)
+        for rows, values in outputs:
+            logits[rows] = values.cpu().numpy()
+        return logits
+
+    def scores(self, logits: np.ndarray) -> dict[str, Any]:
+        return score_probabilities(self._data.validation, softmax(logits, axis=1), self._data.labels)
+
+    def held_out(self, logits: np.ndarray) -> HeldOut:
+        index = {label: number for number, label in enumerate(self._data.labels)}
+        return HeldOut(logits, np.array([index.get(label, IGNORE) for label in self._data.validation.labels]))
 
 
 _LABELS: dict[str, type[_WordLabels] | type[_TextLabels]] = {"ner": _WordLabels, "tc": _TextLabels}
@@ -108,14 +118,17 @@ def fit_lora(
         logits = labels.logits(model.heads[name], hidden, train.encoded, rows).flatten(0, -2)
         return cross_entropy(logits, labels.targets(rows, hidden.shape[1]).flatten(), weights)
 
-    def scores() -> dict[str, Any]:
+    @torch.no_grad()
+    def validated() -> Any:
         outputs = (
             (rows, labels.logits(model.heads[name], hidden, validation.encoded, rows))
             for rows, hidden in tail_outputs(model, name, validation, settings)
         )
-        with torch.no_grad():
-            return labels.scores(outputs)
+        return labels.read(outputs)
 
-    details = train_tail(model, name, train, loss_of, lambda: scores()[labels.metric], settings)
-    final = scores()
-    return FitResult(final[labels.metric], final, {**details, **labels.notes})
+    details = train_tail(
+        model, name, train, loss_of, lambda: labels.scores(validated())[labels.metric], settings
+    )
+    final = validated()
+    scores = labels.scores(final)
+    return FitResult(scores[labels.metric], scores, {**details, **labels.notes}, labels.held_out(final))

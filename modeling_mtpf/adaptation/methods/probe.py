@@ -13,9 +13,11 @@ from threadpoolctl import threadpool_limits
 from transformers import PreTrainedTokenizerBase
 
 from ...data.app_data import AppData
+from ...data.words import IGNORE
 from ...metrics import text_scores
 from ...model.adapters_mtpf import AdapterHead, lora_parameters
 from ...model.modeling_mtpf import MtpfModel
+from ..calibration import NEVER, HeldOut
 from ..rounding import round_to_stored
 from ..settings import FitResult, FitSettings, LoraShape
 from ..tail_training import add_app
@@ -69,7 +71,7 @@ def fit_probe(
         "chosen_by": f"{FOLDS} stratified folds" if folded else "validation",
         "refitted_with_validation": True,
     }
-    return FitResult(best.score, best.validation, details)
+    return FitResult(best.score, best.validation, details, best.held_out)
 
 
 def choose_probe(
@@ -143,7 +145,10 @@ def _result(labels: Sequence[str], probabilities: np.ndarray, names: list[str]) 
     columns = {name: column for column, name in enumerate(names)}
     pairs = zip(probabilities, labels, strict=True)
     right = [row[columns[label]] if label in columns else 0.0 for row, label in pairs]
-    return FitResult(scores["accuracy"], scores), -float(np.log(np.maximum(right, 1e-12)).mean())
+    targets = np.array([columns.get(label, IGNORE) for label in labels])
+    held_out = HeldOut(np.log(np.maximum(probabilities, 1e-12)), targets)
+    result = FitResult(scores["accuracy"], scores, held_out=held_out)
+    return result, -float(np.log(np.maximum(right, 1e-12)).mean())
 
 
 def _best(results: list[tuple[FitResult, float]]) -> tuple[int, FitResult]:
@@ -162,7 +167,7 @@ def _fill_head(head: Any, probe: LogisticRegression) -> None:
     if len(probe.classes_) == 2:  # scikit-learn keeps one row, the log-odds of the second class
         weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
     head.weight.zero_()
-    head.bias.fill_(-1e4)
+    head.bias.fill_(NEVER)
     rows = [head.labels.index(label) for label in probe.classes_]
     head.weight[rows], head.bias[rows] = weight.to(head.weight), bias.to(head.bias)
     head.eval()
