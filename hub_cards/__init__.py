@@ -281,6 +281,7 @@ def adapter_card(
         family=task.get("family"),
         kind=task["kind"],
         is_app=is_app,
+        is_multi_label=bool(task.get("problem_type")),
         labels=task.get("labels") or [],
         max_length=task.get("max_length", 128),
         lora=config,

@@ -59,6 +59,7 @@ class Task(TypedDict):
 
     kind: str
     name: NotRequired[str]
+    problem_type: NotRequired[str | None]
     family: NotRequired[str | None]
     labels: NotRequired[list[str] | None]
     max_length: NotRequired[int]

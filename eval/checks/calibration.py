@@ -6,8 +6,8 @@ An app is fitted on a few rows of each set, with each method and seed. An answer
 entity that `predict` delivers; it is right where label, or type and both borders, are.
 """
 
-import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from modeling_mtpf.data.app_data import AppData, Examples, load_app_data
 from modeling_mtpf.data.backbones import open_backbone
 from modeling_mtpf.data.spans import join_words
 from modeling_mtpf.metrics import expected_calibration_error
+from modeling_mtpf.settings import ScriptParser
 
 
 def small(data: AppData, sizes: dict[str, int], seed: int) -> AppData:
@@ -80,7 +81,7 @@ def measure(source: str, family: str, method: str, seed: int, sizes: dict[str, i
 
 def main() -> None:
     """Run all sets, methods and seeds, and write one record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     for family in ("tc", "ner"):
         parser.add_argument(f"--{family}", action="append", default=[], help="a folder or Hub id")
     parser.add_argument("--seeds", type=int, default=1)
@@ -97,7 +98,9 @@ def main() -> None:
                 for seed in range(options.seeds) if (family, method) in METHODS else ():
                     rows.append(measure(source, family, method, seed, sizes))
                     print(json.dumps(rows[-1]), flush=True)
-    Path(options.output).write_text(json.dumps({"sizes": sizes, "rows": rows}, indent=1) + "\n")
+    command = " ".join(["python eval/checks/calibration.py", *(Path(part).name for part in sys.argv[1:])])
+    record = {"command": command, "sizes": sizes, "rows": rows}
+    Path(options.output).write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

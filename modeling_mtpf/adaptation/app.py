@@ -43,6 +43,8 @@ _NOT_SHOWN = ("source", "validation_source", "test_source", "scheme", "examples"
 _SCORED_BY = {
     "ner": "strict F1 over the entities that predict delivers: type and both borders right (seqeval, IOB2)",
     "tc": "accuracy, macro F1, and the mean of each label's average precision",
+    "sets": "micro and macro F1 of all labels that predict delivers, and the mean of each label's average "
+    "precision",
 }
 
 
@@ -80,10 +82,10 @@ class FittedApp:
             by_seed = ", ".join(f"{seed}: {fit['validation_score']:.4f}" for seed, fit in seeds.items())
             lines.append(f"  validation by seed: {by_seed}; kept: {self.record['seed']}")
         if calibration := self.record.get("calibration"):
-            lines.append(
-                "  calibration error on validation   {ece_before:.4f} -> {ece_after:.4f}  (temperature "
-                "{temperature:.2f})".format(**calibration)
-            )
+            text = "threshold on held-out rows        {threshold:.4f}, which is the score 0.5"
+            if "ece_after" in calibration:
+                text = "calibration error when held out   {ece_before:.4f} -> {ece_after:.4f}"
+            lines.append(f"  {text.format(**calibration)}  (temperature {calibration['temperature']:.2f})")
         notes = self.record["data"]
         lines += [f"  {note.replace('_', ' ')}: {notes[note]}" for note in notes if note not in _NOT_SHOWN]
         if self.folder is not None:
@@ -230,7 +232,8 @@ def _record(data: AppData, method: str, settings: FitSettings, results, start: s
         "method": results[best].details.get("method", method),
         "start": start,
         "training_data": f"{source}, {len(data.train):,} training examples",
-        "protocol": _SCORED_BY[data.family] + ("" if data.test else "; no test set, validation only"),
+        "protocol": _SCORED_BY["sets" if data.multi_label else data.family]
+        + ("" if data.test else "; no test set, validation only"),
         "data": data.notes,
         "settings": {key: value for key, value in asdict(settings).items() if key != "progress"},
         "seeds": {

@@ -101,9 +101,21 @@ class TaggedTexts:
         return entity_scores(self._tags, predicted)
 
     def held_out(self, scores: list[np.ndarray]) -> HeldOut:
-        """Return the words in whose best label the head sees an entity: those whose scores are shown."""
+        """Return the words of the entities that are found; those of one that is wrong have no label."""
         number = {label: index for index, label in enumerate(self._labels)}
-        targets = np.array([number.get(tag, IGNORE) for tags in self._tags for tag in tags], dtype=np.int64)
-        words = np.concatenate(scores)
-        entity = self._scheme.group_of[words.argmax(1)] >= 0
-        return HeldOut(words[entity], targets[entity])
+        words, targets = [np.zeros((0, len(number)))], [np.zeros(0, dtype=np.int64)]
+        for tags, values in zip(self._tags, scores, strict=True):
+            if not len(values):
+                continue
+            best = self._scheme.decode(values)
+            gold = set(self._entities(np.array([number.get(tag, number["O"]) for tag in tags])))
+            for entity in self._entities(best):
+                part = slice(*entity[:2])
+                words.append(values[part])
+                targets.append(best[part] if entity in gold else np.full(len(best[part]), IGNORE))
+        return HeldOut(np.concatenate(words), np.concatenate(targets))
+
+    def _entities(self, best: np.ndarray) -> list[tuple[int, int, int]]:
+        """Return first word, the one after the last, and type of each entity."""
+        begins, ends = (borders.tolist() for borders in self._scheme.spans(best))
+        return [(b, e, int(self._scheme.group_of[best[b]])) for b, e in zip(begins, ends, strict=True)]

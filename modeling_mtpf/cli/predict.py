@@ -23,9 +23,9 @@ EXAMPLES = """\
 Input is one text a line, or a table (.csv, .tsv) or JSON (.jsonl, .ndjson, .json), of which --column names
 the text; each may be packed (.gz). Output is one line of JSON a text, in order:
 {"text": ..., "results": {APP: ...}}, for a NER app a list of {"entity_group", "score", "word", "start",
-"end"}, for a TC app {"label", "score"}, with --top_k a list of them. With --format label-studio it is a list of
-tasks with predictions, for a project whose controls are named label (Labels) and choice (Choices), and its text
-text."""
+"end"}, for a TC app {"label", "score"}, with --top_k or of a multi-label app a list of them. With --format
+label-studio it is a list of tasks with predictions, for a project whose controls are named label (Labels) and
+choice (Choices), and its text text."""
 
 FORMATS = ("jsonl", "label-studio")
 
@@ -44,7 +44,8 @@ class PredictSettings:
         encoding: Of the files, e.g. latin-1; by default that of the byte order mark, else UTF-8.
         format: ``jsonl``, or ``label-studio`` for pre-annotated tasks.
         top_k: Labels of a TC app, as a list; 1 gives the best alone, 0 a list of all.
-        threshold: Leave out entities and labels with a lower score; a single label becomes null.
+        threshold: Leave out entities and labels with a lower score; a single label becomes null. By default
+            0, and 0.5 for multi-label apps.
         lines_ahead: Lines read before results come; more is faster, 1 answers at once.
     """
 
@@ -56,7 +57,7 @@ class PredictSettings:
     encoding: str | None = None
     format: str = "jsonl"
     top_k: int = 1
-    threshold: float = 0.0
+    threshold: float | None = None
     lines_ahead: int = 1024
 
     def __post_init__(self):
@@ -67,7 +68,7 @@ class PredictSettings:
             raise MtpfError(f"--format is {self.format!r}; {hint}choose one of: {', '.join(FORMATS)}.")
         if self.top_k < 0:
             raise MtpfError(f"--top_k is {self.top_k}; it must be at least 1, or 0 for all labels.")
-        if not 0 <= self.threshold <= 1:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise MtpfError(f"--threshold is {self.threshold}; it must be from 0 to 1.")
         self.files = self.files or ["-"]
         for name in self.files:

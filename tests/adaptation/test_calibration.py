@@ -13,6 +13,7 @@ from test_apps import FLOAT, TEXTS, ner_data, tc_data
 from modeling_mtpf.adaptation import FitSettings, app, fit_app
 from modeling_mtpf.adaptation.calibration import MOST, HeldOut, calibrate, fit_temperature
 from modeling_mtpf.adaptation.methods.probe import choose_by_folds
+from modeling_mtpf.adaptation.tagged_texts import TaggedTexts
 from modeling_mtpf.adaptation.text_vectors import embed_texts
 from modeling_mtpf.data.app_data import Examples
 from modeling_mtpf.data.words import load_word_tokenizer
@@ -37,11 +38,9 @@ def test_a_known_temperature_is_found(temperature):
     held_out = drawn(temperature)
     assert fit_temperature(held_out) == pytest.approx(temperature, rel=0.05)
     assert held_out.calibration_error(temperature) < 0.02
-    unknown = np.full(400, -100)
-    more = HeldOut(
-        np.concatenate([held_out.scores, held_out.scores[:400]]), np.append(held_out.targets, unknown)
-    )
-    assert fit_temperature(more) == pytest.approx(fit_temperature(held_out))
+    best = held_out.scores.argmax(1)
+    right_or_wrong = HeldOut(held_out.scores, np.where(best == held_out.targets, best, -100))
+    assert fit_temperature(right_or_wrong) == pytest.approx(temperature, rel=0.05)
     log_probabilities = HeldOut(log_softmax(held_out.scores, axis=1), held_out.targets)
     assert fit_temperature(log_probabilities) == pytest.approx(fit_temperature(held_out))
 
@@ -50,9 +49,10 @@ def test_few_rows_and_perfect_rows_stay_moderate():
     scores = np.eye(3)[[0, 1, 2, 0]] * 4
     assert 0.3 < fit_temperature(HeldOut(scores, np.array([0, 1, 2, 0]))) < 1
     assert 1 < fit_temperature(HeldOut(scores, np.array([1, 2, 0, 1]))) < MOST
-    for rows in (HeldOut(np.zeros((0, 3)), np.zeros(0, int)), HeldOut(scores, np.full(4, -100))):
-        assert fit_temperature(rows) == pytest.approx(1, abs=1e-3)
-        assert calibrate(torch.nn.Linear(2, 3), rows)["ece_before"] >= 0
+    assert 1 < fit_temperature(HeldOut(scores, np.full(4, -100))) < MOST
+    nothing = HeldOut(np.zeros((0, 3)), np.zeros(0, int))
+    assert fit_temperature(nothing) == pytest.approx(1, abs=1e-3)
+    assert calibrate(torch.nn.Linear(2, 3), nothing)["ece_before"] == 0
 
 
 def test_the_calibration_error_is_a_count_over_bins():
@@ -102,6 +102,19 @@ def test_folds_calibrate_on_what_each_was_not_fitted_on():
     expected = cross_val_predict(probe, vectors, labels, cv=folds, method="predict_proba")
     order = [list("abc").index(label) for label in dict.fromkeys(labels)]
     np.testing.assert_allclose(np.exp(result.held_out.scores), expected[:, order], atol=1e-6)
+
+
+def test_words_of_wrong_entities_are_wrong(setting):
+    """One entity is right, one too short, one of another type, one is none, one is missed."""
+    labels = ["O", "B-A", "I-A", "B-B", "I-B"]
+    sentence = "Ada met in London Paris Rome is good bad".split()
+    gold = ["B-A", "O", "B-A", "I-A", "B-B", "O", "O", "B-C", "B-B"]
+    told = ["B-A", "O", "B-A", "O", "B-A", "B-B", "O", "O", "O"]
+    texts = TaggedTexts(setting[1], Examples([sentence, ["Hi"]], [gold, ["O"]]), labels, 64)
+    scores = [np.eye(5)[[labels.index(tag) for tag in tags]] for tags in (told, ["O"])]
+    rows = texts.held_out(scores)
+    assert [labels[best] for best in rows.scores.argmax(1)] == ["B-A", "B-A", "B-A", "B-B"]
+    assert rows.targets.tolist() == [1, -100, -100, -100]
 
 
 @pytest.mark.parametrize("family", ["ner", "tc"])
