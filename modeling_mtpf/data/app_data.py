@@ -155,8 +155,8 @@ def _clean(
         if separator:
             pairs = zip(rows.labels, rows.locations, strict=True)
             rows.labels = [split_names(label, separator, location) for label, location in pairs]
-        for row in zip(rows.inputs, rows.labels, rows.locations, strict=True):
-            check_text(*row)
+        for text, label, location in zip(rows.inputs, rows.labels, rows.locations, strict=True):
+            check_text(text, label, location)
     if family == "ner":
         tagged = [(r, i) for r in splits.values() for i, row in enumerate(r.inputs) if isinstance(row, list)]
         tags = [rows.labels[i] for rows, i in tagged]

@@ -256,7 +256,9 @@ def _read_table(table: Any, name: str, family: str, reading: Reading) -> Rows:
     if len(dataset) == 0:
         raise DataError(f"{name} has no rows.")
     first, names = dataset[0], {}
-    if not ("data" in first and "annotations" in first) and not are_marked(first, family, reading.label_names):
+    if not ("data" in first and "annotations" in first) and not are_marked(
+        first, family, reading.label_names
+    ):
         chosen = columns_of(first, name, family, reading.columns)
         dataset = dataset.select_columns(list(chosen))
         feature = dataset.features[chosen[1]]
