@@ -281,6 +281,7 @@ def adapter_card(
         family=task.get("family"),
         kind=task["kind"],
         is_app=is_app,
+        is_multi_label=bool(task.get("problem_type")),
         labels=task.get("labels") or [],
         max_length=task.get("max_length", 128),
         lora=config,
@@ -290,6 +291,7 @@ def adapter_card(
         num_bytes=f"{num_bytes:,}" if num_bytes else None,
         training_data=training_data,
         metrics=metrics,
+        calibration=dict(_numbers(task.get("calibration") or {})),
         protocol=task.get("protocol") or "; ".join(PROTOCOLS[key] for key in metrics if key in PROTOCOLS),
         example=json.dumps(examples[0], ensure_ascii=False),  # a string of Python, whatever is in it
     )

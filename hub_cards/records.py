@@ -59,6 +59,7 @@ class Task(TypedDict):
 
     kind: str
     name: NotRequired[str]
+    problem_type: NotRequired[str | None]
     family: NotRequired[str | None]
     labels: NotRequired[list[str] | None]
     max_length: NotRequired[int]
@@ -66,6 +67,7 @@ class Task(TypedDict):
     training_data: NotRequired[dict[str, Any] | str | None]
     backbone: NotRequired[dict[str, Any] | None]
     protocol: NotRequired[str | None]
+    calibration: NotRequired[dict[str, float] | None]
     dataset: NotRequired[str | None]
     examples: NotRequired[list[str] | None]
 

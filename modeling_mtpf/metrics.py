@@ -91,6 +91,42 @@ def _tags_of_pieces(*readings: Sequence[tuple[int, int, str]]) -> list[list[str]
     return tags
 
 
+def label_set_scores(gold: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """Scores of texts with any number of labels; those with a logit of at least 0 are predicted.
+
+    Args:
+        gold: Which text has which label, bool ``(texts, labels)``.
+        logits: Likewise.
+
+    Returns:
+        ``micro_f1`` over all pairs of text and label; ``macro_f1``, the mean over the labels that occur in
+        either; ``average_precision``, the mean over the gold labels.
+    """
+    predicted = logits >= 0
+    occurs, in_gold = (gold | predicted).any(0), gold.any(0)
+    precisions = [average_precision_score(gold[:, i], logits[:, i]) for i in np.flatnonzero(in_gold)]
+    each = f1_score(gold, predicted, average=None, zero_division=0)
+    return {
+        "micro_f1": float(f1_score(gold, predicted, average="micro", zero_division=0)),
+        "macro_f1": float(np.mean(each[occurs])) if occurs.any() else 0.0,
+        "average_precision": float(np.mean(precisions)) if precisions else 0.0,
+    }
+
+
+def expected_calibration_error(scores: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """Mean distance between score and share of right answers, over bins of equal width, by their sizes.
+
+    ``scores`` in [0, 1] and ``right`` are ``(answers,)``; without an answer it is 0.
+
+    Example:
+        >>> expected_calibration_error(np.array([0.75, 0.75, 1.0]), np.array([True, False, True]))
+        0.16666666666666666
+    """
+    of_score = np.minimum((scores * bins).astype(int), bins - 1)
+    distances = np.bincount(of_score, right.astype(float) - scores, minlength=bins)
+    return float(np.abs(distances).sum() / max(len(scores), 1))
+
+
 def _as_numbers(values: dict[str, Any]) -> dict[str, float]:
     return {
         "f1": float(values["f1-score"]),

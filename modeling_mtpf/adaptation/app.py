@@ -26,6 +26,7 @@ from ..model.configuration_mtpf import max_tokens
 from ..model.modeling_mtpf import MtpfModel
 from ..model.sources_mtpf import is_hub_id
 from ..settings import nearest
+from .calibration import calibrate
 from .methods import auto, lora, probe  # noqa: F401  they register themselves
 from .methods.registry import method_named
 from .rounding import round_to_stored
@@ -42,6 +43,8 @@ _NOT_SHOWN = ("source", "validation_source", "test_source", "scheme", "examples"
 _SCORED_BY = {
     "ner": "strict F1 over the entities that predict delivers: type and both borders right (seqeval, IOB2)",
     "tc": "accuracy, macro F1, and the mean of each label's average precision",
+    "sets": "micro and macro F1 of all labels that predict delivers, and the mean of each label's average "
+    "precision",
 }
 
 
@@ -78,6 +81,11 @@ class FittedApp:
         if len(seeds) > 1:
             by_seed = ", ".join(f"{seed}: {fit['validation_score']:.4f}" for seed, fit in seeds.items())
             lines.append(f"  validation by seed: {by_seed}; kept: {self.record['seed']}")
+        if calibration := self.record.get("calibration"):
+            text = "threshold on held-out rows        {threshold:.4f}, which is the score 0.5"
+            if "ece_after" in calibration:
+                text = "calibration error when held out   {ece_before:.4f} -> {ece_after:.4f}"
+            lines.append(f"  {text.format(**calibration)}  (temperature {calibration['temperature']:.2f})")
         notes = self.record["data"]
         lines += [f"  {note.replace('_', ' ')}: {notes[note]}" for note in notes if note not in _NOT_SHOWN]
         if self.folder is not None:
@@ -203,12 +211,19 @@ def _fit_seeds(
     for parameter, value in zip(app_parameters(model, name), best, strict=True):
         parameter.data.copy_(value)
         parameter.requires_grad_(False)
+    chosen = results[_best_seed(results)]
+    if chosen.held_out is not None:
+        chosen.calibration = calibrate(model.heads[name], chosen.held_out)
     return results, round_to_stored(app_parameters(model, name), settings)  # before the test scores
+
+
+def _best_seed(results: dict[int, FitResult]) -> int:
+    return max(results, key=lambda seed: results[seed].score)
 
 
 def _record(data: AppData, method: str, settings: FitSettings, results, start: str, test) -> dict[str, Any]:
     source = data.notes.get("source", "data in memory")
-    best = max(results, key=lambda seed: results[seed].score)
+    best = _best_seed(results)
     validation = results[best].validation
     named = {**(test or {}), **{f"validation_{key}": value for key, value in validation.items()}}
     types = (test or validation).get("types", {})
@@ -217,7 +232,8 @@ def _record(data: AppData, method: str, settings: FitSettings, results, start: s
         "method": results[best].details.get("method", method),
         "start": start,
         "training_data": f"{source}, {len(data.train):,} training examples",
-        "protocol": _SCORED_BY[data.family] + ("" if data.test else "; no test set, validation only"),
+        "protocol": _SCORED_BY["sets" if data.multi_label else data.family]
+        + ("" if data.test else "; no test set, validation only"),
         "data": data.notes,
         "settings": {key: value for key, value in asdict(settings).items() if key != "progress"},
         "seeds": {
@@ -225,6 +241,7 @@ def _record(data: AppData, method: str, settings: FitSettings, results, start: s
             for seed, result in results.items()
         },
         "seed": best,
+        "calibration": results[best].calibration,
         "metrics": {key: round(v, 4) for key, v in named.items() if isinstance(v, (int, float))},
         "types": {
             kind: {"f1": round(of_kind["f1"], 4), "support": of_kind["support"]}

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..devices import PRECISIONS
 from ..errors import RecipeError
+from .calibration import HeldOut
 
 _LEAST = dict(
     seed=0, max_length=4, learning_rate=0, batch_size=1, steps=0, evaluations=1, patience=1, cache_gb=0
@@ -93,8 +94,13 @@ class FitResult:
         score: Validation score by which seeds are compared.
         validation: All validation metrics.
         details: What was chosen and counted on the way (steps, words cut off, ...).
+        held_out: Scores for rows that the head was not fitted on, for its temperature; without them the
+            scores stay as they are.
+        calibration: What `calibrate` returned, if the app was.
     """
 
     score: float
     validation: dict[str, Any]
     details: dict[str, Any] = field(default_factory=dict)
+    held_out: HeldOut | None = None
+    calibration: dict[str, float] = field(default_factory=dict)

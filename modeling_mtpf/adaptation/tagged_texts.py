@@ -14,6 +14,7 @@ from ..data.words import IGNORE
 from ..metrics import entity_scores
 from ..model.results_mtpf import TagScheme
 from ..model.texts_mtpf import TextTokenizer, Window
+from .calibration import HeldOut
 
 
 class TaggedTexts:
@@ -77,8 +78,11 @@ class TaggedTexts:
         """Return the label numbers of some rows, int64 ``(rows, length)``."""
         return torch.from_numpy(padded([self.targets[row] for row in rows], length, IGNORE))
 
-    def score(self, outputs: Iterable[tuple[np.ndarray, torch.Tensor]]) -> dict[str, Any]:
-        """Score the best valid tags, from row numbers and logits ``(rows, tokens, labels)`` of all rows."""
+    def read(self, outputs: Iterable[tuple[np.ndarray, torch.Tensor]]) -> list[np.ndarray]:
+        """Return each text's log-probabilities ``(words, labels)``.
+
+        ``outputs`` are row numbers and logits ``(rows, tokens, labels)`` of all rows.
+        """
         scores = [np.zeros((size, len(self._labels)), dtype=np.float32) for size in self._sizes]
         for rows, logits in outputs:
             for row, values in zip(rows, logits.float().log_softmax(-1).cpu().numpy(), strict=True):
@@ -86,8 +90,32 @@ class TaggedTexts:
                 labelled, shift = slice(window.label_start, window.label_stop), self._prefix - window.start
                 part = slice(labelled.start + shift, labelled.stop + shift)
                 scores[window.text][labelled] = values[part]
+        return [values[first] for values, first in zip(scores, self._first, strict=True)]
+
+    def score(self, scores: list[np.ndarray]) -> dict[str, Any]:
+        """Score the best valid tags, from what `read` returns."""
         predicted = [
-            [self._labels[number] for number in self._scheme.decode(values[first])] if len(first) else []
-            for values, first in zip(scores, self._first, strict=True)
+            [self._labels[number] for number in self._scheme.decode(values)] if len(values) else []
+            for values in scores
         ]
         return entity_scores(self._tags, predicted)
+
+    def held_out(self, scores: list[np.ndarray]) -> HeldOut:
+        """Return the words of the entities that are found; those of one that is wrong have no label."""
+        number = {label: index for index, label in enumerate(self._labels)}
+        words, targets = [np.zeros((0, len(number)))], [np.zeros(0, dtype=np.int64)]
+        for tags, values in zip(self._tags, scores, strict=True):
+            if not len(values):
+                continue
+            best = self._scheme.decode(values)
+            gold = set(self._entities(np.array([number.get(tag, number["O"]) for tag in tags])))
+            for entity in self._entities(best):
+                part = slice(*entity[:2])
+                words.append(values[part])
+                targets.append(best[part] if entity in gold else np.full(len(best[part]), IGNORE))
+        return HeldOut(np.concatenate(words), np.concatenate(targets))
+
+    def _entities(self, best: np.ndarray) -> list[tuple[int, int, int]]:
+        """Return first word, the one after the last, and type of each entity."""
+        begins, ends = (borders.tolist() for borders in self._scheme.spans(best))
+        return [(b, e, int(self._scheme.group_of[best[b]])) for b, e in zip(begins, ends, strict=True)]

@@ -59,7 +59,9 @@ class AdaptSettings(FitSettings):
         name: Adapter name; made from that of the folder by default.
         validation: Another source for validation; by default the split, else a held-out share of train.
         test: Another source for the test set.
-        labels: All labels in order; by default in order of first appearance.
+        labels: All labels in order; by default in order of first appearance. Columns of these names, with 1
+            or 0, say which texts have them (tc).
+        label_separator: Between the labels of a text where they are one string, e.g. ``|`` (tc).
         encoding: Of text files, e.g. latin-1; by default that of the byte order mark, else UTF-8.
         scheme: Tag scheme of NER data: ``auto``, ``IOB1``, ``IOB2`` or ``BIOES``.
         train_fraction: Share of the training data to use.
@@ -84,6 +86,7 @@ class AdaptSettings(FitSettings):
     columns: Columns = field(default_factory=Columns)
     encoding: str | None = None
     scheme: str = "auto"
+    label_separator: str | None = None
     train_fraction: float = 1.0
     validation_fraction: float = 0.1
     seeds: int = 1

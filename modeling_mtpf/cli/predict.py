@@ -23,8 +23,9 @@ EXAMPLES = """\
 Input is one text a line, or a table (.csv, .tsv) or JSON (.jsonl, .ndjson, .json), of which --column names
 the text; each may be packed (.gz). Output is one line of JSON a text, in order:
 {"text": ..., "results": {APP: ...}}, for a NER app a list of {"entity_group", "score", "word", "start",
-"end"}, for a TC app {"label", "score"}. With --format label-studio it is a list of tasks with
-predictions, for a project whose controls are named label (Labels) and choice (Choices), and its text text."""
+"end"}, for a TC app {"label", "score"}, with --top_k or of a multi-label app a list of them. With --format
+label-studio it is a list of tasks with predictions, for a project whose controls are named label (Labels) and
+choice (Choices), and its text text."""
 
 FORMATS = ("jsonl", "label-studio")
 
@@ -42,6 +43,9 @@ class PredictSettings:
         column: Column of the text in tables and JSON; by default text or another usual name.
         encoding: Of the files, e.g. latin-1; by default that of the byte order mark, else UTF-8.
         format: ``jsonl``, or ``label-studio`` for pre-annotated tasks.
+        top_k: Labels of a TC app, as a list; 1 gives the best alone, 0 a list of all.
+        threshold: Leave out entities and labels with a lower score; a single label becomes null. By default
+            0, and 0.5 for multi-label apps.
         lines_ahead: Lines read before results come; more is faster, 1 answers at once.
     """
 
@@ -52,6 +56,8 @@ class PredictSettings:
     column: str | None = None
     encoding: str | None = None
     format: str = "jsonl"
+    top_k: int = 1
+    threshold: float | None = None
     lines_ahead: int = 1024
 
     def __post_init__(self):
@@ -60,6 +66,10 @@ class PredictSettings:
         if self.format not in FORMATS:
             hint = nearest(self.format, list(FORMATS))
             raise MtpfError(f"--format is {self.format!r}; {hint}choose one of: {', '.join(FORMATS)}.")
+        if self.top_k < 0:
+            raise MtpfError(f"--top_k is {self.top_k}; it must be at least 1, or 0 for all labels.")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise MtpfError(f"--threshold is {self.threshold}; it must be from 0 to 1.")
         self.files = self.files or ["-"]
         for name in self.files:
             if name != "-" and not Path(name).is_file():
@@ -92,7 +102,8 @@ def run(arguments: list[str], prog: str) -> None:
     # In UTF-8 a lone surrogate becomes the escape of JSON; other encodings get escapes throughout.
     escaped = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
     try:
-        results = model.predict_stream(texts(), adapters, portion=settings.lines_ahead)
+        options = {"portion": settings.lines_ahead, "threshold": settings.threshold}
+        results = model.predict_stream(texts(), adapters, top_k=settings.top_k or None, **options)
         # A bar only where the terminal shows nothing else.
         bar = tqdm(results, unit=" texts", disable=not sys.stderr.isatty() or sys.stdout.isatty())
         for line in _output(((waiting.popleft(), row) for row in bar), settings.format, escaped):

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..errors import DataError
 from .app_sources import Reading, Rows, check_example, check_text, read_one_split, read_splits
+from .label_sets import are_sets, split_names
 from .sources import Source, source_name
 from .spans import Span, tags_of
 from .tag_schemes import to_iob2
@@ -26,7 +27,10 @@ FAMILIES = ("ner", "tc")
 
 @dataclass
 class Examples:
-    """One split: texts with a label each; of NER words with IOB2 tags, or a text with its `Span` list."""
+    """One split: texts with a label each; of NER words with IOB2 tags, or a text with its `Span` list.
+
+    Texts with several labels each have a list of them, which may be empty.
+    """
 
     inputs: list = field(default_factory=list)
     labels: list = field(default_factory=list)
@@ -61,6 +65,11 @@ class AppData:
     held_out: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether a text has a list of labels."""
+        return self.family == "tc" and are_sets(self.train.labels)
+
 
 def load_app_data(
     source: Source,
@@ -72,6 +81,7 @@ def load_app_data(
     scheme: str = "auto",
     columns: Mapping[str, str] | None = None,
     encoding: str | None = None,
+    label_separator: str | None = None,
     train_fraction: float = 1.0,
     validation_fraction: float = 0.1,
     seed: int = 0,
@@ -86,7 +96,9 @@ def load_app_data(
         family: ``ner`` or ``tc``.
         validation: Another source for validation; where there is none, a share of train is held out.
         test: Another source for the test set.
-        labels: All labels in order; else those of the rows to fit, in order of first appearance in train.
+        labels: All labels in order; else those of the rows to fit, in order of first appearance in train. If
+            the data has a column for each, with 1 or 0, these say which texts have it.
+        label_separator: Between the labels of a text, where they are one string, as in ``joy|surprise``.
         scheme: Tag scheme of NER data, see `to_iob2`.
         columns: Names of the columns, where they are not found by themselves: of ``text`` and ``label``, for
             NER ``tokens`` and ``tags``, or ``text`` and ``spans``; in files without names their numbers.
@@ -111,7 +123,7 @@ def load_app_data(
             notes[f"{split}_source"] = source_name(other)
     if "train" not in splits:
         raise DataError(f"{source_name(source)} has no training split; it has: {', '.join(splits)}.")
-    examples = _clean(splits, family, scheme, notes)
+    examples = _clean(splits, family, scheme, label_separator, notes)
     train, held_out = _draw(examples["train"], family, train_fraction, seed), None
     if "validation" not in examples:
         train, held_out = _hold_out(train, family, validation_fraction, seed)
@@ -135,8 +147,16 @@ def _check_fraction(name: str, value: float, most: float) -> None:
         raise DataError(f"{name} is {value}; it must be above 0 and at most {most}.")
 
 
-def _clean(splits: dict[str, Rows], family: str, scheme: str, notes: dict) -> dict[str, Examples]:
-    """Bring tags to IOB2 and leave out, with a count, rows without words."""
+def _clean(
+    splits: dict[str, Rows], family: str, scheme: str, separator: str | None, notes: dict
+) -> dict[str, Examples]:
+    """Bring tags to IOB2, take labels apart, and leave out, with a count, rows without words."""
+    for rows in splits.values() if family == "tc" else ():
+        if separator:
+            pairs = zip(rows.labels, rows.locations, strict=True)
+            rows.labels = [split_names(label, separator, location) for label, location in pairs]
+        for text, label, location in zip(rows.inputs, rows.labels, rows.locations, strict=True):
+            check_text(text, label, location)
     if family == "ner":
         tagged = [(r, i) for r in splits.values() for i, row in enumerate(r.inputs) if isinstance(row, list)]
         tags = [rows.labels[i] for rows, i in tagged]
@@ -177,7 +197,7 @@ def _labels(whole: Examples, train: Examples, family: str, named: list[str] | No
 
 def _flat_labels(examples: Examples, family: str) -> list[str]:
     if family == "tc":
-        return examples.labels
+        return [x for row in examples.labels for x in row] if are_sets(examples.labels) else examples.labels
     return [tag for row in zip(examples.inputs, examples.labels, strict=True) for tag in tags_of(*row)]
 
 
@@ -191,7 +211,7 @@ def _draw(train: Examples, family: str, fraction: float, seed: int) -> Examples:
         # The rows of a label lie evenly between 0 and 1 from a random start, and the lowest are drawn.
         rows_of_label: dict[str, list[int]] = {}
         for row in rows:
-            rows_of_label.setdefault(train.labels[row], []).append(int(row))
+            rows_of_label.setdefault(str(train.labels[row]), []).append(int(row))
         position = np.zeros(len(train))
         for members in rows_of_label.values():
             position[members] = (np.arange(len(members)) + generator.random()) / len(members)
@@ -205,7 +225,7 @@ def _hold_out(train: Examples, family: str, fraction: float, seed: int) -> tuple
         raise DataError(f"The training data has {len(train)} example; at least 2 are needed to hold one out.")
     wanted = max(round(len(train) * fraction), 1)
     if family == "tc":
-        labels_of_row = [{label} for label in train.labels]
+        labels_of_row = [set(label) if isinstance(label, list) else {label} for label in train.labels]
     else:
         rows = zip(train.inputs, train.labels, strict=True)
         labels_of_row = [set(tags_of(*row)) - {"O"} for row in rows]
@@ -230,7 +250,7 @@ def check_app_data(data: AppData, labels_named: bool = False) -> None:
     known = set(data.labels)
     for split in ("train", "validation", "test"):
         examples: Examples = getattr(data, split) or Examples()
-        _check_rows(examples, data.family, split)
+        _check_rows(examples, data, split)
         flat = _flat_labels(examples, data.family)
         unseen = sorted(set(flat) - known)
         if unseen and (split == "train" or labels_named):
@@ -242,7 +262,9 @@ def check_app_data(data: AppData, labels_named: bool = False) -> None:
             missed = "The %s split has %d labels %s that train does not have; they count as missed."
             logger.warning(missed, split, count, unseen[:5])
     trained = set(_flat_labels(data.train, data.family))
-    if data.family == "tc" and len(trained) < 2:
+    if data.multi_label and not trained:
+        raise DataError("No text of the training data has a label.")
+    if data.family == "tc" and len(trained) < 2 and not data.multi_label:
         raise DataError(f"A text app needs at least two labels; the training data has {sorted(trained)}.")
     if data.family == "ner" and trained <= {"O"}:
         raise DataError("The training data has no entity, every tag is O; check the column of the tags.")
@@ -255,7 +277,8 @@ def check_app_data(data: AppData, labels_named: bool = False) -> None:
         logger.warning("%d labels have no training example, e.g. %s.", len(untrained), untrained[0])
 
 
-def _check_rows(examples: Examples, family: str, split: str) -> None:
+def _check_rows(examples: Examples, data: AppData, split: str) -> None:
+    family = data.family
     inputs, labels = examples.inputs, examples.labels
     if len(inputs) != len(labels):
         raise DataError(f"The {split} split has {len(inputs)} inputs but {len(labels)} labels.")
@@ -263,6 +286,8 @@ def _check_rows(examples: Examples, family: str, split: str) -> None:
     for row, (value, label) in enumerate(zip(inputs, labels, strict=True), start=1):
         location = f"The {split} split, row {row}"
         check(value, label, location)
+        if family == "tc" and isinstance(label, list) != data.multi_label:
+            raise DataError(f"{location}: either all texts have a list of labels, or all have one label.")
         for tag in label if family == "ner" else ():
             if isinstance(value, str) != isinstance(tag, Span):
                 raise DataError(f"{location}: a text has `Span` objects, and a list of words has tags.")

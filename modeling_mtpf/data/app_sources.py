@@ -15,6 +15,7 @@ from datasets import ClassLabel, Dataset
 from ..errors import DataError
 from .columns import check_roles, columns_of
 from .conll import read_conll
+from .label_sets import are_marked, check_names, with_names
 from .sources import READERS, Source, load_file, load_hub, source_files, source_name, tables
 from .span_forms import flat_row, read_brat, spans_of
 from .text_files import TABLES, ending, numbered_lines, open_binary, read_file
@@ -255,7 +256,9 @@ def _read_table(table: Any, name: str, family: str, reading: Reading) -> Rows:
     if len(dataset) == 0:
         raise DataError(f"{name} has no rows.")
     first, names = dataset[0], {}
-    if not ("data" in first and "annotations" in first):
+    if not ("data" in first and "annotations" in first) and not are_marked(
+        first, family, reading.label_names
+    ):
         chosen = columns_of(first, name, family, reading.columns)
         dataset = dataset.select_columns(list(chosen))
         feature = dataset.features[chosen[1]]
@@ -273,6 +276,8 @@ def _rows_of(records: Iterable[tuple[str, Any]], name: str, family: str, reading
         row = flat_row(record, family, location, rows.notes)
         if row is None:
             continue
+        if are_marked(row, family, reading.label_names):
+            row = with_names(row, reading.label_names or [], location)
         chosen = chosen or columns_of(row, name, family, reading.columns)
         missing = next((column for column in chosen if column not in row), None)
         if missing is not None:
@@ -289,9 +294,8 @@ def _rows_of(records: Iterable[tuple[str, Any]], name: str, family: str, reading
 
 
 def _checked(rows: Rows, family: str) -> Rows:
-    check = check_example if family == "ner" else check_text
-    for example in zip(rows.inputs, rows.labels, rows.locations, strict=True):
-        check(*example)
+    for example in zip(rows.inputs, rows.labels, rows.locations, strict=True) if family == "ner" else ():
+        check_example(*example)  # texts are checked once their labels are taken apart
     return rows
 
 
@@ -324,7 +328,11 @@ def check_sentence(words: Any, tags: Any, location: str) -> None:
 
 
 def check_text(text: Any, label: Any, location: str) -> None:
-    """Raise `DataError` unless there are a text and a label."""
+    """Raise `DataError` unless there are a text and a label, or a list of labels."""
+    if isinstance(label, bool):
+        raise DataError(f"{location}: the label is {label}, neither text nor number; write a name for it.")
+    if isinstance(text, str) and isinstance(label, list):
+        return check_names(label, location)
     if not isinstance(text, str) or not isinstance(label, str) or not label:
         raise DataError(
             f"{location}: a text and a label are needed, not {str(text)[:40]!r} and {str(label)[:40]!r}."

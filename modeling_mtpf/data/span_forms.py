@@ -73,7 +73,8 @@ def label_studio_task(text: str, results: Mapping[str, Any]) -> dict[str, Any]:
     predictions = []
     for app, found in results.items():
         parts = []
-        for number, row in enumerate(found if isinstance(found, list) else [found]):
+        rows = found if isinstance(found, list) else [found]
+        for number, row in enumerate(row for row in rows if row.get("label", "") is not None):
             if "entity_group" in row:
                 value = {"start": row["start"], "end": row["end"], "text": text[row["start"] : row["end"]]}
                 part = {

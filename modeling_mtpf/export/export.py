@@ -261,6 +261,7 @@ def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _App
             "labels": head.labels,
             "max_length": head.max_length,
             "backbone": sha256,
+            **({"problem_type": head.problem_type} if head.problem_type else {}),
         }
         arrays = {key: value.float().contiguous().numpy().copy() for key, value in tensors.items()}
         return _AppTensors(loaded, arrays, depth, targets, about)

@@ -138,6 +138,8 @@ class Runner:
         for name, by_text in pieces.items():
             result = self._label if self.apps[name]["kind"] == "text-classification" else self._entities
             rows = zip(texts, encoded, map(sorted, by_text), strict=True)
+            several = self.apps[name].get("problem_type") == "multi_label_classification"
+            result = self._label_set if several else result
             pieces[name] = [result(*row, self.apps[name]["labels"]) for row in rows]
         return pieces
 
@@ -157,10 +159,13 @@ class Runner:
         return windows
 
     def _label(self, text, tokens, pieces, labels):
-        """Average the probabilities of a text's windows, weighted by their length."""
-        every = [_softmax(logits.mean(0)) for _, logits, _ in pieces]
-        mean = np.average(every, axis=0, weights=[len(logits) for _, logits, _ in pieces])
+        mean = _average(pieces, _softmax)
         return {"label": labels[int(mean.argmax())], "score": float(mean.max())}
+
+    def _label_set(self, text, tokens, pieces, labels):
+        mean = _average(pieces, lambda logits: 0.5 + 0.5 * np.tanh(logits / 2))  # sigmoid
+        best = [int(i) for i in np.argsort(-mean, kind="stable") if mean[i] >= 0.5]
+        return [{"label": labels[i], "score": float(mean[i])} for i in best]
 
     def _entities(self, text, tokens, pieces, labels):
         """Label words by their first sub-word with the best valid IOB2 tags, and join them."""
@@ -200,6 +205,12 @@ def _decode(scores, labels):
     for back in steps[:0:-1]:
         best.append(int(back[best[-1]]))
     return best[::-1]
+
+
+def _average(pieces, probabilities):
+    """Average the probabilities of a text's windows, weighted by their length."""
+    every = [probabilities(logits.mean(0)) for _, logits, _ in pieces]
+    return np.average(every, axis=0, weights=[len(logits) for _, logits, _ in pieces])
 
 
 def _softmax(logits):

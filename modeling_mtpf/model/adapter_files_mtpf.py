@@ -152,6 +152,8 @@ def write_adapter(
     }
     if head is not None:
         record.update(labels=head.labels, max_length=head.max_length)
+        if head.problem_type:
+            record["problem_type"] = head.problem_type
     _check_record(record)
     tensors = {key: value.to(dtype or value.dtype) for key, value in tensors.items()}
     files = {ADAPTER_WEIGHTS_FILE: save(tensors, metadata={"format": "pt"})}
@@ -286,7 +288,11 @@ def read_adapter(
     head = None
     if has_head:
         head = AdapterHead(
-            task["kind"], task["labels"], encoder.config.hidden_size, task.get("max_length", 128)
+            task["kind"],
+            task["labels"],
+            encoder.config.hidden_size,
+            task.get("max_length", 128),
+            task.get("problem_type"),
         )
         head.load_state_dict(read_tensors(folder / HEAD_FILE))
         head.tokenizer_sha256 = (task.get("backbone") or {}).get("tokenizer") if check_backbone else None

@@ -225,6 +225,7 @@ class AdapterMethods:
         self.classifier = nn.Linear(head.in_features, head.out_features)
         self.classifier.load_state_dict(head.state_dict())
         self.classifier.to(self.device, self.dtype)
+        self.config.problem_type = head.problem_type  # by which pipelines choose softmax or sigmoid
         self.config.id2label = dict(enumerate(head.labels))
         self.config.label2id = {label: index for index, label in enumerate(head.labels)}
         self.num_labels = len(head.labels)

@@ -15,7 +15,7 @@ from torch import nn
 
 from .configuration_mtpf import encoder_layout
 from .errors_mtpf import AdapterError
-from .schemas_mtpf import KINDS, LABEL, NAME_PATTERN
+from .schemas_mtpf import KINDS, LABEL, MULTI_LABEL, NAME_PATTERN
 from .trunk_mtpf import Encoder, encoder_layers, is_lora_layer, lora_modules
 from .views_mtpf import CHANGES, forget_adapter
 
@@ -320,17 +320,30 @@ class AdapterHead(nn.Linear):
         labels: Label names; their order is the order of the logits.
         hidden_size: Width of the encoder.
         max_length: Longest input in sub-words, special tokens included.
+        problem_type: ``multi_label_classification`` for text classification with any number of labels a text:
+            those whose sigmoid is at least 0.5.
     """
 
-    def __init__(self, kind: str, labels: list[str], hidden_size: int, max_length: int = 128):
+    def __init__(
+        self,
+        kind: str,
+        labels: list[str],
+        hidden_size: int,
+        max_length: int = 128,
+        problem_type: str | None = None,
+    ):
         if kind not in KINDS[1:]:
             raise AdapterError(f"Head kind {kind!r} is unknown; choose one of: {', '.join(KINDS[1:])}.")
         if not labels or len(set(labels)) != len(labels):
             raise AdapterError(f"A head needs distinct labels, at least one; got {labels!r}.")
         if invalid := [label for label in labels if not LABEL.fits(label)]:
             raise AdapterError(f"The label {invalid[0]!r} cannot be used; it must be {LABEL.accepts}.")
+        if problem_type not in (None, MULTI_LABEL) or (problem_type and kind != KINDS[2]):
+            raise AdapterError(
+                f"problem_type is {problem_type!r}; it may be {MULTI_LABEL!r}, of a {KINDS[2]} head."
+            )
         super().__init__(hidden_size, len(labels))
-        self.kind = kind
+        self.kind, self.problem_type = kind, problem_type
         self.labels = list(labels)
         self.max_length = max_length
         self.tokenizer_sha256: str | None = None  # of the tokenizer that it was trained with, if known

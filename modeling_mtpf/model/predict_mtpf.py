@@ -74,6 +74,10 @@ class Predictor:
         max_characters: A longer text is refused.
         top_k: Number of labels of a TC app, the most probable first: 1 gives the best as a dict; more, or
             ``None`` for all, give a list of dicts.
+        threshold: Leaves out entities and labels with a lower score. Where ``top_k`` is 1 and the best label
+            is left out, the result is ``{"label": None, "score": …}`` with its score. By default all scores
+            are accepted, but those of a multi-label app from 0.5 on; it gives a list also for a ``top_k`` of
+            1, which does not limit it.
     """
 
     def __init__(
@@ -87,11 +91,16 @@ class Predictor:
         portion: int = PORTION,
         max_characters: int = MAX_CHARACTERS,
         top_k: int | None = 1,
+        threshold: float | None = None,
     ):
         sizes = {"batch_tokens": batch_tokens, "batch_size": batch_size, "portion": portion, "top_k": top_k}
         for name, value in sizes.items():
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
+        if threshold is not None and not (number and 0 <= threshold <= 1):
+            raise ValueError(f"threshold is {threshold!r}; it must be a number from 0 to 1.")
+        self.threshold = threshold
         self.model = model
         self.tokenizer = text_tokenizer(model, tokenizer, token)
         self.device = execution_device(model)
@@ -250,7 +259,9 @@ class Predictor:
                 keep = torch.arange(states.shape[1]) < torch.from_numpy(lengths)[:, None]
                 states = states * keep.unsqueeze(-1).to(states.device, states.dtype)
             mean = states.sum(1) / torch.from_numpy(lengths).to(states.device, states.dtype)[:, None]
-            probabilities = app.head(mean).float().softmax(-1).cpu().numpy()
+            logits = app.head(mean).float()
+            scores = logits.sigmoid() if app.head.problem_type else logits.softmax(-1)
+            probabilities = scores.cpu().numpy()
             for window, length, row in zip(batch, lengths.tolist(), probabilities, strict=True):
                 entry = portion.sums[window.text, index]
                 entry[0], entry[1] = entry[0] + row * length, entry[1] + length
@@ -264,13 +275,17 @@ class Predictor:
     def _result(self, portion: _Portion, text: int, index: int, app: _App) -> Any:
         if app.scheme is None:
             total, weight = portion.sums[text, index]
-            return text_labels(total / weight, app.head.labels, self.top_k)
+            top_k, threshold = self.top_k, self.threshold
+            if app.head.problem_type:
+                top_k, threshold = top_k if top_k != 1 else None, 0.5 if threshold is None else threshold
+            return text_labels(total / weight, app.head.labels, top_k, threshold or 0.0)
         scores = portion.scores[text, index]
         if not (app.scheme.group_of[scores.argmax(-1)] >= 0).any():
             return []
         if text not in portion.words:
             portion.words[text] = portion.tokens[text].words(portion.texts[text])
-        return entities(portion.texts[text], portion.words[text], scores, app.scheme)
+        spans = entities(portion.texts[text], portion.words[text], scores, app.scheme)
+        return [span for span in spans if span["score"] >= self.threshold] if self.threshold else spans
 
 
 def check_choice(adapters: Any, names: Any) -> None:

@@ -102,8 +102,13 @@ def _with_marks(text: str, end: int, limit: int) -> int:
     return end
 
 
-def text_labels(probabilities: np.ndarray, labels: list[str], top_k: int | None) -> Any:
-    """Return the best label of a text from its probabilities ``(labels,)``; of ``top_k`` not 1, a list."""
+def text_labels(probabilities: np.ndarray, labels: list[str], top_k: int | None, threshold: float) -> Any:
+    """Return the best label of a text from its probabilities ``(labels,)``; of ``top_k`` not 1, a list.
+
+    A list has no label with a score below the threshold; a single one becomes ``None``.
+    """
     best = np.argsort(-probabilities, kind="stable")[:top_k]
     rows = [{"label": labels[label], "score": float(probabilities[label])} for label in best.tolist()]
-    return rows[0] if top_k == 1 else rows
+    if top_k != 1:
+        return [row for row in rows if row["score"] >= threshold]
+    return rows[0] if rows[0]["score"] >= threshold else {**rows[0], "label": None}

@@ -35,6 +35,8 @@ from .gate_mtpf import (
 
 KINDS = ("task-primary-lora", "token-classification", "text-classification")
 """What an adapter is: the LoRA of a family, or an app of one of the two head types."""
+MULTI_LABEL = "multi_label_classification"
+"""The problem type, as transformers calls it, of a text app that gives any number of labels."""
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{1,63}")
 ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 HEAD_FILE, TASK_FILE = "head.safetensors", "task.json"
@@ -92,6 +94,7 @@ _TASK = Schema(
         "name": matching(NAME_PATTERN.pattern, "a name: lower-case letters, digits, '_' and '-', at most 64"),
         "kind": either(NONE, one_of(*KINDS)),
         "labels": either(NONE, list_of(LABEL, MAX_LABELS)),
+        "problem_type": one_of(None, MULTI_LABEL),
         "max_length": whole(3, MAX_TOKENS),  # two special tokens and one of a text
         "backbone": either(NONE, object_of(either(SCALAR, object_of(ANYTHING, 100)), 100)),
         "metrics": either(NONE, object_of(ANYTHING, 10_000)),
@@ -152,6 +155,8 @@ def check_task(task: Mapping[str, Any], where: str = "") -> None:
         )
     _TASK.check(task, where)
     _TRAINED_ON.check(task.get("backbone") or {}, where)
+    if task.get("problem_type") and task.get("kind") != KINDS[2]:
+        raise AdapterError(f"{where}'problem_type' in {TASK_FILE} is only for a {KINDS[2]} app.")
     labels = task.get("labels") or []
     if len(set(labels)) < len(labels):
         raise AdapterError(f"{where}'labels' in {TASK_FILE} holds a label twice.")

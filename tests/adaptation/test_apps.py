@@ -171,7 +171,8 @@ def test_a_text_app_is_sklearns_probe(setting, family_adapter, num_labels):
     both = np.concatenate([vectors, vectors]), data.train.labels * 2  # train and validation
     probe = LogisticRegression(C=chosen, max_iter=1000).fit(*both)
     with torch.no_grad():
-        found = model.heads["app"](torch.from_numpy(vectors)).softmax(-1).numpy()
+        logits = model.heads["app"](torch.from_numpy(vectors)) * app.record["calibration"]["temperature"]
+        found = logits.softmax(-1).numpy()
     columns = [list(probe.classes_).index(label) for label in model.heads["app"].labels]
     np.testing.assert_allclose(found, probe.predict_proba(vectors)[:, columns], atol=5e-3)
     predicted = model.predict(TEXTS, adapters=["app"], tokenizer=tokenizer)["app"]
@@ -586,7 +587,7 @@ def test_a_long_sentence_is_fitted_and_scored_in_windows(setting):
             logits[0, np.arange(length), np.maximum(targets, 0)] = 9
             yield np.array([row]), torch.from_numpy(logits)
 
-    assert texts.score(right(texts))["entity_f1"] == 1.0
+    assert texts.score(texts.read(right(texts)))["entity_f1"] == 1.0
 
 
 def test_printed_scores_are_those_of_what_predict_delivers(setting, tmp_path):
@@ -668,12 +669,14 @@ def test_numbers_beyond_float16_stay_float32(setting, tmp_path, monkeypatch):
 
     def fill_largely(head, probe):
         fill(head, probe)
-        head.weight.data[0, 0] = 1e5
+        head.weight.data[0, 0] = 1e7
 
     monkeypatch.setattr(probe, "_fill_head", fill_largely)
-    fit_app(tc_data(), "tc", backbone=(model, tokenizer), method="probe", output_dir=tmp_path / "app")
+    options = {"backbone": (model, tokenizer), "method": "probe"}
+    app = fit_app(tc_data(), "tc", output_dir=tmp_path / "app", **options)
     stored = load_file(tmp_path / "app" / HEAD_FILE)["weight"]
-    assert stored.dtype == torch.float32 and float(stored[0, 0]) == 1e5
+    expected = 1e7 / app.record["calibration"]["temperature"]
+    assert stored.dtype == torch.float32 and float(stored[0, 0]) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("architecture", ["roberta", "modernbert"])

@@ -98,6 +98,23 @@ def test_an_app_on_the_packaged_encoder_needs_no_backbone(run, tmp_path):
     assert outputs[0] == outputs[1] and outputs[0][0] == 0 and "intent" in outputs[0][1], outputs
 
 
+def test_all_labels_and_a_threshold(run, folders, tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS) + "\n")
+    model = MtpfModel.from_pretrained(folders / "backbone").eval()
+    model.load_adapter(folders / "intent")
+    expected = model.predict(TEXTS, adapters=["intent"], top_k=None, threshold=0.2)["intent"]
+    assert 0 < sum(map(len, expected)) < 5 * len(TEXTS)
+    options = ["--adapter", folders / "intent", "--backbone", folders / "backbone", tmp_path / "a.txt"]
+    code, out, _ = run("predict", *options, "--top_k", "0", "--threshold", "0.2")
+    assert code == 0
+    assert_lines(out, {"intent": expected}, ["intent"])
+    threshold = sorted(row["score"] for row in model.predict(TEXTS, adapters=["intent"])["intent"])[2] - 1e-6
+    best = model.predict(TEXTS, adapters=["intent"], threshold=threshold)["intent"]
+    assert {row["label"] is None for row in best} == {True, False}
+    _, out, _ = run("predict", *options, "--threshold", threshold)
+    assert_lines(out, {"intent": best}, ["intent"])
+
+
 @pytest.mark.hub
 def test_a_published_app_brings_its_backbone(run, hub, folders, expected, tmp_path, monkeypatch):
     push_backbone(folders / "backbone", "mtpf/encoder")
@@ -167,6 +184,8 @@ def test_answers_come_while_the_input_is_open(folders):
         (["--adapter", "{entities}", "--backbone", "{backbone}", "--column", "x", "{csv}"], "no column 'x'; it has: text"),
         (["--adapter", "{entities}", "--backbone", "{backbone}", "--encoding", "x", "{csv}"], "no text encoding 'x'"),
         (["--adapter", "{entities}", "--backbone", "{backbone}", "--lines_ahead", "0"], "--lines_ahead is 0"),
+        (["--adapter", "{entities}", "--backbone", "{backbone}", "--top_k", "-1"], "--top_k is -1; it must be"),
+        (["--adapter", "{entities}", "--backbone", "{backbone}", "--threshold", "5"], "--threshold is 5.0; it must"),
         (["{file}"], "required: --adapter"),
     ],
 )  # fmt: skip

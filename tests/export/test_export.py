@@ -33,6 +33,7 @@ from modeling_mtpf.export.graphs import TailShape, tail_modules
 from modeling_mtpf.export.int8 import quantize_tables
 from modeling_mtpf.model.hub_cache_mtpf import sha256_of
 from modeling_mtpf.model.results_mtpf import TagScheme
+from modeling_mtpf.model.schemas_mtpf import MULTI_LABEL
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -57,14 +58,14 @@ def runner_of(folder: Path):
 
 
 def make_app(
-    root: Path, backbone: Path, name: str, settings: LoraSettings, kind="text-classification"
+    root: Path, backbone: Path, name: str, settings: LoraSettings, kind="text-classification", **head
 ) -> Path:
     """Save an app with random LoRA and head."""
     model = MtpfModel.from_pretrained(backbone).eval()
     model.add_adapter(name, settings)
     randomize(model, len(name), within=f".{name}.")
     torch.manual_seed(0)
-    model.heads[name] = AdapterHead(kind, ["O", "B-PER", "I-PER"], model.config.hidden_size)
+    model.heads[name] = AdapterHead(kind, ["O", "B-PER", "I-PER"], model.config.hidden_size, **head)
     model.save_adapter(root / name, name)
     return root / name
 
@@ -184,6 +185,21 @@ print(json.dumps(Runner({str(exported)!r}).predict(texts, ["entities", "intent"]
     expected = model.predict(AWKWARD, ["entities", "intent"])
     assert sum(map(len, expected["entities"])) > 20
     assert_close(results, expected)
+
+
+def test_the_runner_gives_the_labels_of_a_multi_label_app(copied, folders, tmp_path):
+    app = make_app(tmp_path, folders / "backbone", "moods", LoraSettings(r=2), problem_type=MULTI_LABEL)
+    model = torch_model(folders / "backbone", app)
+    head = model.heads["moods"]
+    for label, name in enumerate(head.labels):  # so that each label is given to some texts, none just so
+        rows = model.predict(AWKWARD, ["moods"], top_k=None, threshold=0)["moods"]
+        scores = np.unique([row["score"] for result in rows for row in result if row["label"] == name])
+        score = scores[np.diff(scores).argmax() :][:2].mean()
+        head.bias.data[label] -= float(np.log(score / (1 - score)))
+    export_onnx(folders / "backbone", [model.save_adapter(tmp_path / "centred", "moods")], copied)
+    results = runner_of(copied).Runner(copied).predict(AWKWARD, ["moods"])
+    assert_close(results, model.predict(AWKWARD, ["moods"]))
+    assert len({len(rows) for rows in results["moods"]}) > 1
 
 
 def test_the_runner_decodes_tags_as_predict_does():

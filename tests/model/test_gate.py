@@ -112,6 +112,8 @@ def test_adapter_configs_are_refused(model, entities, changes):
         ({"metrics": {"f1": float("nan")}}, "NaN is not a number"),
         ({"metrics": {"f1": [float("-inf")]}}, "Infinity is not a number"),
         ({"kind": "regression"}, "'kind'"),
+        ({"problem_type": "multi_label_classification"}, "'problem_type' in task.json is only for"),
+        ({"problem_type": ["x"]}, "'problem_type'"),
         ({"backbone": {"sha256": "x" * 64}}, "'sha256'"),
         ({"backbone": {"id": "../../x"}}, "'id'"),
         ({"notes": "\u202e"}, "control character"),

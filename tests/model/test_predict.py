@@ -252,6 +252,22 @@ def test_dropout_never_acts_and_the_mode_is_kept(apps, training):
     assert modes == {name: module.training for name, module in model.named_modules()}
 
 
+def test_a_threshold_leaves_out_what_has_a_lower_score(apps):
+    model, _ = apps()
+    everything = model.predict(TEXTS, adapters=list(APPS), top_k=None)
+    best = model.predict(TEXTS, adapters=list(APPS))
+    scores = sorted(row["score"] for name in APPS for rows in everything[name] for row in rows)
+    for threshold in (0.0, scores[len(scores) // 2], scores[-1], 1.0):
+        several = model.predict(TEXTS, adapters=list(APPS), top_k=None, threshold=threshold)
+        single = model.predict(TEXTS, adapters=list(APPS), threshold=threshold)
+        for name, (_, kind, *_) in APPS.items():
+            left = [[row for row in rows if row["score"] >= threshold] for rows in everything[name]]
+            assert several[name] == left
+            if kind == "text-classification":
+                left = [row if row["score"] >= threshold else row | {"label": None} for row in best[name]]
+            assert single[name] == left
+
+
 def test_mistakes_are_named_and_the_model_stays_usable(apps, load):
     model, _ = apps()
     before = model.predict(TEXTS, adapters=list(APPS))
@@ -279,6 +295,9 @@ def test_mistakes_are_named_and_the_model_stays_usable(apps, load):
         ({}, TypeError, "either adapters=.*or adapter_names="),
         ({"adapters": ["names"], "adapter_names": ["names"] * 2}, TypeError, "either"),
         ({"adapters": ["names"], "batch_tokens": 0}, ValueError, "batch_tokens is 0"),
+        ({"adapters": ["names"], "threshold": 1.1}, ValueError, "threshold is 1.1; it must be a number from"),
+        ({"adapters": ["names"], "threshold": float("nan")}, ValueError, "threshold is nan"),
+        ({"adapters": ["names"], "threshold": "0.5"}, ValueError, "threshold is '0.5'"),
     ):
         with pytest.raises(error, match=message):
             model.predict(["a", "b"], **arguments)

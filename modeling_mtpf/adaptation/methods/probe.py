@@ -3,23 +3,28 @@
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 from threadpoolctl import threadpool_limits
 from transformers import PreTrainedTokenizerBase
 
 from ...data.app_data import AppData
+from ...data.words import IGNORE
 from ...metrics import text_scores
 from ...model.adapters_mtpf import AdapterHead, lora_parameters
 from ...model.modeling_mtpf import MtpfModel
+from ...model.schemas_mtpf import MULTI_LABEL
+from ..calibration import NEVER, HeldOut
 from ..rounding import round_to_stored
 from ..settings import FitResult, FitSettings, LoraShape
 from ..tail_training import add_app
 from ..text_vectors import embed_texts
+from .one_vs_rest import fit_one_vs_rest
 from .registry import register_method
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
@@ -44,7 +49,8 @@ def fit_probe(
     strength of regularisation is chosen on validation, or by folds of all rows if validation was held out
     from the training data and has fewer than `FEW`. The final probe is fitted on train and validation.
     """
-    head = AdapterHead("text-classification", data.labels, model.config.hidden_size, settings.max_length)
+    shape = model.config.hidden_size, settings.max_length, MULTI_LABEL if data.multi_label else None
+    head = AdapterHead("text-classification", data.labels, *shape)
     torch.manual_seed(settings.seed)
     add_app(model, name, head, start_from, LoraShape() if start_from else LoraShape(layers=1, r=1))
     round_to_stored(lora_parameters(model.backbone, name), settings)  # the probe sees what will be stored
@@ -52,9 +58,13 @@ def fit_probe(
     train, validation = (
         embed_texts(model, tokenizer, split.inputs, name, **shared) for split in (data.train, data.validation)
     )
+    folded = data.held_out and len(validation) < FEW
+    if data.multi_label:
+        fit = partial(_fit_probe, class_weights=settings.class_weights, seed=settings.seed)
+        parts = KFold(FOLDS, shuffle=True, random_state=settings.seed) if folded else None
+        return fit_one_vs_rest(model.heads[name], data, train, validation, fit, STRENGTHS, parts)
     options = settings.class_weights, settings.seed
     both = np.concatenate([train, validation]), [*data.train.labels, *data.validation.labels]
-    folded = data.held_out and len(validation) < FEW
     if folded:
         strength, best = choose_by_folds(*both, *options)
     else:
@@ -69,7 +79,7 @@ def fit_probe(
         "chosen_by": f"{FOLDS} stratified folds" if folded else "validation",
         "refitted_with_validation": True,
     }
-    return FitResult(best.score, best.validation, details)
+    return FitResult(best.score, best.validation, details, best.held_out)
 
 
 def choose_probe(
@@ -143,7 +153,10 @@ def _result(labels: Sequence[str], probabilities: np.ndarray, names: list[str]) 
     columns = {name: column for column, name in enumerate(names)}
     pairs = zip(probabilities, labels, strict=True)
     right = [row[columns[label]] if label in columns else 0.0 for row, label in pairs]
-    return FitResult(scores["accuracy"], scores), -float(np.log(np.maximum(right, 1e-12)).mean())
+    targets = np.array([columns.get(label, IGNORE) for label in labels])
+    held_out = HeldOut(np.log(np.maximum(probabilities, 1e-12)), targets)
+    result = FitResult(scores["accuracy"], scores, held_out=held_out)
+    return result, -float(np.log(np.maximum(right, 1e-12)).mean())
 
 
 def _best(results: list[tuple[FitResult, float]]) -> tuple[int, FitResult]:
@@ -162,7 +175,7 @@ def _fill_head(head: Any, probe: LogisticRegression) -> None:
     if len(probe.classes_) == 2:  # scikit-learn keeps one row, the log-odds of the second class
         weight, bias = torch.cat([-weight / 2, weight / 2]), torch.cat([-bias / 2, bias / 2])
     head.weight.zero_()
-    head.bias.fill_(-1e4)
+    head.bias.fill_(NEVER)
     rows = [head.labels.index(label) for label in probe.classes_]
     head.weight[rows], head.bias[rows] = weight.to(head.weight), bias.to(head.bias)
     head.eval()
