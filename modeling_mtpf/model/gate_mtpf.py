@@ -6,10 +6,12 @@
 import json
 import math
 import re
+import stat
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from .errors_mtpf import MtpfError, first_line
 
@@ -176,8 +178,7 @@ def parse_json(data: bytes, max_entries: int, *, shallow: bool = False) -> dict[
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for position, name in enumerate(names) if name in names[:position])
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"it names {twice[:60]!r} twice")
     return value
 
@@ -205,6 +206,13 @@ def check_values(value: Any) -> None:
                 stack += [(depth + 1, inner) for inner in item.values()]
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a file, which may be a link to one; a pipe or a device could deliver without end, or never."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is not a regular file")
+    return path.open("rb")
+
+
 def read_json(
     path: Path,
     max_bytes: int = 1_000_000,
@@ -214,10 +222,11 @@ def read_json(
 ) -> dict[str, Any]:
     """Read a JSON object as `parse_json` does, and raise ``error`` for a file that is missing or damaged."""
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
+        with open_file(path) as file:
+            data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
             raise error(f"{path} is larger than {max_bytes / 1e6:g} MB; that is not a {path.name}.")
-        return parse_json(path.read_bytes(), max_entries, **options)
+        return parse_json(data, max_entries, **options)
     except FileNotFoundError as reason:
         raise error(f"{path.parent} has no {path.name}.") from reason
     except OSError as reason:
@@ -255,7 +264,7 @@ def read_header(path: Path, error: type[MtpfError] = MtpfError) -> Header:
         MtpfError: ``error``, for a file that is missing or damaged, or a type other than floating numbers.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             file_size = path.stat().st_size
             size = int.from_bytes(file.read(8), "little")
             if file_size < 8 or size > min(MAX_HEADER_BYTES, file_size - 8):

@@ -125,9 +125,17 @@ def check_tokenizer_files(folder: Path, source: Any = None) -> None:
                 _check_ids(value.values())
             else:
                 check_values(value)
+                if name == TOKENIZER_CONFIG_FILE and (key := _named_file(value)):
+                    raise ValueError(f"{key!r} names a file, which is not checked; leave it out")
                 _check_ids(map(int, value.get("added_tokens_decoder") or {}))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise MtpfError(f"{source} is damaged: {name}: {first_line(error)}.") from error
+
+
+def _named_file(config: dict[str, Any]) -> str | None:
+    """Return a key that makes transformers read another file; it does not read special_tokens_map_file."""
+    keys = (key for key, value in config.items() if re.search("_files?$", key) and value)
+    return next((key for key in keys if key != "special_tokens_map_file"), None)
 
 
 def _check_ids(ids: Any) -> None:

@@ -1,6 +1,7 @@
 """Files that someone else wrote: refused in one sentence, by loading and `inspect` alike, in bounded time."""
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -133,6 +134,7 @@ def deep(text: str) -> str:
     "change, message",
     [
         (lambda text: text[:-1] + ', "r": 4, "r": 4}', "twice"),
+        (lambda text: text[:-1] + "".join(f', "k{n}": 0' for n in range(40_000)) + ', "k39999": 0}', "twice"),
         (deep, "nested too deep"),
         (lambda text: text[:-1] + ', "x": 1e999}', "not finite"),
         (lambda text: " " * 33_000_000, "larger than"),
@@ -146,6 +148,21 @@ def deep(text: str) -> str:
 def test_json_is_read_strictly(model, entities, file, change, message):
     (entities / file).write_text(change((entities / file).read_text().strip()))
     refuses(lambda: model.load_adapter(entities), entities, message)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize(
+    "file", ["adapter_config.json", "task.json", "adapter_model.safetensors", "head.safetensors"]
+)
+def test_pipes_and_devices_are_not_read(model, entities, file, kind):
+    (entities / file).unlink()
+    if kind == "pipe":
+        os.mkfifo(entities / file)
+    else:
+        (entities / file).symlink_to("/dev/zero")
+    with pytest.raises(AdapterError, match="not a regular file|has no|is missing"):
+        model.load_adapter(entities)
+    assert inspect(entities).findings
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "head.safetensors"])
@@ -223,6 +240,7 @@ def test_adapters_of_peft_with_parts_of_names_load_as_in_peft(
         {"num_attention_heads": 0},
         {"layer_norm_eps": -1},
         {"layer_norm_eps": "x"},
+        {"chunk_size_feed_forward": 7},
         {"dtype": "load"},
         {"id2label": {str(number): "x" for number in range(200_000)}},
         {"num_labels": 10**9},
@@ -405,6 +423,21 @@ def test_tokenizers_are_refused(backbone, entities, how):
     model = MtpfModel.from_pretrained(backbone).eval()
     model.load_adapter(entities)
     refuses(lambda: model.predict(["Call Ada"], adapters=["entities"]), backbone, message)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fast_tokenizer_files": ["tokenizer.json", "tokenizer.5.0.json"]},
+        {"tokenizer_file": "/dev/null"},
+        {"vocab_file": "../vocab.txt"},
+    ],
+)
+def test_a_tokenizer_is_not_read_from_a_file_that_is_not_checked(backbone, entities, changes):
+    edit(backbone / "tokenizer_config.json", **changes)
+    model = MtpfModel.from_pretrained(backbone).eval()
+    model.load_adapter(entities)
+    refuses(lambda: model.predict(["a"], ["entities"]), backbone, f"'{next(iter(changes))}' names a file")
 
 
 @pytest.mark.parametrize("pattern", [r"\s+", " {2,}", "[^a-z]+|x", r"\p{L}+", "ab?"])
