@@ -25,6 +25,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from modeling_mtpf import AdapterHead, LoraSettings, MtpfConfig, MtpfModel
 from modeling_mtpf.hub import push_backbone
+from modeling_mtpf.model.texts_mtpf import TextTokenizer
 
 ARCHITECTURES = ("bert", "distilbert", "roberta", "xlm-roberta", "electra", "modernbert")
 BYTE_LEVEL = ("roberta", "modernbert")
@@ -278,6 +279,7 @@ def folders(encoders, tmp_path_factory) -> Path:
             model.heads[name] = AdapterHead(*LABELS[name], 32)
             with torch.no_grad():  # centred and steep, so that some words are entities and some are not
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(encoders["bert"])
+                model.heads[name].tokenizer_sha256 = TextTokenizer(tokenizer).sha256
                 inputs = dict(tokenizer(SENTENCES, padding=True, return_tensors="pt"))
                 mean = model.encode_adapters([name], **inputs)[name].mean((0, 1))
                 model.heads[name].weight.normal_(0, 5, generator=generator)

@@ -24,6 +24,7 @@ from ..model.adapter_files_mtpf import backbone_sha256, find_adapter, read_task
 from ..model.adapters_mtpf import check_adapter_name, count_parameters, validate_adapter_name
 from ..model.configuration_mtpf import max_tokens
 from ..model.modeling_mtpf import MtpfModel
+from ..model.predict_mtpf import text_tokenizer
 from ..model.sources_mtpf import is_hub_id
 from ..settings import nearest
 from .calibration import calibrate
@@ -166,6 +167,8 @@ def fit_app(
             model.delete_adapter(_START)
     if backbone_sha256(model.backbone) != digest:
         raise RuntimeError("The frozen backbone has changed while an app was fitted: this is a bug.")
+    head: Any = model.heads[name]
+    head.tokenizer_sha256 = text_tokenizer(model, tokenizer).sha256
     test = score_app(model, tokenizer, name, data.test) if data.test else None
     record = _record(data, method, settings, results, start_name, test)
     record["stored_dtype"] = str(dtype).removeprefix("torch.")

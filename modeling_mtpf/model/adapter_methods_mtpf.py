@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,12 @@ from .adapters_mtpf import (
 from .backbone_identity_mtpf import bits_digest, check_in_memory
 from .bound_calls_mtpf import execution_device
 from .configuration_mtpf import encoder_layout
-from .errors_mtpf import AdapterError, MtpfError, first_line
+from .errors_mtpf import AdapterError, first_line
 from .folders_mtpf import read_unchanged
 from .hub_cache_mtpf import weights_file
 from .predict_mtpf import check_tokenizer, text_tokenizer
 from .sources_mtpf import is_hub_id
-from .trunk_mtpf import lora_modules
+from .trunk_mtpf import adapter_modules, lora_modules
 from .views_mtpf import CHANGES
 
 STOCK_ARGUMENTS = {"is_trainable", "hotswap", "low_cpu_mem_usage", "local_files_only", "load_config"}
@@ -106,7 +106,11 @@ class AdapterMethods:
         settings: Any = lora or LoraSettings(layers=self.config.num_tail_layers)
         inject_lora(self.backbone, adapter_name or name, lora_config(self.backbone, settings), trainable=True)
         if head is not None:
-            self.heads[adapter_name or name] = head.to(execution_device(self))
+            self._add_head(adapter_name or name, head, trainable=True)
+
+    def _add_head(self, name: str, head: AdapterHead, trainable: bool) -> None:
+        """Add an app's head; those of a task class, which runs its classifier instead, get no gradients."""
+        self.heads[name] = head.to(execution_device(self)).requires_grad_(trainable and not self.head_kind)
 
     def _add_as_transformers(self, config: Any, name: str) -> None:
         plain = import_peft().LoraConfig()
@@ -166,7 +170,7 @@ class AdapterMethods:
             adapter_name: Name in this model; the one recorded in the adapter by default.
             revision: Commit, tag or branch of the Hub repo; pin a commit in production.
             token: Hub token for private repos.
-            trainable: Whether its LoRA gets gradients.
+            trainable: Whether its LoRA and its head get gradients.
             check_backbone: Refuse adapters that were trained on other weights (sha256).
             replace: Replace the adapter of this name, if there is one, in one step: another thread finds
                 either the old one or the new one, and if the new one cannot be used, the old one stays.
@@ -211,7 +215,7 @@ class AdapterMethods:
             else:
                 install_adapter(self.backbone, files, trainable)
             if files.head is not None:
-                self.heads[files.name] = files.head.to(execution_device(self))
+                self._add_head(files.name, files.head, trainable)
             elif files.name in self.heads:
                 self.heads.pop(files.name)
             if activate:
@@ -262,6 +266,7 @@ class AdapterMethods:
             name = name[0]
         if name is not None:
             check_loaded(self.backbone, name)
+            adapter_modules(self.backbone, name)
         self.__dict__.pop("_disabled_adapter", None)
         set_active_adapter(self.backbone, name)
 
@@ -309,6 +314,7 @@ class AdapterMethods:
         """
         if name is not None:
             check_loaded(self.backbone, name)
+            adapter_modules(self.backbone, name)
         before = active_adapter(self.backbone)
         set_active_adapter(self.backbone, name)
         try:
@@ -345,10 +351,6 @@ class AdapterMethods:
             )
         check_in_memory(self.backbone)
         head: Any = self.heads[name] if name in self.heads else None
-        tokenizer_sha256 = getattr(head, "tokenizer_sha256", None)
-        if tokenizer_sha256 is None:
-            with suppress(MtpfError):  # a model that was not loaded, or from a place without tokenizer
-                tokenizer_sha256 = text_tokenizer(self).sha256
         written = write_adapter(
             folder,
             self.backbone,
@@ -358,7 +360,7 @@ class AdapterMethods:
             backbone_revision=backbone_revision,
             dtype=dtype,
             task=task,
-            tokenizer_sha256=tokenizer_sha256,
+            tokenizer_sha256=getattr(head, "tokenizer_sha256", None),
         )
         self.__dict__.setdefault("_written_adapters", {})[name] = self._adapter_digest(name)
         return written

@@ -16,7 +16,7 @@ from torch import nn
 from .configuration_mtpf import encoder_layout
 from .errors_mtpf import AdapterError
 from .schemas_mtpf import KINDS, LABEL, MULTI_LABEL, NAME_PATTERN
-from .trunk_mtpf import Encoder, encoder_layers, is_lora_layer, lora_modules
+from .trunk_mtpf import NUMBER, Encoder, adapter_modules, encoder_layers, is_lora_layer, lora_modules
 from .views_mtpf import CHANGES, forget_adapter
 
 
@@ -144,8 +144,8 @@ def adapter_depth(encoder: Encoder, name: str) -> int:
     prefix = layout.layers + "."
     indices = [
         int(path.removeprefix(prefix).split(".")[0])
-        for path, module in lora_modules(encoder)
-        if name in module.lora_A and path.startswith(prefix)
+        for path, _ in adapter_modules(encoder, name)
+        if path.startswith(prefix)
     ]
     return len(encoder_layers(encoder)) - min(indices)
 
@@ -164,11 +164,12 @@ def inject_lora(encoder: Encoder, name: str, config: Any, trainable: bool) -> No
             _extend_layers(encoder, carriers, name, config)
         else:
             _inject(encoder, name, config)
-        for _, module in lora_modules(encoder):
-            if name in module.lora_A:
-                mode = module.get_base_layer().training
-                for part in (module.lora_A, module.lora_B, module.lora_dropout):
-                    part[name].train(mode).requires_grad_(trainable)
+        modules = adapter_modules(encoder, name)
+        for _, module in modules:
+            mode = module.get_base_layer().training
+            for part in (module.lora_A, module.lora_B, module.lora_dropout):
+                part[name].train(mode).requires_grad_(trainable)
+        setattr(encoder.peft_config[name], NUMBER, len(modules))
 
 
 def _can_extend(encoder: Encoder, carriers: dict[str, Any], config: Any) -> bool:

@@ -21,6 +21,9 @@ CALLS = ("forward", "_old_forward", "_call_impl", "_slow_forward")
 
 _BOUND = (types.MethodType, functools.partial)
 
+_LEVELS, _LEVEL_SIZE = 6, 10_000
+"""How many references in a row are followed from a callable, and how many objects on each level."""
+
 
 def rebind_calls(module: nn.Module, view: nn.Module) -> None:
     """Make the callables stored on a module, which a view has copied, those of the view.
@@ -63,18 +66,19 @@ def _rebind(value: Any, module: nn.Module, view: nn.Module) -> Any:
     return functools.partial(function or value.func, *args, **keywords) if taken else None
 
 
-def _refers_to_a_module(value: Any, source: str = "", depth: int = 5) -> bool:
+def _refers_to_a_module(value: Any) -> bool:
     """Whether a callable can reach a module other than by its arguments, as far as can be seen.
 
     Globals are followed in functions of the source file that the callable comes from.
     """
-    if isinstance(value, nn.Module):
-        return True
-    if depth == 0 or isinstance(value, (type, types.ModuleType, str, bytes)):
-        return False
-    source = source or str(getattr(value, "__module__", ""))
-    items = itertools.islice(_references(value, source), 10_000)
-    return any(_refers_to_a_module(item, source, depth - 1) for item in items)
+    source, level = str(getattr(value, "__module__", "")), [value]
+    for _ in range(_LEVELS):
+        if any(isinstance(item, nn.Module) for item in level):
+            return True
+        opaque = (type, types.ModuleType, str, bytes)
+        items = (_references(item, source) for item in level if not isinstance(item, opaque))
+        level = list(itertools.islice(itertools.chain.from_iterable(items), _LEVEL_SIZE))
+    return False
 
 
 def _references(value: Any, source: str) -> Iterator[Any]:

@@ -3,6 +3,7 @@
 import ctypes
 import itertools
 import os
+import re
 import shutil
 import sys
 import time
@@ -25,7 +26,8 @@ def replaced_files(folder: str | os.PathLike, names: Collection[str], last: str)
 
     The new folder is completed next to the old one, and the two exchange their names: a single step on Linux
     and macOS. Where the file system cannot do that, or the folder is the current one, the files are replaced
-    one by one, and ``last`` is missing meanwhile, so that nothing takes the folder for a complete one.
+    one by one, and ``last`` is missing meanwhile, so that nothing takes the folder for a complete one. The
+    folder and the new files belong to the caller and its group; modes and the owners of other files stay.
 
     Args:
         folder: A new folder, or an existing one, whose other files stay.
@@ -80,9 +82,10 @@ def _publish(temporary: Path, target: Path, names: Collection[str], last: str) -
 
 def _link_others(source: Path, target: Path, names: Collection[str]) -> None:
     """Give the new folder the files that stay; another process may exchange the old folder meanwhile."""
+    unfinished = re.compile(rf"\.{re.escape(source.name[:50])}\.\d+\.\d+\.tmp")  # of `replaced_files`
 
     def left_out(folder: str, entries: list[str]) -> list[str]:
-        return [e for e in entries if folder == str(source) and (e in names or e.endswith(".tmp"))]
+        return [e for e in entries if folder == str(source) and (e in names or unfinished.fullmatch(e))]
 
     for attempt in range(_TRIES):
         try:

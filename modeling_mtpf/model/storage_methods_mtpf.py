@@ -123,6 +123,8 @@ class StorageMethods(PreTrainedModel):
                 + (f" and {len(unsaved) - 1} more" if unsaved[1:] else "")
                 + f"; write it with: model.save_adapter(FOLDER, {unsaved[0]!r})"
             )
+        if not kwargs.get("is_main_process", True):
+            return
         here = Path(__file__).parent
         for name in HUB_FILES:
             if here != Path(save_directory).resolve():
@@ -144,11 +146,24 @@ class StorageMethods(PreTrainedModel):
         """Take the encoder's weights under their stock names, too: `save_pretrained` writes those.
 
         Trainer reads checkpoints by ``load_state_dict``, where only the module's own keys would count.
+
+        Raises:
+            MtpfError: They are without the adapter in training: the model would be a mix of two states.
         """
         for name, key in self._stock_names().items():
             if prefix + name in state_dict and prefix + key not in state_dict:
                 state_dict[prefix + key] = state_dict.pop(prefix + name)
+                self._check_not_in_training()
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _check_not_in_training(self) -> None:
+        for key, parameter in self.backbone.named_parameters():
+            if ".lora_" in key and parameter.requires_grad:
+                raise MtpfError(
+                    f"The weights are a backbone's, without the adapter in training {key.split('.')[-2]!r}: "
+                    "Trainer cannot resume, or load the best model, with an adapter. Write it with "
+                    "save_adapter; go on from from_pretrained and load_adapter(FOLDER, trainable=True)."
+                )
 
     def push_to_hub(self, repo_id: str, *args, **kwargs) -> Any:  # type: ignore[override]
         """Refuse: what transformers would publish lacks the tokenizer, the card, and sometimes the code.

@@ -24,6 +24,9 @@ from .errors_mtpf import MtpfError
 BARE = "_mtpf_bare"
 """Attribute of an encoder view that is known to have no LoRA in it."""
 
+NUMBER = "_mtpf_modules"
+"""Attribute of an adapter's config in memory: how many modules got its LoRA."""
+
 Encoder = Any
 """A stock transformers encoder; its attributes differ by architecture, so that no static type fits."""
 
@@ -194,6 +197,22 @@ def lora_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, Any
     for name, child in module._modules.items():
         if child is not None:
             yield from lora_modules(child, f"{prefix}.{name}" if prefix else name)
+
+
+def adapter_modules(encoder: Encoder, name: str) -> list[tuple[str, Any]]:
+    """Return path and module of every layer with LoRA of an adapter.
+
+    Raises:
+        MtpfError: Some have disappeared since it was added.
+    """
+    modules = [(path, module) for path, module in lora_modules(encoder) if name in module.lora_A]
+    if len(modules) < (number := getattr(encoder.peft_config[name], NUMBER, 0)):
+        raise MtpfError(
+            f"Of the {number} modules with the adapter {name!r} only {len(modules)} are left in the model: a "
+            "layer was removed, or replaced by a module that hides it. Keep it as a child of the new one "
+            "(self.layer = layer in its __init__), or delete the adapter."
+        )
+    return modules
 
 
 def adapter_view(module: nn.Module, adapter: str | None) -> nn.Module:

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from .bound_calls_mtpf import CALLS
 from .forks_mtpf import held_at_fork
 from .trunk_mtpf import (
     BARE,
     Encoder,
+    adapter_modules,
     adapter_view,
     check_unmerged,
     encoder_layers,
     is_lora_layer,
-    lora_modules,
     shallow_view,
     uncompiled,
 )
@@ -83,9 +84,8 @@ def _in_eval_mode(module: nn.Module) -> nn.Module:
 
 def _is_plain(lora: Any) -> bool:
     """Whether calling this LoRA layer adds an unmerged LoRA and does nothing else."""
-    return not (
-        lora._forward_hooks or lora._forward_pre_hooks or "forward" in lora.__dict__ or lora.merged_adapters
-    )
+    changed = not lora.__dict__.keys().isdisjoint(CALLS) or not type(lora).__module__.startswith("peft.")
+    return not (changed or lora._forward_hooks or lora._forward_pre_hooks or lora.merged_adapters)
 
 
 class InferenceViews:
@@ -102,6 +102,7 @@ class InferenceViews:
         self._tails: dict[str, _Tail] = {}
         self.bare: Any = self._without_lora(encoder)
         del self._views[encoder]  # a reference from here would keep the encoder alive for ever
+        self._lora: list[Any] = [module for module in self._views if is_lora_layer(module)]
         forward = encoder.__dict__.get("forward")
         self._forward = forward and weakref.ref(forward)
         self._calls = self._current_calls()
@@ -121,8 +122,8 @@ class InferenceViews:
             return view
         view = shallow_view(module)
         view.__dict__["training"] = False
+        self._children.append((module._modules, dict(module._modules)))
         if module._modules:
-            self._children.append((module._modules, dict(module._modules)))
             view.__dict__["_modules"] = {
                 name: None if child is None else self._without_lora(child)
                 for name, child in module._modules.items()
@@ -140,10 +141,11 @@ class InferenceViews:
 
     def _current_calls(self) -> list[Any]:
         """What runs when a module below the encoder is called, where that can be changed on its object."""
-        return [
-            _is_plain(module) if is_lora_layer(module) else module.__dict__.get("forward")
-            for module in self._views
-        ]
+        calls: list[Any] = [type(module) for module in self._views]
+        for module in self._views:
+            if not module.__dict__.keys().isdisjoint(CALLS):
+                calls += [(module, name, module.__dict__.get(name)) for name in CALLS]
+        return calls + [(_is_plain(lora), lora.base_layer) for lora in self._lora]
 
     def in_eval_mode(self, encoder: Encoder) -> bool:
         """Whether all modules of the encoder are in eval mode, so that the views compute what it computes."""
@@ -161,8 +163,7 @@ class InferenceViews:
     def _make_tail(self, encoder: Encoder, name: str) -> _Tail:
         parts = [
             (module, module.lora_A[name], module.lora_B[name], module.scaling[name])
-            for _, module in lora_modules(encoder)
-            if name in module.lora_A
+            for _, module in adapter_modules(encoder, name)
         ]
         layers: list[nn.Module] = []
         for layer, bare in zip(encoder_layers(encoder), self.layers, strict=True):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from tokenizers.normalizers import BertNormalizer
 
 from modeling_mtpf import AdapterError, AdapterHead
 from modeling_mtpf.adaptation import FitSettings, fit_app
@@ -481,6 +482,21 @@ def test_mistakes_are_one_sentence_and_leave_nothing(
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert [path.name for path in tmp_path.iterdir()] == ["people.conll"]
+
+
+def test_an_app_records_the_tokenizer_that_it_was_fitted_with(setting, encoders, tmp_path, load):
+    model, _ = setting
+    cased = load_word_tokenizer(str(encoders["bert"]))
+    cased.backend_tokenizer.normalizer = BertNormalizer(lowercase=False)
+    fit_app(tc_data(), "tc", backbone=(model, cased), output_dir=tmp_path / "app", method="probe")
+    model = load("bert")
+    model.load_adapter(tmp_path / "app", "app")
+    assert len(model.predict(TEXTS, adapters=["app"], tokenizer=cased)["app"]) == len(TEXTS)
+    with pytest.raises(AdapterError, match="trained with another tokenizer"):
+        model.predict(TEXTS, adapters=["app"])
+    model.add_adapter("mine", None, AdapterHead("text-classification", ["a", "b"], 32))
+    folder = model.save_adapter(tmp_path / "mine", "mine")  # trained elsewhere, with any tokenizer
+    assert "tokenizer" not in json.loads((folder / "task.json").read_text())["backbone"]
 
 
 def test_a_failed_fit_leaves_the_model_as_it_was(setting, family_adapter, monkeypatch):

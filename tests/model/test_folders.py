@@ -165,6 +165,10 @@ def test_other_files_links_and_modes_of_the_folder_stay(way, models, tmp_path, m
     (folder / "notes").mkdir()
     (folder / "notes" / "today.txt").write_text("x")
     (folder / "link").symlink_to("notes")
+    others = [".app.1.tmp", "draft.tmp", ".other.7.0.tmp", ".app.x.0.tmp"]
+    for name in others:
+        (folder / name).write_text("mine")
+    (folder / f".app.{2**22 + 1}.0.tmp").mkdir()  # of a process that was stopped
     folder.chmod(0o750)
     (tmp_path / "alias").symlink_to("app")
     save(models, "new", tmp_path / "alias")
@@ -175,7 +179,8 @@ def test_other_files_links_and_modes_of_the_folder_stay(way, models, tmp_path, m
     save(models, "old", ".")
     assert state(models, ".") == "old" and os.path.samefile(".", folder)
     assert sorted(os.listdir(tmp_path)) == ["alias", "app"]
-    assert not [name for name in os.listdir(folder) if name.endswith(".tmp")]
+    if way == "exchange":
+        assert sorted(name for name in os.listdir(folder) if name.endswith(".tmp")) == sorted(others)
 
 
 @pytest.mark.parametrize(

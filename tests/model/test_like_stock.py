@@ -196,6 +196,7 @@ def test_a_saved_state_loads_into_the_module(tmp_path, architecture, cls, with_l
     source.save_pretrained(tmp_path)
     if with_lora:
         target.add_adapter("ner", LoraSettings(r=4))
+        target.requires_grad_(False)
     state = load_file(tmp_path / "model.safetensors")
     result = target.load_state_dict(state, strict=not with_lora)
     assert not result.unexpected_keys and all(".lora_" in key for key in result.missing_keys)
@@ -356,6 +357,38 @@ print(json.dumps(done))
 """
 
 
+@pytest.mark.parametrize("cls", TASK_CLASSES)
+def test_a_training_with_an_adapter_is_not_resumed_without_it(tmp_path, cls):
+    """Checkpoints hold the backbone, and the adapter of another state would run on it."""
+
+    def start():
+        model = cls(MtpfConfig(encoder_config=encoder_config("bert", 300), num_labels=3))
+        model.add_adapter("ner", LoraSettings(r=4))
+        return model
+
+    train(start(), cls, tmp_path)
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
+    for arguments in ({"resume": str(tmp_path / "checkpoint-2")}, best):
+        with pytest.raises(MtpfError, match="without the adapter in training 'ner': .*save_adapter"):
+            train(start(), cls, tmp_path, **arguments)
+
+
+def test_every_parameter_in_training_gets_a_gradient_with_an_app(tmp_path, cls=MtpfForTokenClassification):
+    """DDP refuses the others; a task class runs its classifier, not the app's head."""
+    source = MtpfModel(config_of("bert"))
+    source.add_adapter("people", LoraSettings(r=4), AdapterHead("token-classification", ["O", "B-X"], 32))
+    source.save_adapter(tmp_path, "people")
+    model, plain = cls(config_of("bert")), MtpfModel(config_of("bert"))
+    model.load_adapter(tmp_path, trainable=True, check_backbone=False)
+    model.add_adapter("other", LoraSettings(r=4), AdapterHead("token-classification", ["O", "B-X"], 32))
+    model(**inputs_of(labels=torch.zeros(4, 8, dtype=torch.long))).loss.backward()
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert all(".other." in name and ".lora_" in name for name in without), without
+    for trainable in (False, True):
+        plain.load_adapter(tmp_path, f"app{trainable:d}", trainable=trainable, check_backbone=False)
+        assert {p.requires_grad for p in plain.heads[f"app{trainable:d}"].parameters()} == {trainable}
+
+
 @pytest.mark.slow
 def test_task_classes_train_in_plain_ddp_and_with_checkpointing(tmp_path, fresh_process):
     """DDP refuses a second step where a parameter got no gradient in the first."""
@@ -443,6 +476,12 @@ def test_both_formats_are_the_stock_names(tmp_path, value):
     model.save_pretrained(tmp_path / "formatted", save_original_format=value)
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "formatted"))
     assert one == two
+
+
+@pytest.mark.parametrize("cls", [MtpfModel, *TASK_CLASSES])
+def test_only_the_main_process_writes_files(tmp_path, encoders, cls):
+    cls.from_pretrained(encoders["bert"]).save_pretrained(tmp_path, is_main_process=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_subfolder_is_read_with_its_tokenizer(folders):

@@ -1,6 +1,7 @@
 """A layer whose call was replaced computes the same in every way to run it, or is refused in a sentence."""
 
 import functools
+import time
 import types
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from modeling_mtpf import AdapterHead, LoraSettings, MtpfModel
 from modeling_mtpf.errors import MtpfError
+from modeling_mtpf.model.bound_calls_mtpf import _refers_to_a_module
 from modeling_mtpf.model.trunk_mtpf import encoder_layers
 
 ADAPTERS = {"app": LoraSettings(r=4), "deep": LoraSettings(r=2, layers=3)}
@@ -35,6 +37,36 @@ class Wrapper(nn.Module):
 
     def forward(self, *args, **kwargs):
         return 0.75 * self.inner(*args, **kwargs)
+
+
+class Hidden(Wrapper):
+    """Keeps the layer where no module looks for it."""
+
+    def __init__(self, layer):
+        nn.Module.__init__(self)
+        self.__dict__["inner"] = layer
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def change_class(module):
+    forward = type(module).forward
+    changed = {"forward": lambda self, *args, **kwargs: 1.25 * forward(self, *args, **kwargs)}
+    module.__class__ = type(type(module).__name__, (type(module),), changed)
+
+
+def parametrize(layer):
+    for module in list(layer.modules()):
+        if isinstance(module, nn.Linear):
+            nn.utils.parametrize.register_parametrization(module, "weight", Doubled())
+
+
+def replace_base(lora):
+    base = lora.base_layer
+    lora.base_layer = nn.Linear(base.in_features, base.out_features)
 
 
 def replace_children(parent, replace):
@@ -118,6 +150,19 @@ RIGHT = {
     "_call_impl": each_layer(
         lambda layer: setattr(layer, "_call_impl", types.MethodType(nn.Module._call_impl, layer))
     ),
+    "_call_impl replaced": each_layer(
+        lambda layer: setattr(layer, "_call_impl", types.MethodType(scaled, layer))
+    ),
+    "_call_impl replaced on the LoRA": each_lora(
+        lambda module: setattr(module, "_call_impl", types.MethodType(scaled, module))
+    ),
+    "class": each_layer(change_class),
+    "class below": each_layer(
+        lambda layer: [change_class(m) for m in layer.modules() if type(m) is nn.Linear]
+    ),
+    "class of the LoRA": each_lora(change_class),
+    "parametrization": each_layer(parametrize),
+    "base layer": each_lora(replace_base),
     "wrapper module": lambda model: wrap_layers(model, Wrapper),
     "forward hook": each_layer(lambda layer: layer.register_forward_hook(lambda m, a, output: 1.5 * output)),
     "forward hook on the LoRA": each_lora(
@@ -209,10 +254,14 @@ REFUSED = {
     "callable object": each_layer(lambda layer: setattr(layer, "forward", Patch(layer))),
     "method of another object": each_layer(lambda layer: setattr(layer, "forward", Patch(layer).run)),
     "closure under accelerate": each_layer(closure_under_accelerate),
+    "hidden layers": lambda model: wrap_layers(model, Hidden),
     "changing hook on the backbone": lambda model: model.backbone.register_forward_hook(
         lambda m, a, output: (1.5 * output[0],)
     ),
 }
+
+
+SENTENCE = "Replace it on the class|on the last layer|Keep it as a child"
 
 
 @pytest.fixture(autouse=True)
@@ -294,9 +343,9 @@ def test_a_call_tied_to_its_module_is_refused(model, batch, encoders, how):
         model.encode_adapters([*ADAPTERS, None], **inputs)
     REFUSED[how](model)
     for grad in (False, True):
-        with torch.set_grad_enabled(grad), pytest.raises(MtpfError, match="Replace it on the|on the last"):
+        with torch.set_grad_enabled(grad), pytest.raises(MtpfError, match=SENTENCE):
             model.encode_adapters(["app"], **inputs)
-    with pytest.raises(MtpfError, match="Replace it on the class|on the last"):
+    with pytest.raises(MtpfError, match=SENTENCE):
         model.predict(SENTENCES, adapters=["app"], tokenizer=tokenizer)
 
 
@@ -338,6 +387,24 @@ def test_offloaded_weights_are_not_saved_and_take_no_adapter(model, encoders, tm
         with pytest.raises(MtpfError, match="offloaded"):
             refused()
     assert not (tmp_path / "again").exists()
+
+
+def test_a_hidden_layer_is_noticed_when_an_adapter_is_chosen(model):
+    wrap_layers(model, Hidden)
+    with pytest.raises(MtpfError, match="Keep it as a child"):
+        model.set_adapter("app")
+    model.set_adapter(None)
+    with pytest.raises(MtpfError, match="Keep it as a child"), model.use_adapter("app"):
+        pass
+
+
+def test_a_call_that_holds_much_is_looked_at_in_bounded_time():
+    nested = [0] * 80
+    for _ in range(4):
+        nested = [list(nested) for _ in range(80)]
+    start = time.process_time()
+    assert not _refers_to_a_module(functools.partial(print, nested))
+    assert time.process_time() - start < 1
 
 
 def test_a_merged_adapter_is_refused(model, batch):
