@@ -208,7 +208,8 @@ def test_a_probe_is_refitted_with_validation_rows_of_known_labels(setting):
     chosen = app.record["seeds"]["0"]["C"]
     expected = LogisticRegression(C=chosen, max_iter=1000).fit(vectors, [*data.train.labels] * 2)
     with torch.no_grad():
-        result = setting[0].heads["app"](torch.from_numpy(vectors)).softmax(-1).numpy()
+        logits = setting[0].heads["app"](torch.from_numpy(vectors)) * app.record["calibration"]["temperature"]
+        result = logits.softmax(-1).numpy()
     columns = [list(expected.classes_).index(label) for label in data.labels]
     np.testing.assert_allclose(result, expected.predict_proba(vectors)[:, columns], atol=5e-3)
 
