@@ -59,11 +59,14 @@ def _sync_folder(folder: Path) -> None:
 def locked(path: Path, timeout: float = -1) -> Iterator[None]:
     """Hold the lock of a file or folder among processes; the lock is a hidden file next to it, which stays.
 
+    In a folder with files whose parent cannot be written to, it is inside.
+
     Raises:
         Timeout: Another process has held it for ``timeout`` seconds; by default there is no limit.
-        DataError: The folder above cannot be written to.
+        DataError: Neither can be written to.
     """
-    lock = FileLock(path.with_name(f".{path.name[:200]}.lock"))
+    inside = path.is_dir() and any(path.iterdir()) and not os.access(path.parent, os.W_OK)
+    lock = FileLock(path / ".lock" if inside else path.with_name(f".{path.name[:200]}.lock"))
     waits = False
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

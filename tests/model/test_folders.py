@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import Timeout
 
 from modeling_mtpf import AdapterHead, LoraSettings, MtpfModel
 from modeling_mtpf.errors import MtpfError
+from modeling_mtpf.files import locked
 from modeling_mtpf.model import folders_mtpf
 from modeling_mtpf.model.adapter_files_mtpf import read_adapter
 
@@ -197,3 +199,13 @@ def test_a_folder_that_cannot_be_made_is_refused_in_a_sentence(name, reason, mod
 def test_names_of_the_greatest_length_are_accepted(models, tmp_path):
     assert state(models, save(models, "old", tmp_path / ("x" * 255))) == "old"
     assert json.loads((tmp_path / ("x" * 255) / "task.json").read_text())["name"] == "app"
+
+
+def test_the_lock_of_a_folder_whose_parent_cannot_be_written_to_is_inside(tmp_path, monkeypatch):
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / "export.json").write_text("{}")
+    monkeypatch.setattr("modeling_mtpf.files.os.access", lambda path, mode: path != tmp_path)
+    with locked(folder), pytest.raises(Timeout), locked(folder, timeout=0):
+        pass
+    assert os.listdir(tmp_path) == ["export"]
