@@ -264,13 +264,23 @@ class Predictor:
     def _result(self, portion: _Portion, text: int, index: int, app: _App) -> Any:
         if app.scheme is None:
             total, weight = portion.sums[text, index]
+            _check_numbers(app, total)
             return text_labels(total / weight, app.head.labels, self.top_k)
         scores = portion.scores[text, index]
+        _check_numbers(app, scores)
         if not (app.scheme.group_of[scores.argmax(-1)] >= 0).any():
             return []
         if text not in portion.words:
             portion.words[text] = portion.tokens[text].words(portion.texts[text])
         return entities(portion.texts[text], portion.words[text], scores, app.scheme)
+
+
+def _check_numbers(app: _App, scores: np.ndarray) -> None:
+    if np.isnan(scores).any():
+        raise MtpfError(
+            f"App {app.name!r} gives scores that are not numbers: its weights or the backbone's are damaged "
+            "or too large; fetch them again, or predict in float32."
+        )
 
 
 def check_choice(adapters: Any, names: Any) -> None:
