@@ -67,7 +67,7 @@ def test_files_of_lines_and_of_json(run, folders, expected, tmp_path):
     [
         ("a.txt", b"\xef\xbb\xbf" + "\n".join(TEXTS).encode()),
         ("a.txt", "\n".join(TEXTS).encode("utf-16")),
-        ("a.txt.gz", gzip.compress("\n".join(TEXTS).encode())),
+        ("a.txt.gz", gzip.compress("\n".join(TEXTS).encode(), mtime=0)),
         ("a.JSONL", b"\xef\xbb\xbf" + b"\n".join(json.dumps({"Utterance": text}).encode() for text in TEXTS)),
         ("a.json", json.dumps([{"text": text} for text in TEXTS], indent=1).encode()),
         ("a.json", json.dumps([{"data": {"text": text}} for text in TEXTS], indent=1).encode()),

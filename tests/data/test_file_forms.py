@@ -50,13 +50,13 @@ TEXT_FORMS = {
     "named next to usual": ("a.csv", lines("text,label,team", *(f'"{t}",x,{x}' for t, x in WANTED)), {"label": "team"}),
     "numbered": ("a.csv", table(header=None), {"text": "1", "label": "2"}),
     "numbered tsv": ("a.tsv", lines(*(f"{x}\t{t}" for t, x in WANTED)), {"text": "2", "label": "1"}),
-    "gzip": ("a.csv.gz", gzip.compress(table().encode()), {}),
+    "gzip": ("a.csv.gz", gzip.compress(table().encode(), mtime=0), {}),
     "mark": ("a.csv", b"\xef\xbb\xbf" + table().encode(), {}),
     "utf-16": ("a.csv", table("\t").encode("utf-16"), {}),
     "json lines": ("a.jsonl", json_lines(), {}),
     "ndjson": ("a.ndjson", json_lines(), {}),
     "json lines, mark": ("a.jsonl", b"\xef\xbb\xbf" + json_lines().encode(), {}),
-    "json lines, gzip": ("a.JSONL.gz", gzip.compress(json_lines("Utterance", "intent").encode()), {}),
+    "json lines, gzip": ("a.JSONL.gz", gzip.compress(json_lines("Utterance", "intent").encode(), mtime=0), {}),
     "json": ("a.json", json.dumps([{"text": t, "label": x} for t, x in WANTED], indent=1), {}),
     "json with a head": ("a.json", json.dumps({"version": 1, "data": [{"text": t, "label": x} for t, x in WANTED]}, indent=1), {}),
     "label and its name": ("a.jsonl", lines(*(json.dumps({"text": t, "label": 3, "label_text": x}) for t, x in WANTED)), {}),
@@ -104,7 +104,7 @@ WORD_FORMS = {
     "numbered": ("a.conll", conll(0, 1, 3, 4), {"tokens": "2", "tags": "3"}),
     "two layers": ("a.conll", conll(1, 3, 4), {"tokens": "1", "tags": "2"}),
     "comments": ("a.tsv", "# a comment\n#\n# newdoc 1\n\n" + conll(1, 3), {}),
-    "packed, upper case": ("a.CONLL.gz", gzip.compress(conll(1, 3).encode()), {}),
+    "packed, upper case": ("a.CONLL.gz", gzip.compress(conll(1, 3).encode(), mtime=0), {}),
     "annotated": ("a.annotated", conll(1, 3), {}),
     "utf-16": ("a.txt", conll(1, 3).encode("utf-16"), {}),
     "json lines": ("a.jsonl", lines(*(json.dumps({"tokens": w, "ner_tags": t}) for w, t in SENTENCES)), {}),
@@ -141,7 +141,7 @@ REFUSED = {
         r"a.jsonl, line 1 .*\\ud83d is half of a surrogate pair"),
     "another key later": ("tc", "a.jsonl", '{"text": "a", "label": "b"}\n{"text": "a"}\n', "line 2 has no 'label'; it has: text"),
     "list of texts": ("tc", "a.json", '["a", "b"]', r"a.json, line 1 is \['a', 'b'\], not an object"),
-    "packed, cut off": ("tc", "a.csv.gz", gzip.compress(b"text,label\na,b\n")[:-9], "a.csv.gz is damaged"),
+    "packed, cut off": ("tc", "a.csv.gz", gzip.compress(b"text,label\na,b\n", mtime=0)[:-9], "a.csv.gz is damaged"),
     "lines of text": ("tc", "a.txt", "Play jazz\n", "a.txt, line 1: 'Play jazz' does not begin with __label__"),
     "several labels": ("tc", "a.txt", "__label__a __label__b c\n", "a.txt, line 1 has several labels"),
     "numbers first": ("ner", "a.conll", conll(0, 1, 3, 4),
@@ -194,7 +194,9 @@ def test_an_encoding_can_be_named(tmp_path):
 def test_splits_by_the_names_of_files(tmp_path, names):
     for name in names:
         write(
-            tmp_path, name, conll(1, 3).encode() if "gz" not in name else gzip.compress(conll(1, 3).encode())
+            tmp_path,
+            name,
+            conll(1, 3).encode() if "gz" not in name else gzip.compress(conll(1, 3).encode(), mtime=0),
         )
     data = load_app_data(tmp_path, "ner")
     assert len(data.train) == len(data.validation) == len(data.test) == 2 and not data.held_out
@@ -228,7 +230,7 @@ def test_files_that_belong_together_line_by_line(tmp_path):
         ("a.csv", ",text\n0,NA\n1,\"a, b\"\n"),
         ("a.csv", "sep=;\ntext;n\nNA;1\na, b;2\n"),
         ("a.tsv", "text\tn\nNA\t1\na, b\t2\n"),
-        ("a.CSV.gz", gzip.compress(b"text\nNA\n\"a, b\"\n")),
+        ("a.CSV.gz", gzip.compress(b"text\nNA\n\"a, b\"\n", mtime=0)),
         ("a.jsonl", b'\xef\xbb\xbf{"text": "NA"}\n{"text": "a, b"}\n'),
         ("a.ndjson", '{"text": "NA"}\n{"text": "a, b"}\n'),
         ("a.txt", "NA\na, b\n".encode("utf-16")),
