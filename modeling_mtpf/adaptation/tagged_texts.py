@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.app_data import Examples
 from ..data.encoding import CHUNK, EncodedRows, padded
 from ..data.spans import tags_of_words, text_and_spans
-from ..data.words import IGNORE
+from ..data.words import IGNORE, pad_id
 from ..metrics import entity_scores
 from ..model.results_mtpf import TagScheme
 from ..model.texts_mtpf import TextTokenizer, Window
@@ -38,7 +38,7 @@ class TaggedTexts:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, examples: Examples, labels: list[str], max_length: int
     ):
-        self.encoded = EncodedRows({"input_ids": [], "attention_mask": []}, int(tokenizer.pad_token_id))  # type: ignore[arg-type]
+        self.encoded = EncodedRows({"input_ids": [], "attention_mask": []}, pad_id(tokenizer))
         self.targets: list[np.ndarray] = []
         self._scheme, self._labels, self._tags = TagScheme(labels), labels, []  # type: ignore[var-annotated]
         self._first: list[np.ndarray] = []

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from .words import pad_id
+
 CHUNK = 2048
 """Rows per call of the tokenizer: bounds the memory of its Python lists."""
 
@@ -57,7 +59,7 @@ def encode_rows(
 ) -> EncodedRows:
     """Tokenize texts, or sentences that are split into words, each cut at ``max_length`` tokens."""
     split = bool(rows) and not isinstance(rows[0], str)
-    encoded = EncodedRows({"input_ids": []}, int(tokenizer.pad_token_id))  # type: ignore[arg-type]
+    encoded = EncodedRows({"input_ids": []}, pad_id(tokenizer))
     for start in range(0, len(rows), CHUNK):
         part = list(rows[start : start + CHUNK])
         encoding = tokenizer(part, truncation=True, max_length=max_length, is_split_into_words=split)

@@ -29,12 +29,18 @@ def load_word_tokenizer(encoder_id: str, revision: str | None = None) -> PreTrai
         splitter = tokenizer.backend_tokenizer.pre_tokenizer
         if isinstance(splitter, ByteLevel) and not splitter.add_prefix_space:
             splitter.add_prefix_space = True
+    pad_id(tokenizer)
+    return tokenizer
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the id of a tokenizer's pad token; raise `DataError` if it has none."""
     if tokenizer.pad_token is None:
         raise DataError(
-            f"The tokenizer of {encoder_id} has no pad token, so texts of different length make no "
-            "batch; set tokenizer.pad_token and save it there."
+            f"The tokenizer of {tokenizer.name_or_path} has no pad token, so texts of different length make "
+            "no batch; set tokenizer.pad_token and save it there."
         )
-    return tokenizer
+    return int(tokenizer.pad_token_id)  # type: ignore[arg-type]
 
 
 def split_words(text: str) -> list[str]:

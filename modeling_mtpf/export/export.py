@@ -22,20 +22,23 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import save
+from tokenizers import Tokenizer
 
 from ..data.backbones import load_backbone
 from ..errors import AdapterError, MtpfError, first_line, require_extra
 from ..files import disk_errors, locked, write_bytes
 from ..model.adapter_files_mtpf import backbone_sha256, find_adapter
 from ..model.adapters_mtpf import LoraSettings, lora_targets
+from ..model.backbone_identity_mtpf import changed_setting, settings_of
 from ..model.configuration_mtpf import encoder_layout, max_tokens
+from ..model.errors_mtpf import in_one_sentence
 from ..model.gate_mtpf import Schema, list_of, matching, object_of, one_of, record, whole
 from ..model.hub_cache_mtpf import sha256_of
 from ..model.modeling_mtpf import MtpfModel
 from ..model.predict_mtpf import check_tokenizer, load_tokenizer, text_tokenizer
 from ..model.schemas_mtpf import MAX_LAYERS, MODULE, SHA256
 from ..model.sources_mtpf import is_hub_id
-from ..model.texts_mtpf import WINDOW_OVERLAP, plain_backend
+from ..model.texts_mtpf import WINDOW_OVERLAP, backend_sha256, plain_backend
 from ..model.trunk_mtpf import encoder_layers, lora_modules
 from ..version import versions
 from .graphs import OPSET, TAIL_FILE, TRUNK_FILE, TailShape, export_tail, export_trunk, tail_modules
@@ -173,6 +176,7 @@ def _export(
     sha256 = backbone_sha256(model.backbone)
     if manifest is not None:
         _check_same(folder, manifest, sha256, precision, calibration, layers)
+        _check_same_settings(folder, manifest, model)
     apps = [_read_app(model, adapter, sha256) for adapter in adapters]
     names = [app.name for app in apps]
     if len(set(names)) < len(names):
@@ -360,6 +364,18 @@ def _check_same(
         raise ExportError(f"{folder} already has its graphs; leave out {option}, or name a new folder.")
 
 
+def _check_same_settings(folder: Path, manifest: dict, model: MtpfModel) -> None:
+    """Refuse a backbone with other settings or another tokenizer than the export's."""
+    where = f"{folder} is an export of another backbone"
+    recorded = manifest["backbone"].get("config")  # older versions recorded none
+    if recorded is not None and (change := changed_setting(model.backbone, recorded)):
+        raise ExportError(f"{where}: {change}; name that one, or a new folder.")
+    with in_one_sentence(f"{folder / TOKENIZER_FILE} is damaged, export into a new folder"):
+        stored = backend_sha256(Tokenizer.from_file(str(folder / TOKENIZER_FILE)))
+    if stored != text_tokenizer(model).sha256:
+        raise ExportError(f"{where}: it has another tokenizer; name that one, or a new folder.")
+
+
 def _create(
     folder: Path,
     model: MtpfModel,
@@ -405,6 +421,7 @@ def _manifest(
         "backbone": {
             "id": backbone if is_hub_id(backbone) and not Path(backbone).exists() else None,
             "sha256": sha256,
+            "config": settings_of(model.backbone),
             "model_type": model.config.encoder_config.model_type,
             "layers": len(encoder_layers(model.backbone)),
             "hidden_size": model.config.hidden_size,

@@ -133,6 +133,8 @@ class Runner:
                 with _refused(f"onnxruntime cannot run the tail with the app {name!r}"):
                     logits = self.tail.run(["logits"], data | self.apps[name]["inputs"])[0]
                 for row, scores in zip(part, logits, strict=True):
+                    if not np.isfinite(scores[: len(rows[row])]).all():
+                        raise RunnerError(f"The app {name!r} gives scores that are not finite numbers.")
                     piece = batch[row][1], scores[: len(rows[row])], windows[batch[row]][name]
                     pieces[name][batch[row][0]].append(piece)
         for name, by_text in pieces.items():

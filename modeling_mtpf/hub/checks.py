@@ -99,7 +99,7 @@ def _encoder_without_memory(folder: Path, config: dict[str, Any]) -> Encoder:
         with torch.device("meta"):
             return AutoModel.from_config(parsed.encoder_config)
     except Exception as error:  # there is no end to what transformers raises for an unexpected config
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        reason = str(error).strip().rstrip(".").splitlines() or [type(error).__name__]
         raise HubError(f"{folder / CONFIG_FILE} makes no encoder: {reason[-1].strip()}.") from error
 
 

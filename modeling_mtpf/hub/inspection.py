@@ -1,5 +1,6 @@
 """Look at a folder or a repo without running, unpacking or unpickling anything in it."""
 
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -143,7 +144,8 @@ def _describe(inspection: Inspection, folder: Path, manifest: Manifest, api: HfA
         else:
             findings.append(f"it is neither a backbone nor an adapter of mtpf{backbone_hint(folder)}")
     except MtpfError as error:
-        findings.append(str(error).replace(f"{folder}/", "").replace(str(folder), "it"))
+        name = rf"(?<![\w./-]){re.escape(str(folder))}(?![\w-])(/?)"
+        findings.append(re.sub(name, lambda match: "" if match[1] else "it", str(error)))
     missing = missing_files(manifest) if inspection.kind == "backbone" else []
     code = [
         f"{path}: remote code that differs from this version of mtpf; read it"

@@ -7,6 +7,7 @@ tokenizer. Adapters of older versions recorded the weights alone.
 import functools
 import hashlib
 import json
+import re
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,18 +17,23 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn
+from transformers import AutoConfig
 
 from .errors_mtpf import AdapterError, MtpfError
 from .gate_mtpf import shortened
 from .hub_cache_mtpf import sha256_of
 from .trunk_mtpf import Encoder, is_lora_layer, uncompiled
 
-SETTINGS = (
-    *("model_type", "hidden_act", "activation", "hidden_activation", "layer_norm_eps", "norm_eps"),
-    *("num_attention_heads", "n_heads", "position_embedding_type", "is_decoder", "local_attention"),
-    *("global_attn_every_n_layers", "layer_types", "rope_parameters"),
+_SAME_RESULTS = re.compile(
+    r"_.*|.*(dropout|_implementation|_token_id)|.*dropout_prob|(classifier|summary|sparse|initializer)_.*|"
+    "architectures|auto_map|(torch_)?dtype|finetuning_task|id2label|label2id|num_labels|problem_type|"
+    "transformers_version|output_.*|return_dict|use_cache|gradient_checkpointing|tie_word_embeddings|"
+    "decoder_bias|deterministic_flash_attn|torchscript|mtpf"
 )
-"""Settings of an encoder that change its results and that the shapes of its weights do not tell."""
+"""Settings of an encoder that do not change its hidden states in evaluation."""
+
+MAX_WEIGHT = 1e9
+"""Far beyond any trained weight; products of larger ones are not finite in float32."""
 
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, tuple[tuple, set[str]]]" = weakref.WeakKeyDictionary()
 """For each encoder the digests of its weights and the hashes that match them."""
@@ -101,35 +107,51 @@ def check_identity(folder: Path, encoder: Encoder, trained_on: dict[str, Any], s
 
 def settings_of(encoder: Encoder) -> dict[str, Any]:
     """Return the settings of an encoder's config that change what it computes, as JSON."""
-    values = {name: getattr(encoder.config, name, None) for name in SETTINGS}
+    values, defaults = encoder.config.to_dict(), _defaults(encoder.config.model_type)
+    names = [name for name in values if not _SAME_RESULTS.fullmatch(name)]
     if encoder.config.model_type in ("roberta", "xlm-roberta"):  # they count positions from it
-        values["pad_token_id"] = encoder.config.pad_token_id
-    known = {name: value for name, value in values.items() if value is not None}
-    return json.loads(json.dumps(known, default=str))
+        names.append("pad_token_id")
+    # Without defaults, and of what transformers does not know without what is off: versions differ in both.
+    changed = {n: values[n] for n in names if (values[n] != defaults[n] if n in defaults else values[n])}
+    return json.loads(json.dumps({**changed, "model_type": encoder.config.model_type}, default=str))
+
+
+@functools.lru_cache(maxsize=8)
+def _defaults(model_type: str) -> dict[str, Any]:
+    return AutoConfig.for_model(model_type).to_dict()
+
+
+def changed_setting(encoder: Encoder, recorded: dict[str, Any]) -> str | None:
+    """Say which setting of an encoder differs from those that `settings_of` returned once, if any does."""
+    present, defaults = settings_of(encoder), _defaults(encoder.config.model_type)
+    for name in sorted(recorded.keys() | present.keys()):
+        before, now = (values.get(name, defaults.get(name)) for values in (recorded, present))
+        if before != now:
+            return f"{name!r} in its config.json was {shortened(before)} and is {shortened(now)} here"
+    return None
 
 
 def check_settings(folder: Path, encoder: Encoder, trained_on: dict[str, Any]) -> None:
-    """Raise `AdapterError` if a setting that changes results differs from what the adapter was trained with.
-
-    Settings that only one side knows are those of another version of transformers.
-    """
-    recorded, present = trained_on.get("config") or {}, settings_of(encoder)
-    for name in sorted(recorded.keys() & present.keys()):
-        if recorded[name] != present[name]:
-            raise AdapterError(
-                f"Adapter {folder} was trained on another backbone: {name!r} in its config.json was "
-                f"{shortened(recorded[name])} and is {shortened(present[name])} here; load "
-                f"{trained_on.get('id') or 'the backbone it was trained on'}."
-            )
+    """Raise `AdapterError` if a setting that changes results is not what the adapter was trained with."""
+    recorded = trained_on.get("config")  # older versions recorded none
+    if recorded is not None and (change := changed_setting(encoder, recorded)):
+        raise AdapterError(
+            f"Adapter {folder} was trained on another backbone: {change}; load "
+            f"{trained_on.get('id') or 'the backbone it was trained on'}."
+        )
 
 
 def check_finite(path: Path, tensors: dict[str, torch.Tensor], error: type[MtpfError] = AdapterError) -> None:
-    """Raise ``error`` for a tensor with NaN or infinite numbers."""
+    """Raise ``error`` for a tensor with NaN, infinite or huge numbers."""
     for key, value in tensors.items():
-        # A sum passes both on, in a fraction of the time of looking at each number.
-        wide = torch.float32 if value.element_size() < 4 else value.dtype
-        if value.is_floating_point() and not value.sum(dtype=wide).isfinite():
-            raise error(f"{path} is damaged: {key!r} holds numbers that are not finite; fetch it again.")
+        if not value.is_floating_point() or not value.numel():
+            continue
+        low, high = value.detach().aminmax()  # it passes NaN on
+        if not (low >= -MAX_WEIGHT and high <= MAX_WEIGHT):
+            raise error(
+                f"{path} is damaged: {key!r} holds numbers that are not finite or beyond {MAX_WEIGHT:g}; "
+                "fetch it again."
+            )
 
 
 def _other_backbone(folder: Path, trained_on: dict[str, Any], actual: str | None, dtype: str) -> str:

@@ -275,17 +275,27 @@ class Predictor:
     def _result(self, portion: _Portion, text: int, index: int, app: _App) -> Any:
         if app.scheme is None:
             total, weight = portion.sums[text, index]
+            _check_numbers(app, total)
             top_k, threshold = self.top_k, self.threshold
             if app.head.problem_type:
                 top_k, threshold = top_k if top_k != 1 else None, 0.5 if threshold is None else threshold
             return text_labels(total / weight, app.head.labels, top_k, threshold or 0.0)
         scores = portion.scores[text, index]
+        _check_numbers(app, scores)
         if not (app.scheme.group_of[scores.argmax(-1)] >= 0).any():
             return []
         if text not in portion.words:
             portion.words[text] = portion.tokens[text].words(portion.texts[text])
         spans = entities(portion.texts[text], portion.words[text], scores, app.scheme)
         return [span for span in spans if span["score"] >= self.threshold] if self.threshold else spans
+
+
+def _check_numbers(app: _App, scores: np.ndarray) -> None:
+    if np.isnan(scores).any():
+        raise MtpfError(
+            f"App {app.name!r} gives scores that are not numbers: its weights or the backbone's are damaged "
+            "or too large; fetch them again, or predict in float32."
+        )
 
 
 def check_choice(adapters: Any, names: Any) -> None:

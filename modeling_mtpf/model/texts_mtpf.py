@@ -182,19 +182,28 @@ def plain_backend(tokenizer: Any) -> Any:
 
 
 def backend_sha256(backend: Any) -> str:
-    """Return a hash of what a backend of `plain_backend` does: its vocabulary, and the tokens of `PROBES`.
+    """Return a hash of what a backend of `plain_backend` does: its parts, and the tokens of `PROBES`.
 
-    Not of its file, which other versions of the library write differently.
+    Not of its file, which other versions of the library write differently. Its post-processor does the same
+    to every text, so that the tokens tell it.
     """
     stored = json.loads(backend.to_str())
     model = stored["model"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges") or []]
-    added = sorted((entry["content"], entry["id"]) for entry in stored["added_tokens"])
+    parts = {key: value for key, value in model.items() if key not in ("vocab", "merges")}
+    steps = [parts, stored["normalizer"], stored["pre_tokenizer"], stored["added_tokens"]]
+    rules = json.dumps(json.loads(json.dumps(steps), object_hook=_without_defaults), sort_keys=True)
     # One by one: a batch would start the library's threads, and no process could be forked any more.
     tokens = [(encoding.ids, encoding.offsets) for encoding in map(backend.encode, PROBES)]
     vocabulary = model.get("vocab") or {}
     pieces = sorted(vocabulary.items()) if isinstance(vocabulary, dict) else vocabulary
-    return hashlib.sha256(repr((pieces, merges, added, tokens)).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(repr((pieces, merges, rules, tokens)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _without_defaults(part: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is off, and what fitting and `plain_backend` turn on: the tokens of `PROBES` tell it."""
+    told = ("add_prefix_space", "trim_offsets")
+    return {k: v for k, v in part.items() if v is not None and v is not False and k not in told}
 
 
 class TextTokenizer:

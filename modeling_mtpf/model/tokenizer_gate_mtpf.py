@@ -76,7 +76,15 @@ def open_tokenizer(
             patterns = [*TOKENIZER_FILES, "config.json"]
             folder = Path(snapshot_download(source, revision=revision, token=token, allow_patterns=patterns))
         check_tokenizer_files(folder, source)
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False, **options)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, use_fast=True, trust_remote_code=False, **options
+            )
+        except TypeError as error:  # a slow class reads files of its own, of which it is given None
+            raise MtpfError(
+                f"{where}: the 'tokenizer_class' in its {TOKENIZER_CONFIG_FILE} does not read its files; "
+                f"name a fast one, such as 'PreTrainedTokenizerFast', which reads {TOKENIZER_FILE}."
+            ) from error
     if not tokenizer.is_fast:
         raise MtpfError(f"{where}: it is not a fast one; choose an encoder with a {TOKENIZER_FILE}.")
     with in_one_sentence(where):

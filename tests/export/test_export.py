@@ -455,6 +455,31 @@ def test_runner_refuses_a_folder_that_is_not_an_export(exported, tmp_path):
             runner.Runner(tmp_path)
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
+def test_other_settings_and_tokenizers_are_refused(copied, backbone, file, recorded):
+    stored = json.loads((backbone / file).read_text())
+    stored["normalizer" if file == "tokenizer.json" else "layer_norm_eps"] = None if "t" == file[0] else 0.5
+    (backbone / file).write_text(json.dumps(stored))
+    if not recorded:  # as older versions
+        manifest = json.loads((copied / "export.json").read_text())
+        del manifest["backbone"]["config"]
+        (copied / "export.json").write_text(json.dumps(manifest))
+    if file == "config.json" and not recorded:
+        export_onnx(backbone, [], copied)
+        return
+    with pytest.raises(ExportError, match="another backbone: .*(tokenizer|'layer_norm_eps')"):
+        export_onnx(backbone, [], copied)
+
+
+def test_the_runner_refuses_scores_that_are_not_numbers(exported):
+    loaded = runner_of(exported).Runner(exported, threads=1)
+    for app in loaded.apps.values():
+        app["inputs"]["head.weight"] = app["inputs"]["head.weight"] * np.float32(1e38)
+    with pytest.raises(Exception, match="'intent' gives scores that are not finite numbers"):
+        loaded.predict(["Call Ada"], ["intent"])
+
+
 def test_another_backbone_is_refused(copied, folders, encoders, tmp_path, capsys):
     model = MtpfModel.from_pretrained(folders / "backbone")
     with torch.no_grad():

@@ -18,9 +18,12 @@ from transformers import AutoModel
 from hub_cards import adapter_card
 from modeling_mtpf import AdapterError, MtpfModel
 from modeling_mtpf.cli.main import main
+from modeling_mtpf.data.encoding import encode_rows
 from modeling_mtpf.data.words import load_word_tokenizer
 from modeling_mtpf.errors import DataError, MtpfError
 from modeling_mtpf.hub import inspect
+from modeling_mtpf.model.texts_mtpf import TextTokenizer
+from modeling_mtpf.model.tokenizer_gate_mtpf import open_tokenizer
 
 EVIL = "(([a-z0-9]+)+[._]?)+!"
 """A pattern that takes hours on the name of a module."""
@@ -171,17 +174,28 @@ def test_pipes_and_devices_are_not_read(model, entities, file, kind):
     [
         (lambda v: torch.full_like(v, float("nan")), "not finite"),
         (lambda v: v.index_fill(0, torch.tensor([0]), float("inf")), "not finite"),
+        (lambda v: v.float() * 1e25, "beyond 1e.09"),
+        (lambda v: torch.full_like(v, 3e38, dtype=torch.float32), "beyond 1e.09"),
         (lambda v: v.to(torch.int8), "has the type 'I8'"),
         (lambda v: v.to(torch.bool), "has the type 'BOOL'"),
         (lambda v: v.to(torch.float8_e4m3fn), "has the type 'F8_E4M3'"),
         (lambda v: v.to(torch.int32), "has the type 'I32'"),
     ],
-    ids=["nan", "inf", "int8", "bool", "float8", "int32"],
+    ids=["nan", "inf", "huge", "largest", "int8", "bool", "float8", "int32"],
 )
 def test_tensors_are_finite_floating_numbers(model, entities, file, change, message):
     edit_tensors(entities / file, lambda key, value: change(value))
     refuses(lambda: model.load_adapter(entities), entities, message)
     assert model.adapters == []
+
+
+@pytest.mark.parametrize("app", ["entities", "intent"])
+def test_scores_that_are_not_numbers_are_refused(folders, model, app):
+    model.load_adapter(folders / app)
+    with torch.no_grad():
+        model.heads[app].weight.mul_(1e38)
+    with pytest.raises(MtpfError, match=f"App '{app}' gives scores that are not numbers"):
+        model.predict(["Call Ada", "Lunch"], adapters=[app])
 
 
 @pytest.mark.parametrize(
@@ -292,7 +306,11 @@ def test_weights_of_another_shape_are_one_sentence(backbone):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"layer_norm_eps": 0.5}, {"num_attention_heads": 4}, {"hidden_act": "relu"}]
+    "changes",
+    [
+        *({"layer_norm_eps": 0.5}, {"num_attention_heads": 4}, {"hidden_act": "relu"}),
+        *({"is_causal": True}, {"a_setting_of_the_future": 3}),
+    ],
 )
 def test_an_adapter_notices_a_setting_that_changes_results(backbone, entities, changes):
     edit(backbone / "config.json", **changes)
@@ -315,8 +333,18 @@ def test_settings_that_change_nothing_are_not_compared(backbone, entities):
         initializer_range=0.5,
         id2label={"0": "x"},
         label2id=None,
+        use_cache=False,
+        dtype="float32",
+        gradient_checkpointing=False,
+        eos_token_id=3,
     )
     assert MtpfModel.from_pretrained(backbone).load_adapter(entities) == "entities"
+
+
+def test_the_tokenizer_of_fitting_is_that_of_predicting(encoders):
+    for encoder in encoders.values():
+        predicting, fitting = open_tokenizer(str(encoder)), load_word_tokenizer(str(encoder))
+        assert TextTokenizer(predicting).sha256 == TextTokenizer(fitting).sha256
 
 
 def lower_case_off(folder: Path) -> None:
@@ -332,7 +360,34 @@ def words_exchanged(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(stored))
 
 
-@pytest.mark.parametrize("change", [lower_case_off, words_exchanged])
+def stored_with(change):
+    def edit_stored(folder: Path) -> None:
+        stored = json.loads((folder / "tokenizer.json").read_text())
+        change(stored)
+        (folder / "tokenizer.json").write_text(json.dumps(stored))
+
+    return edit_stored
+
+
+def word_replaced(stored) -> None:
+    step = {"type": "Replace", "pattern": {"String": "remind"}, "content": "tickets"}
+    stored["normalizer"] = {"type": "Sequence", "normalizers": [stored["normalizer"], step]}
+
+
+def word_split(stored) -> None:
+    step = {"type": "Split", "pattern": {"String": "mind"}, "behavior": "Isolated", "invert": False}
+    stored["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [stored["pre_tokenizer"], step]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(lower_case_off, words_exchanged, stored_with(word_replaced), stored_with(word_split)),
+        stored_with(lambda stored: stored["model"].update(max_input_chars_per_word=400)),
+        stored_with(lambda stored: stored["added_tokens"][-1].update(single_word=True)),
+    ],
+    ids=["lower case", "vocabulary", "normalizer", "pre-tokenizer", "model", "added tokens"],
+)
 def test_an_app_notices_another_tokenizer(backbone, entities, change):
     change(backbone)
     model = MtpfModel.from_pretrained(backbone).eval()
@@ -543,6 +598,27 @@ def test_a_tokenizer_without_pad_token_is_one_sentence(backbone):
     tokenizer.save_pretrained(backbone)
     with pytest.raises(DataError, match="has no pad token"):
         load_word_tokenizer(str(backbone))
+    with pytest.raises(DataError, match="has no pad token"):
+        encode_rows(tokenizer, ["a"], 8)
+
+
+def test_a_slow_class_is_one_sentence(backbone):
+    edit(backbone / "tokenizer_config.json", tokenizer_class="BertJapaneseTokenizer")
+    with pytest.raises(MtpfError, match="'tokenizer_class' in its tokenizer_config.json"):
+        load_word_tokenizer(str(backbone))
+
+
+def test_inspect_ends_a_sentence_once(backbone):
+    edit(backbone / "config.json", to_dict=1)
+    assert any("sets 'to_dict'." in finding for finding in inspect(backbone).findings)
+    assert not any(finding.endswith("..") for finding in inspect(backbone).findings)
+
+
+def test_inspect_shortens_whole_paths_only(entities, monkeypatch):
+    monkeypatch.chdir(shutil.move(entities, entities.with_name("mb")).parent)
+    edit(entities.with_name("mb") / "adapter_config.json", lora_alpha=True)
+    (finding,) = inspect("mb").findings
+    assert finding.startswith("it is not a plain LoRA") and "it must be a number from" in finding
 
 
 # ------------------------------------------------------------------------------------------- what is shown
