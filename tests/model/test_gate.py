@@ -22,6 +22,7 @@ from modeling_mtpf.data.encoding import encode_rows
 from modeling_mtpf.data.words import load_word_tokenizer
 from modeling_mtpf.errors import DataError, MtpfError
 from modeling_mtpf.hub import inspect
+from modeling_mtpf.model.backbone_identity_mtpf import settings_of
 from modeling_mtpf.model.texts_mtpf import TextTokenizer
 from modeling_mtpf.model.tokenizer_gate_mtpf import open_tokenizer
 
@@ -339,6 +340,15 @@ def test_settings_that_change_nothing_are_not_compared(backbone, entities):
         eos_token_id=3,
     )
     assert MtpfModel.from_pretrained(backbone).load_adapter(entities) == "entities"
+
+
+def test_settings_stay_the_same_when_a_backbone_is_saved(encoders, tmp_path):
+    for name, encoder in encoders.items():
+        model = MtpfModel.from_pretrained(encoder)
+        model.save_pretrained(tmp_path / name)
+        again = MtpfModel.from_pretrained(tmp_path / name, dtype="bfloat16", attn_implementation="eager")
+        stock = AutoModel.from_pretrained(tmp_path / name)
+        assert settings_of(model.backbone) == settings_of(again.backbone) == settings_of(stock)
 
 
 def test_the_tokenizer_of_fitting_is_that_of_predicting(encoders):
