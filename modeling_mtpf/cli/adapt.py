@@ -10,6 +10,7 @@ import torch
 from ..adaptation import FitSettings, fit_app
 from ..devices import available_cores
 from ..errors import RecipeError
+from ..model.schemas_mtpf import NAME_PATTERN
 from ..settings import COMMAS, read_settings
 
 EXAMPLES = """\
@@ -99,6 +100,11 @@ class AdaptSettings(FitSettings):
             raise RecipeError(f"threads is {self.threads}; it must be at least 0.")
         if self.name is None:  # apps/My Intents becomes my-intents: PEFT takes no other letters
             self.name = re.sub(r"[^a-z0-9_-]+", "-", Path(self.output_dir).name.lower()).strip("-") or None
+            if self.name and not NAME_PATTERN.fullmatch(self.name):
+                raise RecipeError(
+                    f"The folder {self.output_dir} makes the adapter name {self.name!r}; give --name 2 to 64 "
+                    "lower-case letters, digits, '_' or '-', beginning with a letter."
+                )
 
 
 def run(arguments: list[str], prog: str) -> str:

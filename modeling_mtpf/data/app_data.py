@@ -265,7 +265,9 @@ def check_app_data(data: AppData, labels_named: bool = False) -> None:
     if data.multi_label and not trained:
         raise DataError("No text of the training data has a label.")
     if data.family == "tc" and len(trained) < 2 and not data.multi_label:
-        raise DataError(f"A text app needs at least two labels; the training data has {sorted(trained)}.")
+        raise DataError(
+            f"A text app needs at least two labels; the data has only {', '.join(sorted(trained))!r}."
+        )
     if data.family == "ner" and trained <= {"O"}:
         raise DataError("The training data has no entity, every tag is O; check the column of the tags.")
     if not len(data.validation):
