@@ -71,7 +71,8 @@ def test_a_value_with_nul_or_too_long(command, index, value, capsys, monkeypatch
     [
         (["export", "nope", "--int8", "--calibration", "nope", "--output", "out"], "There is no file or folder nope"),
         (["adapt", "--family", "tc", "--data", "nope.csv", "--name", "X" * 300, "--output_dir", "o"], "Adapter name"),
-        (["adapt", "--family", "tc", "--data", "nope.csv", "--output_dir", "y" * 300], "File name too long"),
+        (["adapt", "--family", "tc", "--data", "nope.csv", "--output_dir", "y"], "--name 2 to 64 lower-case letters"),
+        (["adapt", "--family", "tc", "--data", "nope.csv", "--name", "ab", "--output_dir", "y" * 300], "File name too long"),
         (["benchmark", "--report", "nope.json", "--output", "out.md"], "There is no file nope.json"),
     ],
 )  # fmt: skip

@@ -283,7 +283,7 @@ def test_binary_in_place_of_text_and_empty_files(tmp_path, ending, family):
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ([{"text": "a", "label": "x"}] * 5, r"at least two labels; the training data has \['x'\]"),
+        ([{"text": "a", "label": "x"}] * 5, r"at least two labels; the data has only 'x'"),
         ([{"text": "a", "label": "x"}], "1 example; at least 2"),
         ([{"text": "a", "label": "x"}, {"text": "b", "label": "y"}], "every label has one example"),
         ([{"text": None, "label": "x"}], "row 1|line 1"),
