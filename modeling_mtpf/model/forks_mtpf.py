@@ -36,10 +36,13 @@ def _end_openmp_threads() -> None:
             ctypes.CDLL(library).omp_pause_resource_all(_SOFT)
 
 
-def _renew_torch_threads() -> None:
-    """Let a child make torch's other pool before it starts threads, which would race for it and fail."""
+def _renew_threads() -> None:
+    """Let a child make torch's other pool before its threads race for it, and tokenize without a pool."""
     torch.set_num_threads(torch.get_num_threads())
+    # The threads of tokenizers are not in the child. Asked for by name it would wait for them; unset it knows.
+    if os.environ.get("TOKENIZERS_PARALLELISM"):
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_end_openmp_threads, after_in_child=_renew_torch_threads)
+    os.register_at_fork(before=_end_openmp_threads, after_in_child=_renew_threads)

@@ -383,7 +383,7 @@ BAD = {
     "numbers": ("good.parquet", {"column": "number"}, "Column 'number' of .* holds int64; text is needed"),
     "null": ("null.jsonl", {}, "null.jsonl, row 2: column 'text' is empty. .*--bad_rows skip"),
     "no spaces": ("long.jsonl", {}, "long.jsonl, row 2: there is a word of more than 1,000 characters"),
-    "encoding": ("latin.txt", {}, "latin.txt cannot be read as text"),
+    "encoding": ("latin.txt", {}, "latin.txt, line 1 is not UTF-8"),
     "too many clusters": ("good.parquet", {"clusters": "5000"}, "5000 clusters need at least as many words"),
     "no layer": ("good.parquet", {"layer": "9"}, "layer 9 does not exist; it has hidden states 0 to 4"),
     "no teacher": ("good.parquet", {"folder": "./missing"}, "The teacher './missing' cannot be loaded"),

@@ -102,6 +102,6 @@ def test_children_of_a_process_with_a_loaded_model_predict(code, folders, tmp_pa
         (root / name).symlink_to(folders / name)
     model.save_adapter(root / "other", "entities")
     # Waiting threads sleep: workers of the tests have one core each, where spinning takes minutes.
-    environment = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
-    results = fresh_process(PRELUDE.format(root=str(root)) + code, **environment)
+    threads = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "true"}
+    results = fresh_process(PRELUDE.format(root=str(root)) + code, **threads)
     assert set(results) == {0}, results
