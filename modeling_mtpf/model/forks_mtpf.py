@@ -39,7 +39,7 @@ def _end_openmp_threads() -> None:
 def _renew_threads() -> None:
     """Let a child make torch's other pool before its threads race for it, and tokenize without a pool."""
     torch.set_num_threads(torch.get_num_threads())
-    # The threads of tokenizers are not in the child. Asked for by name it would wait for them; unset it knows.
+    # A pool of tokenizers asked for by name would wait for threads that the child lacks; by default it knows.
     if os.environ.get("TOKENIZERS_PARALLELISM"):
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
