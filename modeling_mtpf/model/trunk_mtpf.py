@@ -172,7 +172,8 @@ def _observing(hook: Any) -> Any:
 
 def is_lora_layer(module: nn.Module) -> bool:
     """Whether PEFT has put LoRA on this module. Needs no import of PEFT."""
-    return hasattr(module, "lora_A") and hasattr(module, "base_layer")
+    # Not hasattr(): it raises and catches an error for each of the other modules.
+    return "lora_A" in module._modules and "base_layer" in module._modules
 
 
 def check_unmerged(lora: Any) -> None:
