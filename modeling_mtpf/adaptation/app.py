@@ -1,7 +1,6 @@
 """Fit an app: read the data, fit with every seed, keep the best, save one small adapter folder."""
 
 import itertools
-import math
 import os
 import shutil
 import tempfile
@@ -20,7 +19,15 @@ from ..data.app_data import FAMILIES, AppData, check_app_data, load_app_data
 from ..data.backbones import open_backbone
 from ..data.sources import Source
 from ..errors import AdapterError, MtpfError, RecipeError, first_line
-from ..model.adapter_files_mtpf import backbone_sha256, find_adapter, read_task
+from ..model.adapter_files_mtpf import (
+    AdapterFiles,
+    backbone_sha256,
+    find_adapter,
+    install_adapter,
+    lora_state_dict,
+    read_task,
+    stock_key,
+)
 from ..model.adapters_mtpf import check_adapter_name, count_parameters, validate_adapter_name
 from ..model.configuration_mtpf import max_tokens
 from ..model.modeling_mtpf import MtpfModel
@@ -197,8 +204,7 @@ def _fit_seeds(
 ) -> tuple[dict[int, FitResult], torch.dtype]:
     """Fit with each seed; the app of the best one by validation stays in the model, rounded."""
     results: dict[int, FitResult] = {}
-    best: list[torch.Tensor] = []
-    highest = -math.inf
+    best: Any = None
     for seed in range(settings.seed, settings.seed + seeds):
         if name in model.adapters:
             model.delete_adapter(name)
@@ -208,11 +214,15 @@ def _fit_seeds(
             if name in model.adapters:
                 model.delete_adapter(name)
             raise
-        if results[seed].score > highest:
-            highest = results[seed].score
-            best = [value.detach().clone() for value in app_parameters(model, name)]
-    for parameter, value in zip(app_parameters(model, name), best, strict=True):
-        parameter.data.copy_(value)
+        if seed == _best_seed(results):
+            weights = lora_state_dict(model.backbone, name).items()
+            lora = {stock_key(key): weight.clone() for key, weight in weights}
+            best = AdapterFiles(name, model.backbone.peft_config[name], lora, head=model.heads[name])
+    if seed != _best_seed(results):  # the method may have another shape for each
+        model.delete_adapter(name)
+        install_adapter(model.backbone, best)
+        model.heads[name] = best.head
+    for parameter in app_parameters(model, name):
         parameter.requires_grad_(False)
     chosen = results[_best_seed(results)]
     if chosen.held_out is not None:
@@ -230,11 +240,13 @@ def _record(data: AppData, method: str, settings: FitSettings, results, start: s
     validation = results[best].validation
     named = {**(test or {}), **{f"validation_{key}": value for key, value in validation.items()}}
     types = (test or validation).get("types", {})
+    refitted = results[best].details.get("refitted_with_validation")
+    fitted = len(data.train) + (len(data.validation) if refitted else 0)
     return {
         "family": data.family,
         "method": results[best].details.get("method", method),
         "start": start,
-        "training_data": f"{source}, {len(data.train):,} training examples",
+        "training_data": f"{source}, {fitted:,} training examples",
         "protocol": _SCORED_BY["sets" if data.multi_label else data.family]
         + ("" if data.test else "; no test set, validation only"),
         "data": data.notes,

@@ -69,9 +69,7 @@ class TaggedTexts:
         self.encoded.columns["attention_mask"].append(np.ones_like(row))
         self._windows.append(window)
         labels = np.full(len(row), IGNORE, dtype=np.int64)
-        labelled = slice(window.label_start, window.label_stop)
-        shift = self._prefix - window.start
-        labels[labelled.start + shift : labelled.stop + shift] = target[labelled]
+        labels[window.positions(self._prefix)] = target[window.labelled]
         self.targets.append(labels)
 
     def batch_targets(self, rows: np.ndarray, length: int) -> torch.Tensor:
@@ -87,9 +85,7 @@ class TaggedTexts:
         for rows, logits in outputs:
             for row, values in zip(rows, logits.float().log_softmax(-1).cpu().numpy(), strict=True):
                 window = self._windows[row]
-                labelled, shift = slice(window.label_start, window.label_stop), self._prefix - window.start
-                part = slice(labelled.start + shift, labelled.stop + shift)
-                scores[window.text][labelled] = values[part]
+                scores[window.text][window.labelled] = values[window.positions(self._prefix)]
         return [values[first] for values, first in zip(scores, self._first, strict=True)]
 
     def score(self, scores: list[np.ndarray]) -> dict[str, Any]:

@@ -248,6 +248,8 @@ def check_app_data(data: AppData, labels_named: bool = False) -> None:
             label that the user did not name.
     """
     known = set(data.labels)
+    if data.family == "ner" and "O" not in known:
+        raise DataError("The labels of a NER app need 'O', for words outside all entities; add it.")
     for split in ("train", "validation", "test"):
         examples: Examples = getattr(data, split) or Examples()
         _check_rows(examples, data, split)

@@ -268,9 +268,8 @@ class Predictor:
             return
         scores = app.head(states).float().log_softmax(-1).cpu().numpy()
         for row, window in enumerate(batch):
-            shift = len(self.tokenizer.prefix) - window.start
-            part = slice(window.label_start, window.label_stop)
-            portion.scores[window.text, index][part] = scores[row, part.start + shift : part.stop + shift]
+            positions = window.positions(len(self.tokenizer.prefix))
+            portion.scores[window.text, index][window.labelled] = scores[row, positions]
 
     def _result(self, portion: _Portion, text: int, index: int, app: _App) -> Any:
         if app.scheme is None:

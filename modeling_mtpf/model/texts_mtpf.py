@@ -159,6 +159,15 @@ class Window:
     label_stop: int
     apps: list[int] = field(default_factory=list)
 
+    @property
+    def labelled(self) -> slice:
+        """Sub-words of the text that take their labels from this window."""
+        return slice(self.label_start, self.label_stop)
+
+    def positions(self, prefix: int) -> slice:
+        """Return where they are in the window's row, which begins with special tokens."""
+        return slice(self.label_start - self.start + prefix, self.label_stop - self.start + prefix)
+
 
 def plain_backend(tokenizer: Any) -> Any:
     """Return a copy of a fast tokenizer's backend that neither cuts nor pads.

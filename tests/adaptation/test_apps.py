@@ -258,13 +258,15 @@ def test_a_text_app_by_lora(setting, family_adapter):
 
 def test_the_best_of_several_seeds_is_kept(setting, monkeypatch):
     """A way of fitting of one's own, whose seeds end at known scores."""
-    scores = {0: 0.2, 1: 0.9, 2: 0.4}
+    scores, fitted = {0: 0.2, 1: 0.9, 2: 0.4}, {}
     real = METHODS["ner", "lora"]
 
     def fit(model, tokenizer, name, data, start_from, settings):
-        real(model, tokenizer, name, data, start_from, settings)
+        shape = LoraShape(layers=1 + settings.seed)  # another one for each seed
+        real(model, tokenizer, name, data, start_from, replace(settings, lora=shape))
         with torch.no_grad():
             model.heads[name].bias.fill_(settings.seed)
+            fitted[settings.seed] = lora_state_dict(model.backbone, name)
         return FitResult(scores[settings.seed], {"entity_f1": scores[settings.seed]})
 
     monkeypatch.setitem(METHODS, ("ner", "known-scores"), None)  # is taken out again after the test
@@ -276,9 +278,12 @@ def test_the_best_of_several_seeds_is_kept(setting, monkeypatch):
         backbone=setting,
         method="known-scores",
         seeds=3,
-        settings=FitSettings(steps=1, **FLOAT),
+        settings=FitSettings(steps=1, stored_dtype="float32", **FLOAT),
     )
     assert app.record["seed"] == 1 and (model.heads["app"].bias == 1).all()
+    weights = lora_state_dict(model.backbone, "app")
+    assert weights.keys() == fitted[1].keys() and model.adapter_depth("app") == 2
+    assert all(torch.equal(weights[key], value) for key, value in fitted[1].items())
     assert [own["validation_score"] for own in app.record["seeds"].values()] == [0.2, 0.9, 0.4]
 
 
@@ -555,7 +560,7 @@ def test_an_adapter_of_another_family_is_refused(setting, tmp_path):
     settings = FitSettings(steps=1, **FLOAT)
     app = fit_app(tc_data(), "tc", backbone=setting, adapter=folder, name="intent", settings=settings)
     assert repr(app).startswith("FittedApp('intent', probe, accuracy 1.000") and "\n" not in repr(app)
-    assert str(app).splitlines()[0] == "App 'intent', probe on data in memory, 12 training examples"
+    assert str(app).splitlines()[0] == "App 'intent', probe on data in memory, 24 training examples"
 
 
 def test_the_current_folder_is_no_place_for_an_app(setting, tmp_path, monkeypatch):
@@ -571,6 +576,7 @@ def test_the_current_folder_is_no_place_for_an_app(setting, tmp_path, monkeypatc
         ({"train": Examples(TOKENS, TAGS[1:])}, "train split has 12 inputs but 11 labels"),
         ({"test": Examples([["Ada"]], [["B-PER", "O"]])}, "test split, row 1 has 1 tokens but 2 tags"),
         ({"validation": Examples()}, "held out for validation"),
+        ({"labels": ["B-PER", "B-LOC"]}, "need 'O'"),
         ({"labels": ["O", "B-PER"]}, "train split has the label 'B-LOC', which is not in its labels"),
         ({"train": Examples([["Ada"]] * 3, [["PER"]] * 3)}, "'PER' is not an IOB2 tag"),
         ({"family": "tc"}, "family 'tc', not 'ner'"),
