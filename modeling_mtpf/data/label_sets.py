@@ -51,7 +51,7 @@ def check_names(names: list[Any], location: str) -> None:
     """Raise `DataError` for a list that does not hold distinct names."""
     wrong = [name for name in names if not isinstance(name, str) or not name.strip()]
     if wrong or len(set(names)) < len(names):
-        fault = f"{str(wrong[0])[:40]!r} is no name" if wrong else "a label is named twice"
+        fault = f"{str(wrong[0])[:40]!r} is not a name" if wrong else "a label is named twice"
         raise DataError(f"{location}: the labels of a text are a list of different names, but {fault}.")
 
 

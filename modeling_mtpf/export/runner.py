@@ -20,7 +20,7 @@ class RunnerError(ValueError):
 
 @contextlib.contextmanager
 def _refused(what):
-    """Raise `RunnerError` for whatever goes wrong inside; tokenizers may panic, which is no Exception."""
+    """Raise `RunnerError` for whatever goes wrong inside; tokenizers may panic, which is not an Exception."""
     try:
         yield
     except RunnerError:

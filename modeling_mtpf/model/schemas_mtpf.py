@@ -335,7 +335,9 @@ def check_checkpoint(folder: Path, shapes: Shapes | None = None) -> Shapes:
         **dict.fromkeys(("intermediate_size", "hidden_dim"), widest),
     }
     for key, limit in sizes.items():
-        if layers and config.get(key, 0) > limit:  # without a layer it is no encoder, as transformers finds
+        if (
+            layers and config.get(key, 0) > limit
+        ):  # without a layer it is not an encoder, as transformers finds
             raise MtpfError(
                 f"{folder} is damaged: {key!r} in {CONFIG_FILE} is {config[key]:,}, but its weights have "
                 f"{limit:,}; fetch the folder again, or write both with save_pretrained."

@@ -162,7 +162,7 @@ class StorageMethods(PreTrainedModel):
                 raise MtpfError(
                     f"The weights are a backbone's, without the adapter in training {key.split('.')[-2]!r}: "
                     "Trainer cannot resume, or load the best model, with an adapter. Write it with "
-                    "save_adapter; go on from from_pretrained and load_adapter(FOLDER, trainable=True)."
+                    "save_adapter; continue from from_pretrained and load_adapter(FOLDER, trainable=True)."
                 )
 
     def push_to_hub(self, repo_id: str, *args, **kwargs) -> Any:  # type: ignore[override]
@@ -173,7 +173,7 @@ class StorageMethods(PreTrainedModel):
         """
         push = "hf upload {repo} FOLDER" if self.head_kind else "mtpf push backbone FOLDER {repo}"
         raise MtpfError(
-            "A model alone is no complete repo: save model and tokenizer with save_pretrained(FOLDER), then "
+            "A model alone is not a complete repo: save it and its tokenizer with save_pretrained(FOLDER), then "
             f"publish them with: {push.format(repo=repo_id)}"
         )
 

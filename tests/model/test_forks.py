@@ -51,7 +51,7 @@ process = multiprocessing.get_context("fork").Process(target=child)
 process.start()
 process.join()
 results.append(process.exitcode)
-results.append(0 if predict() == expected and torch.get_num_threads() == threads else 5)  # the parent goes on
+results.append(0 if predict() == expected and torch.get_num_threads() == threads else 5)  # the parent continues
 print(json.dumps(results))
 """
 

@@ -368,7 +368,7 @@ def test_killed_at_random_moments(arguments, tmp_path):  # noqa: F811
 
 
 def wait_for_moment(process, run: Path, rng: random.Random, while_saving: bool) -> None:
-    """Wait until training goes on, then a random time, or until a checkpoint is being written."""
+    """Wait until training continues, then a random time, or until a checkpoint is being written."""
     before = newest(run)
     while process.poll() is None and newest(run) == before:
         time.sleep(0.01)
