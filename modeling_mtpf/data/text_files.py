@@ -1,6 +1,6 @@
 """Text files as rows with their line: delimited tables, JSON and plain lines, packed or not, in any encoding.
 
-The one reader of all commands; it needs the standard library alone.
+The one reader of all commands; it needs no other package.
 """
 
 import codecs
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, first_line
+from ..model.gate_mtpf import with_unique_keys
 
 JSON = (".json", ".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv")
@@ -148,7 +149,7 @@ def parse_json(text: str, location: str) -> Any:
         DataError: With the location and the reason.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=with_unique_keys)
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -160,15 +161,6 @@ def parse_json(text: str, location: str) -> Any:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{location} is not valid JSON: {first_line(error)}.") from error
     return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} occurs twice in one object")
-    return values
 
 
 def _json(lines: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[str, Any]]:

@@ -165,7 +165,9 @@ def parse_json(data: bytes, max_entries: int, *, shallow: bool = False) -> dict[
     if entries > max_entries:
         raise ValueError(f"it has {entries:,} entries, more than the {max_entries:,} that are read")
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse_constant)
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=with_unique_keys, parse_constant=_refuse_constant
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     if not isinstance(value, dict):
@@ -175,7 +177,8 @@ def parse_json(data: bytes, max_entries: int, *, shallow: bool = False) -> dict[
     return value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of JSON with these entries; raise `ValueError` for a key that it names twice."""
     value = dict(pairs)
     if len(value) < len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)

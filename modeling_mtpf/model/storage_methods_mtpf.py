@@ -173,8 +173,8 @@ class StorageMethods(PreTrainedModel):
         """
         push = "hf upload {repo} FOLDER" if self.head_kind else "mtpf push backbone FOLDER {repo}"
         raise MtpfError(
-            "A model alone is not a complete repo: save it and its tokenizer with save_pretrained(FOLDER), then "
-            f"publish them with: {push.format(repo=repo_id)}"
+            "A model alone is not a complete repo: save it and its tokenizer with save_pretrained(FOLDER), "
+            f"then publish them with: {push.format(repo=repo_id)}"
         )
 
     @staticmethod

@@ -180,7 +180,7 @@ def test_answers_come_while_the_input_is_open(folders):
         (["--adapter", "{entities}", "--backbone", "{backbone}", "{bytes}"], "bytes.txt, line 2 is not UTF-8"),
         (["--adapter", "{entities}", "--backbone", "{backbone}", "{json}"], "line 2 has no 'text'; it has: body"),
         (["--adapter", "{entities}", "--backbone", "{backbone}", "{csv}"], "line 3 has 3 fields, but the header"),
-        (["--adapter", "{entities}", "--backbone", "{backbone}", "{twice}"], "line 2 .* the key 'text' occurs twice"),
+        (["--adapter", "{entities}", "--backbone", "{backbone}", "{twice}"], "line 2 .* it names 'text' twice"),
         (["--adapter", "{entities}", "--backbone", "{backbone}", "--column", "x", "{csv}"], "no column 'x'; it has: text"),
         (["--adapter", "{entities}", "--backbone", "{backbone}", "--encoding", "x", "{csv}"], "no text encoding 'x'"),
         (["--adapter", "{entities}", "--backbone", "{backbone}", "--lines_ahead", "0"], "--lines_ahead is 0"),

@@ -136,7 +136,7 @@ REFUSED = {
     "latin-1": ("tc", "a.csv", "text,label\na,b\né,c\n".encode("latin-1"), "a.csv, line 3 is not UTF-8.*--encoding"),
     "utf-16 without a mark": ("tc", "a.csv", "text,label\n".encode("utf-16-le"), "a.csv.*(zero bytes|no column)"),
     "a key twice": ("tc", "a.jsonl", '{"text": "a", "label": "b"}\n{"text": "a", "text": "b"}\n',
-        "a.jsonl, line 2 is not valid JSON: the key 'text' occurs twice"),
+        "a.jsonl, line 2 is not valid JSON: it names 'text' twice"),
     "half a character": ("tc", "a.jsonl", '{"text": "a \\ud83d", "label": "b"}\n',
         r"a.jsonl, line 1 .*\\ud83d is half of a surrogate pair"),
     "another key later": ("tc", "a.jsonl", '{"text": "a", "label": "b"}\n{"text": "a"}\n', "line 2 has no 'label'; it has: text"),
@@ -253,7 +253,7 @@ def test_sources_of_training_read_the_same_forms(tmp_path, name, content):
         (
             "a.jsonl",
             '{"text": "a"}\n{"text": "a", "text": "b"}\n',
-            "a.jsonl, line 2 .*the key 'text' occurs twice",
+            "a.jsonl, line 2 .*it names 'text' twice",
         ),
         ("a.jsonl", '{"text": "a"}\n{"text": "\\ud83d"}\n', "a.jsonl, line 2 .*half of a surrogate pair"),
     ],
