@@ -81,12 +81,13 @@ EXPORT = Schema(
 
 @dataclass
 class Export:
-    """What `export_onnx` wrote: whether the graphs are new, and the names of the apps that were added."""
+    """What `export_onnx` wrote: whether the graphs are new, the apps that were given, and those before them."""
 
     folder: Path
     manifest: dict[str, Any]
     created: bool
     added: list[str] = field(default_factory=list)
+    before: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         graphs = self.manifest["files"]
@@ -94,7 +95,9 @@ class Export:
         for name in (TRUNK_FILE, TAIL_FILE):
             lines.append(f"  {name:<40} {graphs[name]['bytes'] / 1e6:8.2f} MB")
         for name, app in self.manifest["apps"].items():
-            mark = "  new" if name in self.added else ""
+            known = self.before.get(name)
+            mark = "new" if known is None else "unchanged" if known["file"] == app["file"] else "replaced"
+            mark = f"  {mark}" if name in self.added else ""
             lines.append(f"  {app['file']:<40} {app['bytes'] / 1e6:8.2f} MB{mark}")
         return "\n".join(lines)
 
@@ -189,14 +192,14 @@ def _export(
     for app in apps:
         _check_fits(folder, app, shape)
         _fill(app, model, shape)
-    created = manifest is None
+    created, known = manifest is None, dict(manifest["apps"]) if manifest else {}
     with disk_errors(folder):
         if manifest is None:
             manifest = _manifest(model, str(backbone), sha256, shape, precision)
             _create(folder, model, shape, manifest, calibration, apps)
         else:
             _write_apps(folder, manifest, apps)
-    return Export(folder, read_manifest(folder), created, names)
+    return Export(folder, read_manifest(folder), created, names, known)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -323,7 +326,11 @@ def _app_bytes(app: _AppTensors, precision: str) -> bytes:
 
 
 def _write_apps(folder: Path, manifest: dict[str, Any], apps: list[_AppTensors]) -> None:
-    """Write app files, then the manifest: until then the export is as it was before."""
+    """Write app files, then the manifest: until then the export is as it was before.
+
+    What the manifest named until then stays, for a runner that has read it, and goes with the next writing.
+    """
+    needed = {app["file"] for app in manifest["apps"].values()}
     (folder / APPS_FOLDER).mkdir(exist_ok=True)
     for app in apps:
         data = _app_bytes(app, manifest["app_precision"])
@@ -335,9 +342,9 @@ def _write_apps(folder: Path, manifest: dict[str, Any], apps: list[_AppTensors])
         manifest["apps"][app.name] = {"file": file, **about}
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
     write_bytes(folder / MANIFEST_FILE, text.encode())
-    listed = {app["file"] for app in manifest["apps"].values()}
+    needed |= {app["file"] for app in manifest["apps"].values()}
     for path in (folder / APPS_FOLDER).glob("*.safetensors"):
-        if f"{APPS_FOLDER}/{path.name}" not in listed:
+        if f"{APPS_FOLDER}/{path.name}" not in needed:
             path.unlink()
 
 

@@ -348,7 +348,6 @@ def test_two_exports_at_a_time_leave_both_apps(exists, exported, folders, same_g
 def test_a_replacement_that_fails_leaves_the_export_whole(copied, folders, monkeypatch):
     runner = runner_of(copied)
     before = runner.Runner(copied).predict(AWKWARD, ["intent"])
-    files = sorted(copied.rglob("*.safetensors"))
 
     def full_disk(path, data, write=export.write_bytes):
         if path.name == "export.json":
@@ -362,7 +361,24 @@ def test_a_replacement_that_fails_leaves_the_export_whole(copied, folders, monke
     monkeypatch.undo()
     export_onnx(folders / "backbone", [f"intent={folders / 'entities'}"], copied)
     after = runner.Runner(copied).predict(AWKWARD, ["intent", "entities"])
-    assert after["intent"] == after["entities"] and len(sorted(copied.rglob("*.safetensors"))) == len(files)
+    assert after["intent"] == after["entities"]
+
+
+def test_what_a_runner_may_be_reading_stays_until_the_next_replacement(copied, folders):
+    """A runner that has read the manifest opens the files that it names."""
+    runner, manifest = runner_of(copied), (copied / "export.json").read_bytes()
+    before, files = runner.Runner(copied).predict(AWKWARD, ["intent"]), set(copied.rglob("*.safetensors"))
+    replaced = export_onnx(
+        folders / "backbone", [f"intent={folders / 'entities'}", folders / "entities"], copied
+    )
+    assert [line.split()[-1] for line in sorted(str(replaced).splitlines()[-2:])] == ["unchanged", "replaced"]
+    second = (copied / "export.json").read_bytes()
+    assert files < set(copied.rglob("*.safetensors"))
+    (copied / "export.json").write_bytes(manifest)
+    assert runner.Runner(copied).predict(AWKWARD, ["intent"]) == before
+    (copied / "export.json").write_bytes(second)
+    export_onnx(folders / "backbone", [f"other={folders / 'entities'}"], copied)
+    assert not files <= set(copied.rglob("*.safetensors"))
 
 
 def test_a_line_of_the_runner_is_one_text(exported):
