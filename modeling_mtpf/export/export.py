@@ -81,7 +81,7 @@ EXPORT = Schema(
 
 @dataclass
 class Export:
-    """What `export_onnx` wrote: whether the graphs are new, the apps that were given, and those before them."""
+    """What `export_onnx` wrote: whether the graphs are new, the given apps, and all apps before them."""
 
     folder: Path
     manifest: dict[str, Any]
