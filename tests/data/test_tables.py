@@ -147,4 +147,4 @@ def test_the_command_reads_a_saved_folder(tmp_path, encoders, capsys):
     folder = saved(Dataset.from_list(TEXTS), tmp_path / "saved")
     arguments = ["adapt", "--family", "tc", "--data", str(folder), "--backbone", str(encoders["bert"])]
     assert main([*arguments, "--output_dir", str(tmp_path / "app"), "--progress", "false"]) == 0
-    assert "on saved, 11 training examples" in capsys.readouterr().out
+    assert "on saved, 12 training examples" in capsys.readouterr().out
