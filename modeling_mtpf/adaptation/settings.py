@@ -33,6 +33,17 @@ class LoraShape:
     targets: list[str] | None = None
 
 
+SIZES = {
+    "small": LoraShape(2, 16, ["all"]),
+    "medium": LoraShape(4, 16, ["all"]),
+    "large": LoraShape(24, 16, ["all"]),
+}
+"""Shapes by name; of an encoder with fewer layers all. docs/apps.md compares them."""
+
+DEFAULT_SIZE = "medium"
+"""Of a LoRA that starts fresh."""
+
+
 @dataclass
 class FitSettings:
     """Settings of one fit, checked. The defaults are meant to need no tuning.
@@ -53,7 +64,12 @@ class FitSettings:
             where float16 cannot hold them.
         cache_gb: Memory for the outputs of the frozen trunk; rows beyond are computed again in each pass.
         progress: Show progress bars.
-        lora: Shape of the LoRA.
+        refit: Fit the final LoRA on train and validation together, for as many steps as validation chose. Takes
+            up to twice the time; probes are always refitted.
+        size: Where the LoRA is: ``small`` (the last two layers), ``medium`` (the last four) or ``large`` (all),
+            on all their linear modules, with rank 16. By default medium, but a LoRA that starts from an
+            ``--adapter`` has its layers and modules, and always its rank.
+        lora: Shape of the LoRA in numbers, which replace those of the size.
     """
 
     seed: int = 0
@@ -68,6 +84,8 @@ class FitSettings:
     stored_dtype: str = "float16"
     cache_gb: float = 2.0
     progress: bool = False
+    refit: bool = False
+    size: str | None = None
     lora: LoraShape = field(default_factory=LoraShape)
 
     def __post_init__(self):
@@ -80,6 +98,19 @@ class FitSettings:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise RecipeError(f"{name} is {getattr(self, name)!r}; choose one of: {', '.join(known)}.")
+
+        if self.size not in (None, *SIZES):
+            raise RecipeError(f"size is {self.size!r}; choose one of: {', '.join(SIZES)}.")
+
+    def shape(self, layers: int, started: bool) -> LoraShape:
+        """Return the shape of a LoRA in an encoder of ``layers``, ``started`` from an adapter or fresh."""
+        size = self.size or (None if started else DEFAULT_SIZE)
+        named = SIZES[size] if size else LoraShape()
+        return LoraShape(
+            self.lora.layers or (min(named.layers, layers) if named.layers else None),
+            self.lora.r or (None if started else named.r),
+            self.lora.targets or named.targets,
+        )
 
     def steps_for(self, rows: int) -> int:
         """Return the number of optimiser steps for a training set of ``rows``."""

@@ -152,6 +152,28 @@ def fit_lora(
     settings: FitSettings,
 ) -> FitResult:
     """Fit an app by LoRA and leave it in the model under ``name``; see `registry.FitMethod`."""
+    result = _fit(model, tokenizer, name, data, start_from, settings)
+    if settings.refit:
+        everything = Examples(
+            [*data.train.inputs, *data.validation.inputs], [*data.train.labels, *data.validation.labels]
+        )
+        model.delete_adapter(name)
+        arguments = model, tokenizer, name, replace(data, train=everything), start_from
+        _fit(*arguments, settings, result.details["best_step"])
+        result.details["refitted_with_validation"] = True
+    return result
+
+
+def _fit(
+    model: MtpfModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    data: AppData,
+    start_from: str | None,
+    settings: FitSettings,
+    until: int | None = None,
+) -> FitResult:
+    """Train on ``data.train``; to the best state by validation, or ``until`` a step."""
     torch.manual_seed(settings.seed)
     labels = _labels_of(data)(tokenizer, data, settings.max_length)
     options = model.config.hidden_size, settings.max_length, labels.problem_type
