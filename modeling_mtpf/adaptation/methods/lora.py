@@ -135,10 +135,76 @@ class _LabelSets(_TextLabels):
         return HeldOut(logits, label_matrix(self._data.validation.labels, self._data.labels))
 
 
-def _labels_of(data: AppData) -> type[_WordLabels] | type[_TextLabels]:
+def labels_of(tokenizer: PreTrainedTokenizerBase, data: AppData, max_length: int) -> Any:
+    """Return rows and labels of an app: `_WordLabels`, `_TextLabels` or `_LabelSets`."""
     if data.family == "ner":
-        return _WordLabels
-    return _LabelSets if data.multi_label else _TextLabels
+        return _WordLabels(tokenizer, data, max_length)
+    return (_LabelSets if data.multi_label else _TextLabels)(tokenizer, data, max_length)
+
+
+class TailFit:
+    """Fits what is above a trunk, and scores it on validation.
+
+    Args:
+        model: In eval mode: the frozen trunk must not drop anything.
+        name: The app.
+        head: Of the app.
+        labels: From `labels_of`.
+        rows: Class of the trunk's outputs.
+        depth: Layers above the trunk.
+        settings: Of the fit.
+    """
+
+    def __init__(
+        self,
+        model: MtpfModel,
+        name: str,
+        head: AdapterHead,
+        labels: Any,
+        depth: int,
+        settings: FitSettings,
+        rows: type[TrunkCache] = TrunkCache,
+    ):
+        self._model, self._name, self._head, self._labels = model, name, head, labels
+        self._settings = settings
+        self.train, self._validation = (
+            rows(model, encoded, depth, settings) for encoded in (labels.train, labels.validation)
+        )
+        self._weights = labels.weights(settings.class_weights)
+
+    def loss_of(self, hidden: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+        """Return the loss of last hidden states ``(rows, tokens, hidden)`` of training rows."""
+        logits = self._labels.logits(self._head, hidden, self.train.encoded, rows)
+        return self._labels.loss(logits, self._labels.targets(rows, hidden.shape[1]), self._weights)
+
+    @torch.no_grad()
+    def _validated(self, layers: list[nn.Module] | None) -> Any:
+        outputs = (
+            (rows, self._labels.logits(self._head, hidden, self._validation.encoded, rows))
+            for rows, hidden in tail_outputs(
+                self._model, self._name, self._validation, self._settings, layers
+            )
+        )
+        return self._labels.read(outputs)
+
+    def fit(self, groups: list | None = None, layers: list[nn.Module] | None = None) -> dict[str, Any]:
+        """Train and return what `train_tail` does; see its arguments."""
+
+        def score() -> float:
+            return self._labels.scores(self._validated(layers))[self._labels.metric]
+
+        steps = train_tail(
+            self._model, self._name, self.train, self.loss_of, score, self._settings, groups, layers
+        )
+        self._head.eval()
+        return steps
+
+    def result(self, details: dict[str, Any], layers: list[nn.Module] | None = None) -> FitResult:
+        """Return the scores of the app as it is."""
+        final = self._validated(layers)
+        scores = self._labels.scores(final)
+        details = {**details, **self._labels.notes}
+        return FitResult(scores[self._labels.metric], scores, details, self._labels.held_out(final))
 
 
 @register_method("ner", "lora")
@@ -153,32 +219,10 @@ def fit_lora(
 ) -> FitResult:
     """Fit an app by LoRA and leave it in the model under ``name``; see `registry.FitMethod`."""
     torch.manual_seed(settings.seed)
-    labels = _labels_of(data)(tokenizer, data, settings.max_length)
+    labels = labels_of(tokenizer, data, settings.max_length)
     options = model.config.hidden_size, settings.max_length, labels.problem_type
     head = AdapterHead(labels.kind, data.labels, *options)
     add_app(model, name, head, start_from, settings.lora)
-    model.eval()  # the frozen trunk must not drop anything
-    depth = model.adapter_depth(name)
-    train, validation = (
-        TrunkCache(model, rows, depth, settings) for rows in (labels.train, labels.validation)
-    )
-    weights = labels.weights(settings.class_weights)
-
-    def loss_of(hidden: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-        logits = labels.logits(model.heads[name], hidden, train.encoded, rows)
-        return labels.loss(logits, labels.targets(rows, hidden.shape[1]), weights)
-
-    @torch.no_grad()
-    def validated() -> Any:
-        outputs = (
-            (rows, labels.logits(model.heads[name], hidden, validation.encoded, rows))
-            for rows, hidden in tail_outputs(model, name, validation, settings)
-        )
-        return labels.read(outputs)
-
-    details = train_tail(
-        model, name, train, loss_of, lambda: labels.scores(validated())[labels.metric], settings
-    )
-    final = validated()
-    scores = labels.scores(final)
-    return FitResult(scores[labels.metric], scores, {**details, **labels.notes}, labels.held_out(final))
+    model.eval()
+    fit = TailFit(model, name, head, labels, model.adapter_depth(name), settings)
+    return fit.result(fit.fit())
