@@ -24,7 +24,7 @@ import torch
 from transformers import get_linear_schedule_with_warmup
 
 from modeling_mtpf.adaptation import FitSettings, fit_app
-from modeling_mtpf.adaptation.methods.lora import _labels_of
+from modeling_mtpf.adaptation.methods.lora import labels_of
 from modeling_mtpf.adaptation.settings import LoraShape
 from modeling_mtpf.adaptation.tail_training import shuffled_batches
 from modeling_mtpf.data.app_data import AppData, load_app_data
@@ -58,8 +58,8 @@ def full_fine_tuning(data: AppData, family: str, seed: int, learning_rate: float
     torch.manual_seed(seed)
     model, tokenizer = open_backbone("packaged")
     encoder = model.backbone.train().requires_grad_(True)
-    labels = _labels_of(data)(tokenizer, data, 128)
-    test = _labels_of(data)(tokenizer, replace(data, validation=data.test), 128)
+    labels = labels_of(tokenizer, data, 128)
+    test = labels_of(tokenizer, replace(data, validation=data.test), 128)
     head = AdapterHead(labels.kind, data.labels, model.config.hidden_size)
     parameters = [*encoder.parameters(), *head.parameters()]
     lengths = labels.train.lengths
@@ -104,6 +104,7 @@ def settings_of(method: str, seed: int) -> tuple[str, FitSettings]:
     if "targets" in values:
         shape["targets"] = values["targets"].split("+")  # type: ignore[assignment]
     rest = {"learning_rate": float(values["lr"])} if "lr" in values else {}
+    rest |= {"refit": True} if "refit" in values else {}
     rest |= {key: int(values[key]) for key in ("steps", "patience", "batch_size") if key in values}
     if name in ("small", "medium", "large"):
         return "auto", FitSettings(seed=seed, size=name, **rest)
@@ -154,7 +155,9 @@ def main() -> None:
             data = None
             for method in arguments.methods.split(","):
                 task = Path(source).name
-                done = {(r["regime"], r["seed"], r["task"], r["family"]) for r in read_records(arguments.output)}
+                done = {
+                    (r["regime"], r["seed"], r["task"], r["family"]) for r in read_records(arguments.output)
+                }
                 if (method, seed, task, family) in done:
                     continue
                 data = drawn(source, family, sizes, seed)
@@ -174,7 +177,15 @@ def main() -> None:
                     "date": today(),
                 }
                 add_record(arguments.output, record)
-                print(json.dumps({k: record[k] for k in ("task", "regime", "seed", "value", "validation", "cpu_seconds", "steps")}), flush=True)
+                print(
+                    json.dumps(
+                        {
+                            k: record[k]
+                            for k in ("task", "regime", "seed", "value", "validation", "cpu_seconds", "steps")
+                        }
+                    ),
+                    flush=True,
+                )
             if arguments.write_rows:
                 data = data or drawn(source, family, sizes, seed)
                 folder = Path(arguments.write_rows)

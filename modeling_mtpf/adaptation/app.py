@@ -35,7 +35,7 @@ from ..model.predict_mtpf import text_tokenizer
 from ..model.sources_mtpf import is_hub_id
 from ..settings import nearest
 from .calibration import calibrate
-from .methods import auto, lora, probe  # noqa: F401  they register themselves
+from .methods import auto, lora, probe, sparse  # noqa: F401  they register themselves
 from .methods.registry import method_named
 from .rounding import round_to_stored
 from .scoring import score_app
@@ -127,8 +127,8 @@ def fit_app(
         adapter: Folder or Hub id of the family's LoRA to start from; by default a fresh one.
         output_dir: New folder for the app; by default nothing is saved.
         name: Adapter name; by default that of the folder, or ``app``.
-        method: ``lora``, for ``tc`` also ``probe``; ``auto`` is LoRA for NER, and the better one by
-            validation for TC.
+        method: ``lora`` or ``sparse``, for ``tc`` also ``probe``; ``auto`` is LoRA for NER, and the
+            better one of LoRA and probe by validation for TC.
         seeds: Number of seeds to try, from ``settings.seed`` on; the best by validation is kept.
         settings: See `FitSettings`.
         backbone_revision: Commit of the backbone's repo.

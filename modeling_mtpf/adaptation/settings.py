@@ -44,6 +44,48 @@ DEFAULT_SIZE = "medium"
 """Of a LoRA that starts fresh."""
 
 
+CHOICES = ("score", "worst", "random", "layers")
+
+
+@dataclass(frozen=True)
+class SparseSettings:
+    """What the method ``sparse`` trains; the values are our assumptions, see docs/apps.md.
+
+    Attributes:
+        budget: Share of the encoder's numbers that are trained; 1 trains all of a standalone app.
+        choice: Which matrices: those of the best ``score``, of the ``worst``, at ``random``, or whole
+            ``layers`` from the last one down.
+        beta: Weight of the gradient's norm in the score, next to its dispersion.
+        score_batches: Batches by which the matrices are scored.
+        learning_rate: Peak learning rate of matrices and new token vectors.
+        head_learning_rate: Peak learning rate of a head that starts from a probe.
+        vocabulary: Most new tokens of a standalone app, as a share of the distinct tokens of its texts.
+    """
+
+    budget: float = 0.1
+    choice: str = "score"
+    beta: float = 1.0
+    score_batches: int = 12
+    learning_rate: float = 3e-4
+    head_learning_rate: float = 5e-4
+    vocabulary: float = 0.1
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("budget", 0, 1),
+            ("beta", 0, 1e6),
+            ("score_batches", 1, 10_000),
+            ("learning_rate", 0, 1),
+            ("head_learning_rate", 0, 1),
+            ("vocabulary", 0, 1),
+        ):
+            if not low <= getattr(self, name) <= high:
+                value = getattr(self, name)
+                raise RecipeError(f"sparse.{name} is {value}; it must be from {low:g} to {high:g}.")
+        if self.choice not in CHOICES:
+            raise RecipeError(f"sparse.choice is {self.choice!r}; choose one of: {', '.join(CHOICES)}.")
+
+
 @dataclass
 class FitSettings:
     """Settings of one fit, checked. The defaults are meant to need no tuning.
@@ -70,6 +112,7 @@ class FitSettings:
             on all their linear modules, with rank 16. By default medium, but a LoRA that starts from an
             ``--adapter`` has its layers and modules, and always its rank.
         lora: Shape of the LoRA in numbers, which replace those of the size.
+        sparse: What the method ``sparse`` trains.
     """
 
     seed: int = 0
@@ -87,6 +130,7 @@ class FitSettings:
     refit: bool = False
     size: str | None = None
     lora: LoraShape = field(default_factory=LoraShape)
+    sparse: SparseSettings = field(default_factory=SparseSettings)
 
     def __post_init__(self):
         for name, least in _LEAST.items():

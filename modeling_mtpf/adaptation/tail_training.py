@@ -15,7 +15,7 @@ from ..devices import precision, wants_few_shapes
 from ..errors import DataError
 from ..model.adapters_mtpf import AdapterHead, LoraSettings, copy_lora, extend_lora
 from ..model.modeling_mtpf import MtpfModel
-from ..model.trunk_mtpf import run_tail
+from ..model.trunk_mtpf import run_layers, tail_views
 from .settings import FitSettings, LoraShape
 from .trunk_cache import TrunkCache
 
@@ -85,6 +85,9 @@ def train_tail(
     loss_of: Callable[[torch.Tensor, np.ndarray], torch.Tensor],
     score: Callable[[], float],
     settings: FitSettings,
+    groups: list[dict[str, Any]] | None = None,
+    layers: list[nn.Module] | None = None,
+    until: int | None = None,
 ) -> dict[str, Any]:
     """Train LoRA and head of an app, and restore the best state by validation.
 
@@ -95,6 +98,9 @@ def train_tail(
         loss_of: Loss from the last hidden states ``(rows, tokens, hidden)`` and the row numbers.
         score: Validation score of the app as it is, the higher the better.
         settings: Learning rate, steps, patience, ...
+        groups: What to train instead, as PyTorch's optimisers take it, each with its peak rate ``lr``.
+        layers: Layers to run on the trunk's outputs instead of the model's with the app's LoRA.
+        until: Take this many of the steps, and leave the last state; nothing is scored.
 
     Returns:
         Steps taken, step of the best state, and the scores of all evaluations.
@@ -102,16 +108,22 @@ def train_tail(
     Raises:
         DataError: The loss is not finite.
     """
-    parameters = app_parameters(model, name)
+    groups = groups or [{"params": app_parameters(model, name), "lr": settings.learning_rate}]
+    parameters = [parameter for group in groups for parameter in group["params"]]
     for parameter in parameters:
         parameter.requires_grad_(True)
     steps = settings.steps_for(len(train.encoded))
     every = math.ceil(steps / settings.evaluations)
     scores: list[float] = []
     best: dict[str, Any] = {"score": -math.inf}
-    taken = _take_steps(model, name, train, parameters, loss_of, steps, settings)
+    tail = layers or tail_views(model.backbone, train.depth, name)
+    taken = _take_steps(model, tail, train, groups, loss_of, steps, settings)
     with tqdm(taken, total=steps, desc=name, disable=not settings.progress) as progress:
         for step in progress:
+            if until is not None:
+                if step == until:
+                    break
+                continue
             if step % every and step != steps:
                 continue
             scores.append(score())
@@ -121,18 +133,21 @@ def train_tail(
                 best = {"score": scores[-1], "step": step, "evaluation": len(scores), "state": state}
             elif len(scores) - best["evaluation"] >= settings.patience:
                 break
+    for parameter in parameters:
+        parameter.grad = None
+    if until is not None:
+        return {"steps": until}
     for parameter, value in zip(parameters, best["state"], strict=True):
         parameter.data.copy_(value)
-        parameter.grad = None
-    model.heads[name].eval()
     return {"steps": step, "best_step": best["step"], "validation_scores": [round(s, 4) for s in scores]}
 
 
 def _take_steps(
-    model: MtpfModel, name: str, train: TrunkCache, parameters, loss_of, steps: int, settings: FitSettings
+    model: MtpfModel, layers, train: TrunkCache, groups, loss_of, steps: int, settings: FitSettings
 ) -> Iterator[int]:
     """Yield the number of each optimiser step once it is taken."""
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.01, fused=True)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
     multiple = LENGTH_MULTIPLE if wants_few_shapes(model.device, settings.mixed_precision) else 1
     generator = np.random.default_rng([settings.seed, 2])
@@ -141,7 +156,7 @@ def _take_steps(
     for step, (rows, length) in zip(range(1, steps + 1), batches, strict=False):
         trunk = train.batch(rows, length)
         with precision(model.device, settings.mixed_precision):
-            hidden = run_tail(model.backbone, trunk, name)
+            hidden = run_layers(model.backbone, trunk, layers)
         loss = loss_of(hidden.float(), rows)
         if not torch.isfinite(loss):
             raise DataError(f"The loss at step {step} is not finite; lower the learning rate.")
@@ -162,14 +177,15 @@ def _set_gradients(parameters: list[nn.Parameter], loss: torch.Tensor) -> None:
 
 @torch.no_grad()
 def tail_outputs(
-    model: MtpfModel, name: str, rows: TrunkCache, settings: FitSettings
+    model: MtpfModel, name: str, rows: TrunkCache, settings: FitSettings, layers: list | None = None
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Yield row numbers and last hidden states ``(rows, tokens, hidden)`` of all rows."""
+    """Yield row numbers and last hidden states ``(rows, tokens, hidden)`` of all rows; see `train_tail`."""
+    layers = layers or tail_views(model.backbone, rows.depth, name)
     lengths = rows.encoded.lengths
     for batch in row_batches(lengths, settings.max_length, model.device, settings.mixed_precision):
         trunk = rows.batch(batch.rows, batch.length)
         with precision(model.device, settings.mixed_precision):
-            hidden = run_tail(model.backbone, trunk, name)
+            hidden = run_layers(model.backbone, trunk, layers)
         yield batch.rows[: batch.real], hidden[: batch.real].float()
 
 

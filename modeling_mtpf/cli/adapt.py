@@ -56,7 +56,7 @@ class AdaptSettings(FitSettings):
         adapter: Folder or Hub id of the family's LoRA to start from; a fresh one by default.
         adapter_revision: Commit of the adapter's repo.
         method: ``lora``, or ``probe`` for tc, which takes seconds; ``auto``: lora for ner, for tc the better
-            of both by validation.
+            of both by validation; ``sparse``: the most sensitive matrices of the last layers.
         name: Adapter name; made from that of the folder by default.
         validation: Another source for validation; by default the split, else a held-out share of train.
         test: Another source for the test set.

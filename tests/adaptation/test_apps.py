@@ -688,13 +688,13 @@ def test_what_is_saved_is_what_was_scored(setting, tmp_path, load, dtype):
 def test_numbers_beyond_float16_stay_float32(setting, tmp_path, monkeypatch):
     model, tokenizer = setting
     monkeypatch.setattr(probe, "STRENGTHS", (1.0,))
-    fill = probe._fill_head
+    fill = probe.fill_head
 
     def fill_largely(head, probe):
         fill(head, probe)
         head.weight.data[0, 0] = 1e7
 
-    monkeypatch.setattr(probe, "_fill_head", fill_largely)
+    monkeypatch.setattr(probe, "fill_head", fill_largely)
     options = {"backbone": (model, tokenizer), "method": "probe"}
     app = fit_app(tc_data(), "tc", output_dir=tmp_path / "app", **options)
     stored = load_file(tmp_path / "app" / HEAD_FILE)["weight"]

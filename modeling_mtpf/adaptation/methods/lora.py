@@ -1,6 +1,7 @@
 """Fit an app by LoRA: the family's or a fresh one, and a linear head on every word or on the mean vector."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,14 @@ from scipy.special import softmax
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ...data.app_data import AppData
+from ...data.app_data import AppData, Examples
 from ...data.encoding import EncodedRows, encode_rows
 from ...data.label_sets import label_matrix
 from ...data.words import IGNORE
 from ...model.adapters_mtpf import AdapterHead
 from ...model.modeling_mtpf import MtpfModel, mean_pool
 from ...model.schemas_mtpf import MULTI_LABEL
+from ...model.trunk_mtpf import encoder_layers
 from ..calibration import HeldOut
 from ..scoring import score_probabilities
 from ..settings import FitResult, FitSettings
@@ -135,10 +137,81 @@ class _LabelSets(_TextLabels):
         return HeldOut(logits, label_matrix(self._data.validation.labels, self._data.labels))
 
 
-def _labels_of(data: AppData) -> type[_WordLabels] | type[_TextLabels]:
+def labels_of(tokenizer: PreTrainedTokenizerBase, data: AppData, max_length: int) -> Any:
+    """Return rows and labels of an app: `_WordLabels`, `_TextLabels` or `_LabelSets`."""
     if data.family == "ner":
-        return _WordLabels
-    return _LabelSets if data.multi_label else _TextLabels
+        return _WordLabels(tokenizer, data, max_length)
+    return (_LabelSets if data.multi_label else _TextLabels)(tokenizer, data, max_length)
+
+
+class TailFit:
+    """Fits what is above a trunk, and scores it on validation.
+
+    Args:
+        model: In eval mode: the frozen trunk must not drop anything.
+        name: The app.
+        head: Of the app.
+        labels: From `labels_of`.
+        rows: Class of the trunk's outputs.
+        depth: Layers above the trunk.
+        settings: Of the fit.
+    """
+
+    def __init__(
+        self,
+        model: MtpfModel,
+        name: str,
+        head: AdapterHead,
+        labels: Any,
+        depth: int,
+        settings: FitSettings,
+        rows: type[TrunkCache] = TrunkCache,
+    ):
+        self._model, self._name, self._head, self._labels = model, name, head, labels
+        self._settings = settings
+        self.train, self._validation = (
+            rows(model, encoded, depth, settings) for encoded in (labels.train, labels.validation)
+        )
+        self._weights = labels.weights(settings.class_weights)
+
+    def loss_of(self, hidden: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+        """Return the loss of last hidden states ``(rows, tokens, hidden)`` of training rows."""
+        logits = self._labels.logits(self._head, hidden, self.train.encoded, rows)
+        return self._labels.loss(logits, self._labels.targets(rows, hidden.shape[1]), self._weights)
+
+    @torch.no_grad()
+    def _validated(self, layers: list[nn.Module] | None) -> Any:
+        outputs = (
+            (rows, self._labels.logits(self._head, hidden, self._validation.encoded, rows))
+            for rows, hidden in tail_outputs(
+                self._model, self._name, self._validation, self._settings, layers
+            )
+        )
+        return self._labels.read(outputs)
+
+    def fit(
+        self,
+        groups: list | None = None,
+        layers: list[nn.Module] | None = None,
+        until: int | None = None,
+    ) -> dict[str, Any]:
+        """Train and return what `train_tail` does; see its arguments."""
+
+        def score() -> float:
+            return self._labels.scores(self._validated(layers))[self._labels.metric]
+
+        steps = train_tail(
+            self._model, self._name, self.train, self.loss_of, score, self._settings, groups, layers, until
+        )
+        self._head.eval()
+        return steps
+
+    def result(self, details: dict[str, Any], layers: list[nn.Module] | None = None) -> FitResult:
+        """Return the scores of the app as it is."""
+        final = self._validated(layers)
+        scores = self._labels.scores(final)
+        details = {**details, **self._labels.notes}
+        return FitResult(scores[self._labels.metric], scores, details, self._labels.held_out(final))
 
 
 @register_method("ner", "lora")
@@ -152,55 +225,34 @@ def fit_lora(
     settings: FitSettings,
 ) -> FitResult:
     """Fit an app by LoRA and leave it in the model under ``name``; see `registry.FitMethod`."""
-    result = _fit(model, tokenizer, name, data, start_from, settings)
+    fit = _start(model, tokenizer, name, data, start_from, settings)
+    result = fit.result(fit.fit())
     if settings.refit:
-        everything = Examples(
-            [*data.train.inputs, *data.validation.inputs], [*data.train.labels, *data.validation.labels]
-        )
         model.delete_adapter(name)
-        arguments = model, tokenizer, name, replace(data, train=everything), start_from
-        _fit(*arguments, settings, result.details["best_step"])
+        both = [*data.train.inputs, *data.validation.inputs], [*data.train.labels, *data.validation.labels]
+        longer = 1 + len(data.validation) / len(data.train)
+        steps = round(settings.steps_for(len(fit.train.encoded)) * longer)
+        again = replace(data, train=Examples(*both), validation=data.validation.take([]))
+        fit = _start(model, tokenizer, name, again, start_from, replace(settings, steps=steps))
+        fit.fit(until=round(result.details["best_step"] * longer))
         result.details["refitted_with_validation"] = True
     return result
 
 
-def _fit(
+def _start(
     model: MtpfModel,
     tokenizer: PreTrainedTokenizerBase,
     name: str,
     data: AppData,
     start_from: str | None,
     settings: FitSettings,
-    until: int | None = None,
-) -> FitResult:
-    """Train on ``data.train``; to the best state by validation, or ``until`` a step."""
+) -> TailFit:
+    """Put a LoRA and a head that have learned nothing into the model."""
     torch.manual_seed(settings.seed)
-    labels = _labels_of(data)(tokenizer, data, settings.max_length)
+    labels = labels_of(tokenizer, data, settings.max_length)
     options = model.config.hidden_size, settings.max_length, labels.problem_type
     head = AdapterHead(labels.kind, data.labels, *options)
-    add_app(model, name, head, start_from, settings.lora)
-    model.eval()  # the frozen trunk must not drop anything
-    depth = model.adapter_depth(name)
-    train, validation = (
-        TrunkCache(model, rows, depth, settings) for rows in (labels.train, labels.validation)
-    )
-    weights = labels.weights(settings.class_weights)
-
-    def loss_of(hidden: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-        logits = labels.logits(model.heads[name], hidden, train.encoded, rows)
-        return labels.loss(logits, labels.targets(rows, hidden.shape[1]), weights)
-
-    @torch.no_grad()
-    def validated() -> Any:
-        outputs = (
-            (rows, labels.logits(model.heads[name], hidden, validation.encoded, rows))
-            for rows, hidden in tail_outputs(model, name, validation, settings)
-        )
-        return labels.read(outputs)
-
-    details = train_tail(
-        model, name, train, loss_of, lambda: labels.scores(validated())[labels.metric], settings
-    )
-    final = validated()
-    scores = labels.scores(final)
-    return FitResult(scores[labels.metric], scores, {**details, **labels.notes}, labels.held_out(final))
+    shape = settings.shape(len(encoder_layers(model.backbone)), started=start_from is not None)
+    add_app(model, name, head, start_from, shape)
+    model.eval()
+    return TailFit(model, name, head, labels, model.adapter_depth(name), settings)

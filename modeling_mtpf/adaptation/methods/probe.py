@@ -72,7 +72,7 @@ def fit_probe(
         strength = probe.C
     fitted = np.isin(both[1], data.labels)  # validation may have a label that train lacks
     probe = _fit_probe(both[0][fitted], np.asarray(both[1], dtype=object)[fitted], strength, *options)
-    _fill_head(model.heads[name], probe)
+    fill_head(model.heads[name], probe)
     details = {
         "C": strength,
         "validation_accuracy_by_C": best.details,
@@ -169,7 +169,7 @@ def _best(results: list[tuple[FitResult, float]]) -> tuple[int, FitResult]:
 
 
 @torch.no_grad()
-def _fill_head(head: Any, probe: LogisticRegression) -> None:
+def fill_head(head: Any, probe: LogisticRegression) -> None:
     """Copy a probe into a head, label by label; a label without a training example is never predicted."""
     weight, bias = torch.from_numpy(probe.coef_), torch.from_numpy(probe.intercept_)
     if len(probe.classes_) == 2:  # scikit-learn keeps one row, the log-odds of the second class
