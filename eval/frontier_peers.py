@@ -1,4 +1,4 @@
-"""The peers of TC apps on the rows that ``frontier.py --write_rows DIR`` drew, in an environment of their own.
+"""The peers of TC apps, in an environment of their own, on rows that ``frontier.py --write_rows DIR`` drew.
 
     python eval/frontier_peers.py --rows DIR --encoder FOLDER --methods linear,setfit --output peers.json
 
@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+PACKAGES = ("torch", "transformers", "sentence-transformers", "setfit", "scikit-learn")
 
 
 def linear(rows: dict[str, Any], encoder: str, seed: int) -> float:
@@ -91,16 +93,7 @@ def main() -> None:
                     "n_train": len(rows["train"][0]) + len(rows["validation"][0]),
                     "n_test": len(rows["test"][0]),
                     "config": {"encoder": "all-MiniLM-L6-v2"},
-                    "versions": {
-                        name: version(name)
-                        for name in (
-                            "torch",
-                            "transformers",
-                            "sentence-transformers",
-                            "setfit",
-                            "scikit-learn",
-                        )
-                    },
+                    "versions": {name: version(name) for name in PACKAGES},
                     "date": time.strftime("%Y-%m-%d"),
                 }
             )

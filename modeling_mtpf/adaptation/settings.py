@@ -106,10 +106,10 @@ class FitSettings:
             where float16 cannot hold them.
         cache_gb: Memory for the outputs of the frozen trunk; rows beyond are computed again in each pass.
         progress: Show progress bars.
-        refit: Fit the final LoRA on train and validation together, for as many steps as validation chose. Takes
-            up to twice the time; probes are always refitted.
-        size: Where the LoRA is: ``small`` (the last two layers), ``medium`` (the last four) or ``large`` (all),
-            on all their linear modules, with rank 16. By default medium, but a LoRA that starts from an
+        refit: Fit the final LoRA on train and validation together, for as many passes as validation chose.
+            Takes up to twice the time; probes are always refitted.
+        size: Where the LoRA is: ``small`` (the last two layers), ``medium`` (the last four) or ``large``
+            (all), on all their linear modules, with rank 16. By default medium, but a LoRA that starts from an
             ``--adapter`` has its layers and modules, and always its rank.
         lora: Shape of the LoRA in numbers, which replace those of the size.
         sparse: What the method ``sparse`` trains.
