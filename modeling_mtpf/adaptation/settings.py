@@ -34,6 +34,7 @@ class LoraShape:
 
 
 SIZES = {
+    "tpl": LoraShape(2, 32),
     "small": LoraShape(2, 16, ["all"]),
     "medium": LoraShape(4, 16, ["all"]),
     "large": LoraShape(24, 16, ["all"]),
@@ -109,8 +110,9 @@ class FitSettings:
         refit: Fit the final LoRA on train and validation together, for as many passes as validation chose.
             Takes up to twice the time; probes are always refitted.
         size: Where the LoRA is: ``small`` (the last two layers), ``medium`` (the last four) or ``large``
-            (all), on all their linear modules, with rank 16. By default medium, but a LoRA that starts from an
-            ``--adapter`` has its layers and modules, and always its rank.
+            (all), on all their linear modules, with rank 16; or ``tpl``, as in pre-finetuning: on query, key
+            and MLP of the last two layers, with rank 32. By default medium, but of an ``--adapter`` the rank
+            stays, and without a size all of its shape.
         lora: Shape of the LoRA in numbers, which replace those of the size.
         sparse: What the method ``sparse`` trains.
     """
@@ -148,8 +150,9 @@ class FitSettings:
 
     def shape(self, layers: int, started: bool) -> LoraShape:
         """Return the shape of a LoRA in an encoder of ``layers``, ``started`` from an adapter or fresh."""
-        size = self.size or (None if started else DEFAULT_SIZE)
-        named = SIZES[size] if size else LoraShape()
+        size = self.size or DEFAULT_SIZE
+        same = started and self.size in (None, "tpl")
+        named = LoraShape() if same else SIZES[size]
         return LoraShape(
             self.lora.layers or (min(named.layers, layers) if named.layers else None),
             self.lora.r or (None if started else named.r),

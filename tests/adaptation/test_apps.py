@@ -324,7 +324,9 @@ def test_early_stopping_restores_the_best_state(setting):
         ("large", False, {}, 4, 6, 16),  # the encoder has four
         ("small", False, {"r": 3, "layers": 1}, 1, 6, 3),
         ("small", False, {"targets": ["output.dense"]}, 2, 1, 16),
+        ("tpl", False, {}, 2, 4, 32),
         (None, True, {}, 2, 4, 32),
+        ("tpl", True, {}, 2, 4, 32),
         ("medium", True, {}, 4, 6, 32),
         (None, True, {"layers": 3}, 3, 4, 32),
     ],
@@ -339,7 +341,7 @@ def test_a_size_is_a_shape(setting, family_adapter, size, start, shape, layers, 
 
 
 def test_an_unknown_size_is_refused():
-    with pytest.raises(RecipeError, match="size is 'tiny'; choose one of: small, medium, large"):
+    with pytest.raises(RecipeError, match="size is 'tiny'; choose one of: tpl, small, medium, large"):
         FitSettings(size="tiny")
 
 

@@ -44,7 +44,7 @@ def show_apps(folder: Path, model: MtpfModel, tokenizer: PreTrainedTokenizerBase
         fit_app,
     )
 
-    settings = FitSettings(steps=150, evaluations=5)  # the demo is to take minutes
+    settings = FitSettings(steps=150, evaluations=5, size="tpl")  # the demo is to take minutes
     methods = {"ner": "lora", "tc": "probe"}
     rows = []
     for name, family, metric in (("entities", "ner", "entity_f1"), ("intent", "tc", "accuracy")):
