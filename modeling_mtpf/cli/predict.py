@@ -139,6 +139,7 @@ def _load(settings: PredictSettings) -> tuple[Any, list[str]]:
 
     from ..data.backbones import load_backbone
     from ..model.adapter_files_mtpf import find_adapter, read_task
+    from ..model.delta_mtpf import is_delta
 
     transformers.utils.logging.disable_progress_bar()
     sources = [_split_revision(source) for source in settings.adapter]
@@ -152,8 +153,9 @@ def _load(settings: PredictSettings) -> tuple[Any, list[str]]:
     model = (model or load_backbone(str(backbone), revision)).eval()
     names = []
     for source, at in sources:
-        names.append(model.load_adapter(source, revision=at))
-        if names[-1] not in model.heads:
+        alone = is_delta(find_adapter(source, at))
+        names.append(model.load_adapter(source, revision=at, standalone=alone))
+        if names[-1] not in model.heads and not alone:
             raise MtpfError(f"{source} is a family's LoRA, not an app: it has no head; fit an app on it.")
     return model, names
 

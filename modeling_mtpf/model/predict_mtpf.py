@@ -5,14 +5,15 @@ size; results come back in the order of the texts. Nothing in the model is chang
 app that is deleted or replaced meanwhile.
 """
 
+import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from .adapters_mtpf import check_loaded
+from .adapters_mtpf import check_loaded, standalone_apps
 from .bound_calls_mtpf import execution_device
 from .configuration_mtpf import max_tokens
 from .errors_mtpf import AdapterError, MtpfError
@@ -43,6 +44,7 @@ class _App:
     layers: list
     limit: int
     scheme: TagScheme | None = None  # of a token app
+    own: "Predictor | None" = None  # of a standalone app
 
 
 @dataclass
@@ -142,6 +144,12 @@ class Predictor:
 
     def _app(self, name: Any) -> _App:
         encoder = self.model.backbone
+        if isinstance(name, str) and (model := standalone_apps(encoder).get(name)) is not None:
+            own = copy.copy(self)
+            own.model = model.to(self.device, self.model.dtype)
+            if "_mtpf_tokenizer" in model.__dict__:
+                own.tokenizer = text_tokenizer(model)
+            return replace(own._app(name), own=own)
         with CHANGES:
             check_loaded(encoder, name)
             if name not in self.model.heads:
@@ -155,9 +163,24 @@ class Predictor:
         scheme = TagScheme(head.labels) if head.kind == "token-classification" else None
         return _App(name, head, layers, limit, scheme)
 
-    @torch.inference_mode()
     def _run(self, pairs: list, apps: list[_App]) -> list[dict[int, Any]]:
-        """Return for each text of a portion the results of its apps."""
+        """Return for each text of a portion the results of its apps; a standalone one has its own pass."""
+        alone = [index for index, app in enumerate(apps) if app.own is not None]
+        if not alone:
+            return self._run_shared(pairs, apps)
+        shared = [(text, [index for index in wanted if index not in alone]) for text, wanted in pairs]
+        rows = self._run_shared(shared, apps) if len(alone) < len(apps) else [{} for _ in pairs]
+        for index in alone:
+            numbers = [number for number, (_, wanted) in enumerate(pairs) if index in wanted]
+            own: Any = apps[index].own
+            results = own._run_shared([(pairs[number][0], [index]) for number in numbers], apps)
+            for number, result in zip(numbers, results, strict=True):
+                rows[number].update(result)
+        return [dict(sorted(row.items())) for row in rows]
+
+    @torch.inference_mode()
+    def _run_shared(self, pairs: list, apps: list[_App]) -> list[dict[int, Any]]:
+        """Return for each text of a portion the results of its apps on this model's trunk."""
         texts = [text for text, _ in pairs]
         portion = _Portion(texts, self.tokenizer(texts), [list(wanted) for _, wanted in pairs])
         with CHANGES:
