@@ -5,8 +5,10 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from ..model.adapter_files_mtpf import (
 )
 from ..model.adapters_mtpf import check_adapter_name, count_parameters, validate_adapter_name
 from ..model.configuration_mtpf import max_tokens
+from ..model.delta_mtpf import write_delta
 from ..model.modeling_mtpf import MtpfModel
 from ..model.predict_mtpf import text_tokenizer
 from ..model.sources_mtpf import is_hub_id
@@ -40,6 +43,7 @@ from .methods.registry import method_named
 from .rounding import round_to_stored
 from .scoring import score_app
 from .settings import FitResult, FitSettings
+from .standalone import Standalone, fit_standalone
 from .tail_training import app_parameters
 
 _START = "family-start"
@@ -54,6 +58,20 @@ _SCORED_BY = {
     "sets": "micro and macro F1 of all labels that predict delivers, and the mean of each label's average "
     "precision",
 }
+
+_STANDALONE_CARD = """\
+# {name}: a standalone app of mtpf
+
+An encoder of its own for one task, stored as what differs from the backbone that `task.json` names.
+
+```python
+from modeling_mtpf import MtpfModel
+
+model = MtpfModel.from_pretrained("FOLDER", backbone="BACKBONE")
+model.predict(["a text"], adapters=["{name}"])
+```
+
+{scores}"""
 
 
 @dataclass(repr=False)
@@ -116,6 +134,7 @@ def fit_app(
     backbone_revision: str | None = None,
     adapter_revision: str | None = None,
     any_family: bool = False,
+    standalone: bool = False,
     **data_options: Any,
 ) -> FittedApp:
     """Fit one app on the frozen backbone, and save it as an adapter folder.
@@ -134,6 +153,8 @@ def fit_app(
         backbone_revision: Commit of the backbone's repo.
         adapter_revision: Commit of the adapter's repo.
         any_family: Start from an adapter of another family, too, as studies do.
+        standalone: With the method ``sparse``: an encoder of its own for this app, saved as what differs from
+            the backbone. It shares no trunk; ``model`` of the result is its own.
         **data_options: Options of `load_app_data`, with a source only.
 
     Raises:
@@ -153,6 +174,10 @@ def fit_app(
         raise RecipeError(f"seeds is {seeds}; it must be at least 1, and all seeds below 2^31.")
     if seeds > 1 and method == "probe":
         raise RecipeError("A probe is the same for every seed; leave seeds at 1, or choose the method lora.")
+    if standalone and (method != "sparse" or adapter is not None):
+        raise RecipeError(
+            "A standalone app is fitted by the method sparse, without an adapter to start from."
+        )
     folder = _new_folder(output_dir)
     name = name or (folder.name if folder else "app")
     check_adapter_name(name)  # before the data is read
@@ -167,12 +192,17 @@ def fit_app(
     if adapter is not None:
         start_folder, start_name = _find_start(adapter, adapter_revision, None if any_family else family)
         start = model.load_adapter(start_folder, _START, activate=False)
+    base = model
     try:
-        results, dtype = _fit_seeds(model, tokenizer, name, data, start, settings, seeds, fit)
+        if standalone:
+            results, best = _fit_standalone(model, tokenizer, name, data, settings, seeds)
+            model, tokenizer, dtype = best.model, best.tokenizer, best.dtype
+        else:
+            results, dtype = _fit_seeds(model, tokenizer, name, data, start, settings, seeds, fit)
     finally:
         if start is not None:
             model.delete_adapter(_START)
-    if backbone_sha256(model.backbone) != digest:
+    if backbone_sha256(base.backbone) != digest:
         raise RuntimeError("The frozen backbone has changed while an app was fitted: this is a bug.")
     head: Any = model.heads[name]
     head.tokenizer_sha256 = text_tokenizer(model, tokenizer).sha256
@@ -183,7 +213,8 @@ def fit_app(
     if folder is not None:
         named = isinstance(backbone, str) and is_hub_id(backbone) and not Path(backbone).exists()
         source = {"backbone_id": backbone if named else None, "backbone_revision": backbone_revision}
-        _save(folder, model, name, dtype=dtype, task=record, **source)
+        write = partial(_write_standalone, base, best) if standalone else _write_app
+        _save(folder, write, model, name, dtype=dtype, task=record, **source)
     return FittedApp(name, model, record["metrics"], record, folder)
 
 
@@ -228,6 +259,19 @@ def _fit_seeds(
     if chosen.held_out is not None:
         chosen.calibration = calibrate(model.heads[name], chosen.held_out)
     return results, round_to_stored(app_parameters(model, name), settings)  # before the test scores
+
+
+def _fit_standalone(
+    base, tokenizer, name, data, settings, seeds: int
+) -> tuple[dict[int, FitResult], Standalone]:
+    """Fit with each seed; return all results and the best app by validation."""
+    results: dict[int, FitResult] = {}
+    best: Any = None
+    for seed in range(settings.seed, settings.seed + seeds):
+        app = fit_standalone(base, tokenizer, name, data, replace(settings, seed=seed))
+        results[seed] = app.result
+        best = app if seed == _best_seed(results) else best
+    return results, best
 
 
 def _best_seed(results: dict[int, FitResult]) -> int:
@@ -296,7 +340,7 @@ def _new_folder(output_dir: str | Path | None) -> Path | None:
     return folder
 
 
-def _save(folder: Path, model: MtpfModel, name: str, **options: Any) -> None:
+def _save(folder: Path, write: Callable[..., None], model: MtpfModel, name: str, **options: Any) -> None:
     """Write adapter and card next to the folder, then rename; where that fails, save them elsewhere.
 
     Raises:
@@ -304,14 +348,14 @@ def _save(folder: Path, model: MtpfModel, name: str, **options: Any) -> None:
     """
     temporary = folder.with_name(f".{folder.name[:50]}.{os.getpid()}.tmp")
     try:
-        _write_app(temporary, model, name, options)
+        write(temporary, model, name, options)
     except (OSError, MtpfError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         reason = f"{folder} cannot be written: {getattr(cause, 'strerror', None) or first_line(cause)}"
         try:
             rescued = Path(tempfile.mkdtemp(prefix="mtpf-")) / name
-            _write_app(rescued, model, name, options)
+            write(rescued, model, name, options)
         except (OSError, MtpfError) as second:
             raise MtpfError(f"{reason}. {first_line(second)}; the fitted app is lost.") from error
         raise MtpfError(f"{reason}. The fitted app is in {rescued} instead; move it.") from error
@@ -334,3 +378,14 @@ def _write_app(folder: Path, model: MtpfModel, name: str, options: dict[str, Any
     config["target_modules"] = sorted(config["target_modules"])
     size = count_parameters(model.backbone, name)
     adapter_card(read_task(folder), config, num_parameters=size).save(folder / "README.md")
+
+
+def _write_standalone(
+    base: MtpfModel, app: Standalone, folder: Path, model: MtpfModel, name: str, options: dict[str, Any]
+) -> None:
+    tokens = app.patterns.tokens if app.patterns else []
+    write_delta(folder, base, model, name, tokens, **options)
+    if app.patterns is not None:
+        (folder / "patterns.md").write_text(app.patterns.page(), "utf-8")
+    scores = "".join(f"* {key}: {value}\n" for key, value in options["task"]["metrics"].items())
+    (folder / "README.md").write_text(_STANDALONE_CARD.format(name=name, scores=scores), "utf-8")

@@ -1,5 +1,7 @@
 """Outputs of the frozen trunk, computed once per row while an app is fitted: training costs only the tail."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from tqdm.auto import tqdm
@@ -22,6 +24,8 @@ class TrunkCache:
         settings: In bf16 the cache is bf16, too; rows beyond ``cache_gb`` are computed at each use.
     """
 
+    trained = False
+
     def __init__(self, model: MtpfModel, encoded: EncodedRows, depth: int, settings: FitSettings):
         self.model, self.encoded, self.depth = model, encoded, depth
         self.mixed_precision = settings.mixed_precision
@@ -37,10 +41,10 @@ class TrunkCache:
             for position, row in enumerate(cached[: batch.real]):
                 self._outputs[row] = hidden[position, : lengths[row]].clone()
 
-    @torch.no_grad()
     def _compute(self, rows: np.ndarray, length: int, depth: int | None = None) -> TrunkOutput:
         inputs = {key: v.to(self.model.device) for key, v in self.encoded.inputs(rows, length).items()}
-        with precision(self.model.device, self.mixed_precision):
+        gradients = torch.set_grad_enabled(self.trained and torch.is_grad_enabled())
+        with gradients, precision(self.model.device, self.mixed_precision):
             return run_trunk(self.model.backbone, depth or self.depth, **inputs)
 
     def batch(self, rows: np.ndarray, length: int) -> TrunkOutput:
@@ -54,3 +58,12 @@ class TrunkCache:
         for position, value in enumerate(outputs):
             hidden[position, : len(value)] = value  # type: ignore[arg-type]
         return TrunkOutput(hidden, outline.calls[-self.depth :])
+
+
+class TrainedTrunk(TrunkCache):
+    """The same for a trunk that is trained: computed at each use, with gradients."""
+
+    trained = True
+
+    def __init__(self, model: MtpfModel, encoded: EncodedRows, depth: int, settings: FitSettings):
+        super().__init__(model, encoded, depth, replace(settings, cache_gb=0.0))

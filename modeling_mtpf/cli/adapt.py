@@ -68,6 +68,8 @@ class AdaptSettings(FitSettings):
         train_fraction: Share of the training data to use.
         validation_fraction: Share of the training data to hold out where there is no validation split.
         seeds: Number of seeds to try, from ``seed`` on; the best by validation is saved.
+        standalone: With the method ``sparse``: an encoder of its own for this app, new tokens included. It
+            shares no trunk with other apps.
         threads: CPU threads (0: all cores).
         progress: Show progress bars.
     """
@@ -91,6 +93,7 @@ class AdaptSettings(FitSettings):
     train_fraction: float = 1.0
     validation_fraction: float = 0.1
     seeds: int = 1
+    standalone: bool = False
     threads: int = 0
     progress: bool = True
 

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "benchmark": ("evaluate a backbone and its adapters on the task list", ("train", "eval")),
     "predict": ("apply apps to texts, one line of JSON a text", ()),
     "export": ("write ONNX graphs and apps for devices, or add apps to them", ()),
+    "apply-delta": ("write the whole model of a standalone app", ()),
     "push": ("publish a backbone or an adapter as one commit", ()),
     "pull": ("fetch a repo, verify every hash, and print its folder", ()),
     "inspect": ("describe a folder or repo, and report what is unexpected in it", ()),
@@ -69,7 +70,7 @@ def run_command(arguments: Sequence[str]) -> str | None:
         raise MtpfError(f"Name a command: {', '.join(COMMANDS)}; mtpf --help describes them.")
     name, *rest = arguments
     if name in ("-h", "--help"):
-        return HELP.format(commands="\n".join(f"  {key:<10} {text}" for key, (text, _) in COMMANDS.items()))
+        return HELP.format(commands="\n".join(f"  {key:<11} {text}" for key, (text, _) in COMMANDS.items()))
     if name == "--version":
         return f"mtpf {__version__}"
     if name not in COMMANDS:
@@ -77,7 +78,7 @@ def run_command(arguments: Sequence[str]) -> str | None:
         raise MtpfError(f"Unknown command {name!r}; {hint}known: {', '.join(COMMANDS)}.")
     prepare(name)
     logging.getLogger("modeling_mtpf").setLevel(logging.INFO)
-    return import_module(f".{name}", __package__).run(rest, f"mtpf {name}")
+    return import_module(f".{name.replace('-', '_')}", __package__).run(rest, f"mtpf {name}")
 
 
 def prepare(name: str) -> None:

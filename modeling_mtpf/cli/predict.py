@@ -140,6 +140,7 @@ def _load(settings: PredictSettings) -> tuple[Any, list[str]]:
 
     from ..data.backbones import load_backbone
     from ..model.adapter_files_mtpf import find_adapter, read_task
+    from ..model.delta_mtpf import is_delta
 
     transformers.utils.logging.disable_progress_bar()
     sources = [_split_source(source) for source in settings.adapter]
@@ -151,6 +152,7 @@ def _load(settings: PredictSettings) -> tuple[Any, list[str]]:
         if not backbone and model is None:
             raise MtpfError(f"{sources[0][0]} records no published backbone; give one with --backbone.")
     model = (model or load_backbone(str(backbone), revision)).eval()
+<<<<<<< HEAD
     names: list[str] = []
     loaded: dict[tuple[str, str | None], str] = {}
     for source, at, part in sources:
@@ -158,6 +160,13 @@ def _load(settings: PredictSettings) -> tuple[Any, list[str]]:
             loaded[source, at] = model.load_adapter(source, revision=at)
         name = loaded[source, at]
         if not (known := model.parts(name)):
+=======
+    names = []
+    for source, at in sources:
+        alone = is_delta(find_adapter(source, at))
+        names.append(model.load_adapter(source, revision=at, standalone=alone))
+        if names[-1] not in model.heads and not alone:
+>>>>>>> sparse
             raise MtpfError(f"{source} is a family's LoRA, not an app: it has no head; fit an app on it.")
         names.append(f"{name}/{part}" if part else name)
         if part and names[-1] not in known:

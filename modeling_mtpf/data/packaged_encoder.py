@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..model.packaged_mtpf import PACKAGED, packaged_encoder
+from ..model.schemas_mtpf import DELTA_FILE
 
 __all__ = ["PACKAGED", "packaged_encoder", "resolve_encoder"]
 
@@ -23,7 +24,7 @@ def resolve_encoder(identifier: str, revision: str | None = None) -> str:
     if not folder.is_dir():
         find_on_hub(identifier, revision, bare=True, error=DataError)
         return identifier
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not (folder / DELTA_FILE).is_file():
         adapter = " It is an adapter." if (folder / "adapter_config.json").is_file() else ""
         raise DataError(f"{identifier} has no config.json.{adapter or backbone_hint(folder)}")
     return str(folder)

@@ -49,8 +49,12 @@ from .hub_cache_mtpf import drop_from_cache, has_announced_hash
 from .schemas_mtpf import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
+<<<<<<< HEAD
     BUNDLE,
     BUNDLE_FORMAT_VERSION,
+=======
+    DELTA_FILE,
+>>>>>>> sparse
     HEAD_FILE,
     KINDS,
     PEFT_PREFIX,
@@ -185,7 +189,7 @@ def write_adapter(
         labels = {part_name(name): head.labels for name, head in heads.items()}
         metadata = {"labels": json.dumps(labels.get("", labels), ensure_ascii=False)}
         files[HEAD_FILE] = save(weights, metadata=metadata)
-    files[TASK_FILE], files[ADAPTER_CONFIG_FILE] = _json_bytes(record), _json_bytes(config)
+    files[TASK_FILE], files[ADAPTER_CONFIG_FILE] = json_bytes(record), json_bytes(config)
     with replaced_files(folder, ADAPTER_FILES, last=ADAPTER_CONFIG_FILE) as new:
         for file, content in files.items():
             (new / file).write_bytes(content)
@@ -207,7 +211,8 @@ def _check_record(record: dict[str, Any]) -> None:
         raise AdapterError(f"{TASK_FILE} cannot be written: {first_line(error)}.") from error
 
 
-def _json_bytes(value: dict[str, Any]) -> bytes:
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """Serialise a record, with sorted keys and a line break at its end."""
     return (_json_text(value) + "\n").encode()
 
 
@@ -226,7 +231,7 @@ def find_adapter(
     path = Path(path_or_repo)
     if path.is_dir():
         return path
-    files = list(ADAPTER_FILES)
+    files = [*ADAPTER_FILES, DELTA_FILE]
     commit = find_on_hub(path_or_repo, revision, token=token, error=AdapterError)
     try:
         api = HfApi(token=token)

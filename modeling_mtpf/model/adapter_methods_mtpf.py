@@ -19,6 +19,7 @@ from .adapter_files_mtpf import (
     write_adapter,
 )
 from .adapters_mtpf import (
+    STANDALONE,
     AdapterHead,
     LoraSettings,
     active_adapter,
@@ -33,16 +34,19 @@ from .adapters_mtpf import (
     named_heads,
     remove_lora,
     set_active_adapter,
+    standalone_apps,
+    validate_adapter_name,
 )
 from .backbone_identity_mtpf import bits_digest, check_in_memory
 from .bound_calls_mtpf import execution_device
 from .configuration_mtpf import encoder_layout
+from .delta_mtpf import is_delta, read_delta
 from .errors_mtpf import AdapterError, first_line
 from .folders_mtpf import read_unchanged
 from .hub_cache_mtpf import weights_file
 from .predict_mtpf import check_tokenizer, text_tokenizer
 from .sources_mtpf import is_hub_id
-from .trunk_mtpf import adapter_modules, lora_modules
+from .trunk_mtpf import adapter_modules, lora_modules, uncompiled
 from .views_mtpf import CHANGES
 
 STOCK_ARGUMENTS = {"is_trainable", "hotswap", "low_cpu_mem_usage", "local_files_only", "load_config"}
@@ -79,10 +83,17 @@ class AdapterMethods:
         """Names of the loaded adapters."""
         return adapter_names(self.backbone)
 
+<<<<<<< HEAD
     def parts(self, name: str) -> dict[str, AdapterHead]:
         """Return a loaded adapter's heads by the name that `predict` takes: ``app``, or ``bundle/part``."""
         check_loaded(self.backbone, name)
         return heads_of(self.heads, name)
+=======
+    @property
+    def standalone(self) -> dict[str, Any]:
+        """Models of the standalone apps loaded next to the backbone, by name."""
+        return standalone_apps(self.backbone)
+>>>>>>> sparse
 
     def adapter_depth(self, name: str) -> int:
         """Return how many of the last layers an adapter touches."""
@@ -170,6 +181,7 @@ class AdapterMethods:
         check_backbone: bool = True,
         replace: bool = False,
         activate: bool = True,
+        standalone: bool = False,
         adapter_kwargs: dict | None = None,
         **stock: Any,
     ) -> str:
@@ -191,6 +203,9 @@ class AdapterMethods:
             replace: Replace the adapter of this name, if there is one, in one step: another thread finds
                 either the old one or the new one, and if the new one cannot be used, the old one stays.
             activate: Whether plain forwards use it from now on; a replaced adapter stays active or not.
+            standalone: Load a standalone app, which changes the encoder. It shares unchanged weights in
+                memory but no trunk: `predict` runs it in a pass of its own, and ``model.standalone`` has its
+                model.
             adapter_kwargs: Passed by ``AutoModel.from_pretrained(<adapter repo>)``; may carry ``revision``
                 and ``token``.
             **stock: Other arguments of transformers: ``is_trainable``, ``hotswap`` (as ``replace``), ...
@@ -214,6 +229,14 @@ class AdapterMethods:
         extra = adapter_kwargs or {}
         folder = find_adapter(path_or_repo, revision or extra.get("revision"), token or extra.get("token"))
         source = weights_file(self.config.name_or_path, getattr(self.config, "source_revision", None))
+        if standalone or is_delta(folder):
+            if not (standalone and is_delta(folder)):
+                how = (
+                    "without standalone=True" if standalone else "with standalone=True, for a pass of its own"
+                )
+                kind = "not a standalone app" if standalone else "a standalone app, which shares no trunk"
+                raise AdapterError(f"{path_or_repo} is {kind}; load it {how}.")
+            return self._load_standalone(folder, adapter_name, check_backbone, replace, source)
         files = read_unchanged(
             folder, lambda: read_adapter(folder, self.backbone, adapter_name, check_backbone, source)
         )
@@ -241,6 +264,19 @@ class AdapterMethods:
             self._use_head(fitting[0])
         return files.name
 
+    def _load_standalone(
+        self, folder: Path, name: str | None, check_backbone: bool, replace: bool, source: Path | None
+    ) -> str:
+        if self.head_kind:
+            raise AdapterError(f"{folder} is a standalone app; load it into MtpfModel.")
+        own = read_unchanged(folder, lambda: read_delta(folder, self, name, check_backbone, source))
+        with CHANGES:
+            (name,) = own.adapters
+            if not (replace and name in self.standalone):
+                validate_adapter_name(self.backbone, name)
+            uncompiled(self.backbone).__dict__.setdefault(STANDALONE, {})[name] = own
+        return name
+
     def _use_head(self, head: AdapterHead) -> None:
         """Make an app's head the classifier of a task class, with its labels, as pipelines expect it."""
         self.classifier = nn.Linear(head.in_features, head.out_features)
@@ -256,9 +292,17 @@ class AdapterMethods:
         names = [name] if isinstance(name, str) else list(name)
         with CHANGES:
             for each in names:
-                check_loaded(self.backbone, each)
+                if each not in self.standalone:
+                    check_loaded(self.backbone, each)
             for each in names:
+<<<<<<< HEAD
                 self._set_heads(each, {}, trainable=False)
+=======
+                if self.standalone.pop(each, None) is not None:
+                    continue
+                if each in self.heads:
+                    self.heads.pop(each)
+>>>>>>> sparse
                 remove_lora(self.backbone, each)
 
     def adapter_memory(self) -> dict[str, dict[str, int]]:

@@ -17,8 +17,19 @@ from torch import nn
 from .configuration_mtpf import encoder_layout
 from .errors_mtpf import AdapterError
 from .schemas_mtpf import KINDS, LABEL, MULTI_LABEL, NAME_PATTERN
-from .trunk_mtpf import NUMBER, Encoder, adapter_modules, encoder_layers, is_lora_layer, lora_modules
+from .trunk_mtpf import (
+    NUMBER,
+    Encoder,
+    adapter_modules,
+    encoder_layers,
+    is_lora_layer,
+    lora_modules,
+    uncompiled,
+)
 from .views_mtpf import CHANGES, forget_adapter
+
+STANDALONE = "_mtpf_standalone"
+"""Attribute of an encoder: the models of the standalone apps that are loaded next to it."""
 
 
 def import_peft() -> Any:
@@ -109,7 +120,7 @@ def validate_adapter_name(encoder: Encoder, name: str) -> None:
     The last makes *other* adapters save truncated or empty files without an error (peft#3584).
     """
     check_adapter_name(name)
-    if name in adapter_names(encoder):
+    if name in adapter_names(encoder) or name in standalone_apps(encoder):
         raise AdapterError(
             f"An adapter named {name!r} is already loaded; delete it or choose another adapter_name."
         )
@@ -132,8 +143,18 @@ def adapter_names(encoder: Encoder) -> list[str]:
     return list(getattr(encoder, "peft_config", {}))
 
 
+def standalone_apps(encoder: Encoder) -> dict[str, Any]:
+    """Return the models of the standalone apps that are loaded next to this encoder, by name."""
+    return uncompiled(encoder).__dict__.get(STANDALONE, {})
+
+
 def check_loaded(encoder: Encoder, name: Any) -> None:
     """Raise `AdapterError` for a name that is not that of a loaded adapter."""
+    if isinstance(name, str) and name in standalone_apps(encoder):
+        raise AdapterError(
+            f"App {name!r} is standalone: it has an encoder of its own and shares no trunk. predict gives it "
+            f"a pass of its own; for anything else use model.standalone[{name!r}]."
+        )
     if not isinstance(name, str) or name not in getattr(encoder, "peft_config", {}):
         known = ", ".join(adapter_names(encoder)) or "none"
         raise AdapterError(f"There is no adapter {name!r}; loaded: {known}. Load it with load_adapter.")

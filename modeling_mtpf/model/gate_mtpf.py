@@ -260,8 +260,10 @@ class Header(NamedTuple):
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
 
-def read_header(path: Path, error: type[MtpfError] = MtpfError) -> Header:
+def read_header(path: Path, error: type[MtpfError] = MtpfError, masks: str | None = None) -> Header:
     """Read and check the header of a safetensors file; no tensor is read.
+
+    Bytes are accepted only for names that end with ``masks``.
 
     Raises:
         MtpfError: ``error``, for a file that is missing or damaged, or a type other than floating numbers.
@@ -283,7 +285,7 @@ def read_header(path: Path, error: type[MtpfError] = MtpfError) -> Header:
         metadata = header.pop("__metadata__", {})
         if not object_of(Rule("", lambda v: isinstance(v, str)), 1000).fits(metadata):
             raise ValueError("its metadata are not texts")
-        tensors = {key: _tensor(key, entry, file_size - 8 - size) for key, entry in header.items()}
+        tensors = {key: _tensor(key, entry, file_size - 8 - size, masks) for key, entry in header.items()}
         extents = sorted(entry["data_offsets"] for entry in header.values())
         if [0, *(stop for _, stop in extents)] != [*(start for start, _ in extents), file_size - 8 - size]:
             raise ValueError("its tensors overlap, or do not fill it")
@@ -292,7 +294,7 @@ def read_header(path: Path, error: type[MtpfError] = MtpfError) -> Header:
     return Header(tensors, metadata)
 
 
-def _tensor(key: str, entry: Any, size: int) -> Tensor:
+def _tensor(key: str, entry: Any, size: int, masks: str | None) -> Tensor:
     fits = isinstance(entry, dict) and entry.keys() == _ENTRY_KEYS
     extents, numbers = list_of(whole(0, 2**40), 8), list_of(whole(0, size), 2)
     if not fits or not extents.fits(entry["shape"]) or not numbers.fits(entry["data_offsets"]):
@@ -300,6 +302,7 @@ def _tensor(key: str, entry: Any, size: int) -> Tensor:
     dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     # Some stock checkpoints store the positions 0, 1, 2, ...
     width = 8 if dtype == "I64" and key.endswith("position_ids") else DTYPE_BYTES.get(str(dtype))
+    width = 1 if dtype == "U8" and masks and key.endswith(masks) else width
     if width is None:
         raise ValueError(f"{key[:80]!r} has the type {shortened(dtype)}; known: {', '.join(DTYPE_BYTES)}")
     if math.prod(shape) * width != stop - start:

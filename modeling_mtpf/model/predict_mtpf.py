@@ -5,14 +5,19 @@ size; results come back in the order of the texts. Nothing in the model is chang
 app that is deleted or replaced meanwhile.
 """
 
+import copy
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+<<<<<<< HEAD
 from .adapters_mtpf import find_heads, heads_of, part_name
+=======
+from .adapters_mtpf import check_loaded, standalone_apps
+>>>>>>> sparse
 from .bound_calls_mtpf import execution_device
 from .configuration_mtpf import max_tokens
 from .errors_mtpf import AdapterError, MtpfError
@@ -49,6 +54,7 @@ class _App:
     layers: list
     limit: int
     scheme: TagScheme | None = None  # of a token app
+    own: "Predictor | None" = None  # of a standalone app
 
 
 @dataclass
@@ -149,9 +155,20 @@ class Predictor:
             rows = self._run([(text, i) for (text, _), i in zip(portion, indices, strict=True)], apps)
             yield from map(_pick, rows, wanted)
 
+<<<<<<< HEAD
     def _find(self, name: Any, apps: list[_App]) -> _Wanted:
         """Add the heads that a name means to ``apps``, unless they are there; return their indices."""
         encoder, heads = self.model.backbone, self.model.heads
+=======
+    def _app(self, name: Any) -> _App:
+        encoder = self.model.backbone
+        if isinstance(name, str) and (model := standalone_apps(encoder).get(name)) is not None:
+            own = copy.copy(self)
+            own.model = model.to(self.device, self.model.dtype)
+            if "_mtpf_tokenizer" in model.__dict__:
+                own.tokenizer = text_tokenizer(model)
+            return replace(own._app(name), own=own)
+>>>>>>> sparse
         with CHANGES:
             adapter, named = find_heads(encoder, heads, name)
             for key, head in named.items():
@@ -170,9 +187,24 @@ class Predictor:
             return index
         return {part_name(key): index for key, index in indices.items()}
 
-    @torch.inference_mode()
     def _run(self, pairs: list, apps: list[_App]) -> list[dict[int, Any]]:
-        """Return for each text of a portion the results of its apps."""
+        """Return for each text of a portion the results of its apps; a standalone one has its own pass."""
+        alone = [index for index, app in enumerate(apps) if app.own is not None]
+        if not alone:
+            return self._run_shared(pairs, apps)
+        shared = [(text, [index for index in wanted if index not in alone]) for text, wanted in pairs]
+        rows = self._run_shared(shared, apps) if len(alone) < len(apps) else [{} for _ in pairs]
+        for index in alone:
+            numbers = [number for number, (_, wanted) in enumerate(pairs) if index in wanted]
+            own: Any = apps[index].own
+            results = own._run_shared([(pairs[number][0], [index]) for number in numbers], apps)
+            for number, result in zip(numbers, results, strict=True):
+                rows[number].update(result)
+        return [dict(sorted(row.items())) for row in rows]
+
+    @torch.inference_mode()
+    def _run_shared(self, pairs: list, apps: list[_App]) -> list[dict[int, Any]]:
+        """Return for each text of a portion the results of its apps on this model's trunk."""
         texts = [text for text, _ in pairs]
         portion = _Portion(texts, self.tokenizer(texts), [list(wanted) for _, wanted in pairs])
         with CHANGES:

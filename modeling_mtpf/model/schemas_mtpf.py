@@ -29,6 +29,7 @@ from .gate_mtpf import (
     one_of,
     read_header,
     read_json,
+    record,
     shortened,
     whole,
 )
@@ -41,7 +42,7 @@ MULTI_LABEL = "multi_label_classification"
 """The problem type, as transformers calls it, of a text app that gives any number of labels."""
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{1,63}")
 ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-HEAD_FILE, TASK_FILE = "head.safetensors", "task.json"
+HEAD_FILE, TASK_FILE, DELTA_FILE = "head.safetensors", "task.json", "delta.safetensors"
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PEFT_PREFIX = "base_model.model."
 TASK_FORMAT_VERSION, BUNDLE_FORMAT_VERSION = 1, 2
@@ -52,6 +53,7 @@ MAX_LABELS, MAX_PARTS, MAX_LAYERS, MAX_WIDTH, MAX_RANK = 100_000, 1000, 256, 65_
 MAX_TOKENS, MAX_IDS, TASK_ENTRIES = 1_000_000, 10_000_000, 1_000_000
 
 LABEL = Rule("a label of 1 to 256 characters on one line", lambda v: LINE.fits(v) and v.strip() != "")
+TOKEN = Rule("a token: words on one line", lambda v: LINE.fits(v) and v != "" and v == v.strip())
 SHA256 = matching("[0-9a-f]{64}", "a sha256")
 MODULE = matching(r"[A-Za-z_][\w-]{0,63}(\.[\w-]{1,64}){0,15}", "the name of a module, no pattern")
 NAME = matching(r"[A-Za-z][\w.+-]{0,63}", "a name")
@@ -105,6 +107,7 @@ _TASK = Schema(
         "kind": either(NONE, one_of(*KINDS, BUNDLE)),
         "backbone": either(NONE, object_of(either(SCALAR, object_of(ANYTHING, 100)), 100)),
         **_HEAD_KEYS,
+        "delta": either(NONE, record(rows=whole(1, MAX_IDS), tokens=list_of(TOKEN, MAX_LABELS))),
     },
     error=AdapterError,
     max_bytes=32_000_000,

@@ -10,11 +10,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from .backbone_identity_mtpf import backbone_state_dict, check_finite, check_in_memory
+from .delta_mtpf import is_delta, read_delta
 from .errors_mtpf import MtpfError, ShapeMismatchError
+from .folders_mtpf import read_unchanged
 from .hub_cache_mtpf import weights_file
 from .packaged_mtpf import PACKAGED, packaged_encoder
 from .predict_mtpf import load_tokenizer
-from .schemas_mtpf import check_checkpoint
+from .schemas_mtpf import check_checkpoint, read_task
 from .sources_mtpf import backbone_hint, is_hub_id
 from .tokenizer_gate_mtpf import has_vocabulary
 
@@ -27,6 +29,7 @@ HUB_FILES = (
     "backbone_identity_mtpf.py",
     "bound_calls_mtpf.py",
     "configuration_mtpf.py",
+    "delta_mtpf.py",
     "errors_mtpf.py",
     "folders_mtpf.py",
     "forks_mtpf.py",
@@ -61,13 +64,16 @@ class StorageMethods(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Load as transformers does: an MTPF folder, or any stock checkpoint of a supported encoder.
 
-        ``packaged`` is the encoder of the extra ``demo``.
+        ``packaged`` is the encoder of the extra ``demo``. The folder of a standalone app gives the whole
+        model with the app in it; its backbone is the one it names, or ``backbone``.
 
         Raises:
             ValueError: The checkpoint lacks weights of the encoder (transformers would only warn and use
                 random ones), or the folder only holds the backbone's.
         """
         source = pretrained_model_name_or_path
+        if source and source != PACKAGED and is_delta(source):
+            return cls._from_delta(Path(source), *args, **kwargs)
         if source == PACKAGED:
             source = packaged_encoder()
         elif source and not kwargs.get("subfolder") and (hint := backbone_hint(source)):
@@ -83,6 +89,17 @@ class StorageMethods(PreTrainedModel):
                 check_checkpoint(folder)
         kwargs.setdefault("key_mapping", {STOCK_PREFIXES: ""})
         return super().from_pretrained(source, *args, **kwargs)
+
+    @classmethod
+    def _from_delta(cls, folder: Path, *args: Any, backbone: Any = None, **kwargs: Any) -> Any:
+        if cls.head_kind:
+            raise MtpfError(f"{folder} is a standalone app; load it with MtpfModel.from_pretrained.")
+        recorded = read_task(folder).get("backbone") or {}
+        if backbone is None and recorded.get("id"):
+            backbone, kwargs["revision"] = recorded["id"], recorded.get("revision") or kwargs.get("revision")
+        model = cls.from_pretrained(backbone or PACKAGED, *args, **kwargs)
+        source = weights_file(model.config.name_or_path, getattr(model.config, "source_revision", None))
+        return read_unchanged(folder, lambda: read_delta(folder, model, source=source))
 
     def save_pretrained(  # type: ignore[override]
         self,
