@@ -7,7 +7,7 @@ from ..settings import POSITIONAL, REPEATED, read_settings
 
 EXAMPLES = """\
   mtpf export ada/notes-encoder --adapter ada/notes-entities --output phone --int8
-  mtpf export packaged --adapter intent=apps/intent --output phone"""
+  mtpf export packaged --adapter intent=apps/intent --output phone --web"""
 
 
 @dataclass(kw_only=True)
@@ -22,6 +22,7 @@ class ExportSettings:
         int8: 8-bit weights: a quarter of the size.
         calibration: With int8: raw text that fixes the activations' ranges.
         layers: Last layers in the tail; by default what the apps need.
+        web: Add a page that runs the export in a browser; needs npm.
     """
 
     backbone: str = field(metadata=POSITIONAL)
@@ -31,13 +32,17 @@ class ExportSettings:
     int8: bool = False
     calibration: str | None = None
     layers: int | None = None
+    web: bool = False
 
 
 def run(arguments: list[str], prog: str) -> str:
     """Export and return the folder."""
     settings = read_settings(ExportSettings, arguments, prog, __doc__, EXAMPLES)
-    from ..export import export_onnx  # here: --help does without what it imports
+    from ..export import add_page, export_onnx, find_npm  # here: --help does without what it imports
 
     values = vars(settings).copy()
-    output = Path(values.pop("output"))
-    return str(export_onnx(values.pop("backbone"), values.pop("adapter"), output, **values))
+    output, web = Path(values.pop("output")), values.pop("web")
+    if web:
+        find_npm()  # a missing one is noticed before the backbone is loaded
+    export = str(export_onnx(values.pop("backbone"), values.pop("adapter"), output, **values))
+    return f"{export}\n{add_page(output)}" if web else export
