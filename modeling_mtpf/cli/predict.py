@@ -135,21 +135,8 @@ def _output(rows: Iterable[tuple[str, dict[str, Any]]], form: str, escaped: bool
 
 def _load(settings: PredictSettings) -> tuple[Any, list[str]]:
     """Load the backbone and all apps; return the model and the apps' names in it."""
-    import transformers
-
-    from ..data.backbones import load_backbone
-    from ..model.adapter_files_mtpf import find_adapter, read_task
-
-    transformers.utils.logging.disable_progress_bar()
-    sources = [_split_revision(source) for source in settings.adapter]
-    backbone, revision, model = settings.backbone, settings.backbone_revision, None
-    if backbone is None:
-        recorded = read_task(find_adapter(*sources[0])).get("backbone") or {}
-        backbone, revision = recorded.get("id"), revision or recorded.get("revision")
-        model = None if backbone else _packaged(recorded.get("sha256"))
-        if not backbone and model is None:
-            raise MtpfError(f"{sources[0][0]} records no published backbone; give one with --backbone.")
-    model = (model or load_backbone(str(backbone), revision)).eval()
+    sources = [split_revision(source) for source in settings.adapter]
+    model = open_model(settings.backbone, settings.backbone_revision, sources[0])
     names = []
     for source, at in sources:
         names.append(model.load_adapter(source, revision=at))
@@ -158,7 +145,26 @@ def _load(settings: PredictSettings) -> tuple[Any, list[str]]:
     return model, names
 
 
-def _split_revision(source: str) -> tuple[str, str | None]:
+def open_model(backbone: str | None, revision: str | None, app: tuple[str, str | None] | None) -> Any:
+    """Load a backbone; where none is named, the one that an app (source, revision) was fitted on."""
+    import transformers
+
+    from ..data.backbones import load_backbone
+    from ..model.adapter_files_mtpf import find_adapter, read_task
+
+    transformers.utils.logging.disable_progress_bar()
+    model = None
+    if backbone is None and app is not None:
+        recorded = read_task(find_adapter(*app)).get("backbone") or {}
+        backbone, revision = recorded.get("id"), revision or recorded.get("revision")
+        model = None if backbone else _packaged(recorded.get("sha256"))
+        if not backbone and model is None:
+            raise MtpfError(f"{app[0]} records no published backbone; give one with --backbone.")
+    return (model or load_backbone(str(backbone), revision)).eval()
+
+
+def split_revision(source: str) -> tuple[str, str | None]:
+    """Split ``owner/name@revision``; a folder may have such a name."""
     name, _, revision = source.partition("@")
     return (source, None) if Path(source).is_dir() or not (name and revision) else (name, revision)
 
