@@ -68,8 +68,8 @@ if LOAD.get("token"):
             """Make the three changes."""
             headers = {"Authorization": f"Bearer {LOAD['token']}", "Content-Type": "application/json"}
             for method, name in (("PUT", "moving"), ("PUT", "passing"), ("DELETE", "passing")):
-                body = {"json": {"folder": next(self.versions)}} if method == "PUT" else {}
-                self.client.request(method, f"/apps/{name}", headers=headers, name=method, **body)
+                body = json.dumps({"folder": next(self.versions)}) if method == "PUT" else None
+                self.client.request(method, f"/apps/{name}", data=body, headers=headers, name=method)
 
 
 @events.quitting.add_listener

@@ -190,6 +190,7 @@ def create_application(
     application = FastAPI(
         title="mtpf", version=__version__, summary="Many text apps on one encoder", lifespan=lifespan
     )
+    application.state.batcher = batcher
     _add_predict(application, batcher, limits, access)
     _add_apps(application, batcher, access, announce)
     _add_probes(application, batcher, metrics)
