@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "adapt": ("fit one app to a frozen backbone", ("train", "eval")),
     "benchmark": ("evaluate a backbone and its adapters on the task list", ("train", "eval")),
     "predict": ("apply apps to texts, one line of JSON a text", ()),
+    "serve": ("answer HTTP requests for apps that come and go", ("serve",)),
     "export": ("write ONNX graphs and apps for devices, or add apps to them", ()),
     "apply-delta": ("write the whole model of a standalone app", ()),
     "push": ("publish a backbone or an adapter as one commit", ()),
@@ -34,6 +35,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
 EXTRAS = {
     "train": ("accelerate", "datasets", "sklearn", "yaml", "tqdm", "matplotlib", "syntok", "threadpoolctl"),
     "eval": ("evaluate", "seqeval", "sklearn", "scipy", "matplotlib", "tqdm", "threadpoolctl"),
+    "serve": ("fastapi", "uvicorn", "httptools", "prometheus_client"),
 }
 """Extra → its modules."""
 

@@ -1,16 +1,19 @@
 """``mtpf predict``: apply apps to texts from files or a pipe, one line of JSON for each, as a stream."""
 
 import codecs
+import itertools
 import json
+import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, MtpfError
+from ..errors import DataError, MtpfError, require_extra
 from ..model.packaged_mtpf import PACKAGED
 from ..settings import POSITIONAL, REPEATED, nearest, read_settings
 
@@ -19,6 +22,7 @@ EXAMPLES = """\
   mtpf predict --adapter me/entities --adapter me/intent messages.txt > results.jsonl
   mtpf predict --adapter me/intent@1f0c3b2 --column body mails.jsonl | jq .results.intent.label | sort
   tail -f chat.log | mtpf predict --adapter me/intent --lines_ahead 1
+  mtpf predict --engine ray --adapter me/intent mails/ --output_dir results --workers 8
 
 Input is one text a line, or a table (.csv, .tsv) or JSON (.jsonl, .ndjson, .json), of which --column names
 the text; each may be packed (.gz). Output is one line of JSON a text, in order:
@@ -28,6 +32,7 @@ label-studio it is a list of tasks with predictions, for a project whose control
 choice (Choices), and its text text."""
 
 FORMATS = ("jsonl", "label-studio")
+ENGINES = ("torch", "ray")
 
 
 @dataclass(kw_only=True)
@@ -48,6 +53,10 @@ class PredictSettings:
         threshold: Leave out entities and labels with a lower score; a single label becomes null. By default
             0, and 0.5 for multi-label apps.
         lines_ahead: Lines read before results come; more is faster, 1 answers at once.
+        engine: ``torch`` in this process, or ``ray``: the files of folders in parallel, on a cluster where
+            RAY_ADDRESS names one.
+        output_dir: With ray: folder for the results of each file; those that exist are kept.
+        workers: With ray: files at once.
     """
 
     files: list[str] = field(default_factory=list, metadata=POSITIONAL)
@@ -60,6 +69,9 @@ class PredictSettings:
     top_k: int = 1
     threshold: float | None = None
     lines_ahead: int = 1024
+    engine: str = "torch"
+    output_dir: str | None = None
+    workers: int = 2
 
     def __post_init__(self):
         if self.lines_ahead < 1:
@@ -71,20 +83,70 @@ class PredictSettings:
             raise MtpfError(f"--top_k is {self.top_k}; it must be at least 1, or 0 for all labels.")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise MtpfError(f"--threshold is {self.threshold}; it must be from 0 to 1.")
+        if self.engine not in ENGINES:
+            hint = nearest(self.engine, list(ENGINES))
+            raise MtpfError(f"--engine is {self.engine!r}; {hint}choose one of: {', '.join(ENGINES)}.")
+        if self.engine == "ray":
+            if self.output_dir is None or not self.files or self.workers < 1:
+                raise MtpfError(
+                    "With --engine ray give files or folders, --output_dir, and --workers of at least 1."
+                )
+            return
+        if self.output_dir is not None:
+            raise MtpfError("--output_dir belongs to --engine ray; redirect the output: > results.jsonl")
         self.files = self.files or ["-"]
         for name in self.files:
             if name != "-" and not Path(name).is_file():
                 raise DataError(f"There is no file {name}; give files of texts, or - for standard input.")
 
 
-def run(arguments: list[str], prog: str) -> None:
-    """Write the results of all lines to standard output.
+def run(arguments: list[str], prog: str) -> str | None:
+    """Write the results of all lines to standard output, or with Ray those of each file to a file.
 
     Raises:
         MtpfError: A file, line or app cannot be used; the lines before it have their results.
     """
     settings = read_settings(PredictSettings, arguments, prog, __doc__, EXAMPLES)
+    if settings.engine == "ray":
+        require_extra("ray", "ray")
+        from ..serving.ray import predict_files
+
+        # Workers start in a folder of their own.
+        absolute = [
+            os.path.abspath(source) if Path(source).exists() else source for source in settings.adapter
+        ]
+        backbone = settings.backbone and (
+            os.path.abspath(settings.backbone) if Path(settings.backbone).exists() else settings.backbone
+        )
+        there = replace(settings, adapter=absolute, backbone=backbone)
+        output = Path(str(settings.output_dir)).resolve()
+        return predict_files(settings.files, output, partial(_file_lines, there), settings.workers)
     model, adapters = _load(settings)
+    _write_lines(settings, model, adapters)
+    return None
+
+
+def _file_lines(settings: PredictSettings) -> Callable[[str], Iterator[str]]:
+    """Load the apps once; return what yields the lines of a file's results."""
+    model, adapters = _load(settings)
+
+    def lines(file: str) -> Iterator[str]:
+        texts, rest = itertools.tee(_texts(replace(settings, engine="torch", output_dir=None, files=[file])))
+        return _output(
+            zip(rest, _results(settings, model, adapters, texts), strict=True), settings.format, False
+        )
+
+    return lines
+
+
+def _results(
+    settings: PredictSettings, model: Any, adapters: list[str], texts: Iterable[str]
+) -> Iterator[Any]:
+    options = {"portion": settings.lines_ahead, "threshold": settings.threshold}
+    return model.predict_stream(texts, adapters, top_k=settings.top_k or None, **options)
+
+
+def _write_lines(settings: PredictSettings, model: Any, adapters: list[str]) -> None:
     from tqdm import tqdm
 
     if "-" in settings.files and sys.stdin.isatty():
@@ -103,8 +165,7 @@ def run(arguments: list[str], prog: str) -> None:
     # In UTF-8 a lone surrogate becomes the escape of JSON; other encodings get escapes throughout.
     escaped = codecs.lookup(sys.stdout.encoding or "utf-8").name != "utf-8"
     try:
-        options = {"portion": settings.lines_ahead, "threshold": settings.threshold}
-        results = model.predict_stream(texts(), adapters, top_k=settings.top_k or None, **options)
+        results = _results(settings, model, adapters, texts())
         # A bar only where the terminal shows nothing else.
         bar = tqdm(results, unit=" texts", disable=not sys.stderr.isatty() or sys.stdout.isatty())
         for line in _output(((waiting.popleft(), row) for row in bar), settings.format, escaped):
@@ -136,54 +197,60 @@ def _output(rows: Iterable[tuple[str, dict[str, Any]]], form: str, escaped: bool
 
 def _load(settings: PredictSettings) -> tuple[Any, list[str]]:
     """Load the backbone and all apps; return the model and the apps' names in it."""
-    import transformers
-
-    from ..data.backbones import load_backbone
-    from ..model.adapter_files_mtpf import find_adapter, read_task
+    from ..model.adapter_files_mtpf import find_adapter
     from ..model.delta_mtpf import is_delta
 
-    transformers.utils.logging.disable_progress_bar()
     sources = [_split_source(source) for source in settings.adapter]
-    backbone, revision, model = settings.backbone, settings.backbone_revision, None
-    if backbone is None:
-        recorded = read_task(find_adapter(*sources[0][:2])).get("backbone") or {}
-        backbone, revision = recorded.get("id"), revision or recorded.get("revision")
-        model = None if backbone else _packaged(recorded.get("sha256"))
-        if not backbone and model is None:
-            raise MtpfError(f"{sources[0][0]} records no published backbone; give one with --backbone.")
-    model = (model or load_backbone(str(backbone), revision)).eval()
-<<<<<<< HEAD
+    model = open_model(settings.backbone, settings.backbone_revision, sources[0][:2])
     names: list[str] = []
     loaded: dict[tuple[str, str | None], str] = {}
     for source, at, part in sources:
-        if (source, at) not in loaded:
-            loaded[source, at] = model.load_adapter(source, revision=at)
-        name = loaded[source, at]
-        if not (known := model.parts(name)):
-=======
-    names = []
-    for source, at in sources:
         alone = is_delta(find_adapter(source, at))
-        names.append(model.load_adapter(source, revision=at, standalone=alone))
-        if names[-1] not in model.heads and not alone:
->>>>>>> sparse
+        if (source, at) not in loaded:
+            loaded[source, at] = model.load_adapter(source, revision=at, standalone=alone)
+        name = loaded[source, at]
+        known = {} if alone else model.parts(name)
+        if not known and not alone:
             raise MtpfError(f"{source} is a family's LoRA, not an app: it has no head; fit an app on it.")
         names.append(f"{name}/{part}" if part else name)
         if part and names[-1] not in known:
-            parts = ", ".join(key.partition("/")[2] for key in known) or "none, it is one app"
+            parts = ", ".join(key.partition("/")[2] for key in known if "/" in key) or "none, it is one app"
             raise MtpfError(f"{source} has no part {part!r}; it has: {parts}.")
     return model, names
 
 
+def open_model(backbone: str | None, revision: str | None, app: tuple[str, str | None] | None) -> Any:
+    """Load a backbone; where none is named, the one that an app (source, revision) was fitted on."""
+    import transformers
+
+    from ..data.backbones import load_backbone
+    from ..model.adapter_files_mtpf import find_adapter, read_task
+
+    transformers.utils.logging.disable_progress_bar()
+    model = None
+    if backbone is None and app is not None:
+        recorded = read_task(find_adapter(*app)).get("backbone") or {}
+        backbone, revision = recorded.get("id"), revision or recorded.get("revision")
+        model = None if backbone else _packaged(recorded.get("sha256"))
+        if not backbone and model is None:
+            raise MtpfError(f"{app[0]} records no published backbone; give one with --backbone.")
+    return (model or load_backbone(str(backbone), revision)).eval()
+
+
+def split_revision(source: str) -> tuple[str, str | None]:
+    """Split ``owner/name@revision``; a folder may have such a name."""
+    name, _, revision = source.partition("@")
+    return (source, None) if Path(source).is_dir() or not (name and revision) else (name, revision)
+
+
 def _split_source(source: str) -> tuple[str, str | None, str | None]:
     """Return folder or Hub id, revision, and the part of a bundle, from ``source[/part][@revision]``."""
-    if Path(source).is_dir():
-        return source, None, None
-    name, _, revision = source.partition("@")
+    name, revision = split_revision(source)
     whole, _, part = name.rpartition("/")
-    if (Path(whole) / "task.json").is_file() or whole.count("/") == 1 and not Path(whole).parent.is_dir():
-        return whole, revision or None, part
-    return (name, revision, None) if name and revision else (source, None, None)
+    folder = (Path(whole) / "task.json").is_file()
+    if not Path(name).is_dir() and (folder or (whole.count("/") == 1 and not Path(whole).parent.is_dir())):
+        return whole, revision, part
+    return name, revision, None
 
 
 def _packaged(sha256: str | None) -> Any:

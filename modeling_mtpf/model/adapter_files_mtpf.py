@@ -49,12 +49,9 @@ from .hub_cache_mtpf import drop_from_cache, has_announced_hash
 from .schemas_mtpf import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
-<<<<<<< HEAD
     BUNDLE,
     BUNDLE_FORMAT_VERSION,
-=======
     DELTA_FILE,
->>>>>>> sparse
     HEAD_FILE,
     KINDS,
     PEFT_PREFIX,

@@ -83,17 +83,15 @@ class AdapterMethods:
         """Names of the loaded adapters."""
         return adapter_names(self.backbone)
 
-<<<<<<< HEAD
     def parts(self, name: str) -> dict[str, AdapterHead]:
         """Return a loaded adapter's heads by the name that `predict` takes: ``app``, or ``bundle/part``."""
         check_loaded(self.backbone, name)
         return heads_of(self.heads, name)
-=======
+
     @property
     def standalone(self) -> dict[str, Any]:
         """Models of the standalone apps loaded next to the backbone, by name."""
         return standalone_apps(self.backbone)
->>>>>>> sparse
 
     def adapter_depth(self, name: str) -> int:
         """Return how many of the last layers an adapter touches."""
@@ -295,14 +293,9 @@ class AdapterMethods:
                 if each not in self.standalone:
                     check_loaded(self.backbone, each)
             for each in names:
-<<<<<<< HEAD
-                self._set_heads(each, {}, trainable=False)
-=======
                 if self.standalone.pop(each, None) is not None:
                     continue
-                if each in self.heads:
-                    self.heads.pop(each)
->>>>>>> sparse
+                self._set_heads(each, {}, trainable=False)
                 remove_lora(self.backbone, each)
 
     def adapter_memory(self) -> dict[str, dict[str, int]]:

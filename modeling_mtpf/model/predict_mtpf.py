@@ -13,11 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-<<<<<<< HEAD
-from .adapters_mtpf import find_heads, heads_of, part_name
-=======
-from .adapters_mtpf import check_loaded, standalone_apps
->>>>>>> sparse
+from .adapters_mtpf import find_heads, heads_of, part_name, standalone_apps
 from .bound_calls_mtpf import execution_device
 from .configuration_mtpf import max_tokens
 from .errors_mtpf import AdapterError, MtpfError
@@ -155,20 +151,17 @@ class Predictor:
             rows = self._run([(text, i) for (text, _), i in zip(portion, indices, strict=True)], apps)
             yield from map(_pick, rows, wanted)
 
-<<<<<<< HEAD
     def _find(self, name: Any, apps: list[_App]) -> _Wanted:
         """Add the heads that a name means to ``apps``, unless they are there; return their indices."""
         encoder, heads = self.model.backbone, self.model.heads
-=======
-    def _app(self, name: Any) -> _App:
-        encoder = self.model.backbone
         if isinstance(name, str) and (model := standalone_apps(encoder).get(name)) is not None:
             own = copy.copy(self)
             own.model = model.to(self.device, self.model.dtype)
             if "_mtpf_tokenizer" in model.__dict__:
                 own.tokenizer = text_tokenizer(model)
-            return replace(own._app(name), own=own)
->>>>>>> sparse
+            (app,) = own._apps(name)
+            apps.append(replace(app, own=own))
+            return len(apps) - 1
         with CHANGES:
             adapter, named = find_heads(encoder, heads, name)
             for key, head in named.items():
@@ -186,6 +179,11 @@ class Predictor:
             (index,) = indices.values()
             return index
         return {part_name(key): index for key, index in indices.items()}
+
+    def _apps(self, name: str) -> list[_App]:
+        apps: list[_App] = []
+        self._find(name, apps)
+        return apps
 
     def _run(self, pairs: list, apps: list[_App]) -> list[dict[int, Any]]:
         """Return for each text of a portion the results of its apps; a standalone one has its own pass."""
