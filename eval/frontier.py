@@ -12,7 +12,6 @@ is a size of `mtpf adapt` or ``full``; an app of another shape and rate is writt
 
 import json
 import math
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,18 +24,18 @@ from transformers import get_linear_schedule_with_warmup
 
 from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.adaptation.methods.lora import labels_of
-from modeling_mtpf.adaptation.settings import LoraShape
+from modeling_mtpf.adaptation.settings import SIZES, LoraShape
 from modeling_mtpf.adaptation.tail_training import shuffled_batches
 from modeling_mtpf.data.app_data import AppData, load_app_data
 from modeling_mtpf.data.backbones import open_backbone
 from modeling_mtpf.data.batches import row_batches
 from modeling_mtpf.devices import precision
 from modeling_mtpf.evaluation.records import add_record, read_records, today
-from modeling_mtpf.model.adapters_mtpf import AdapterHead
+from modeling_mtpf.model.adapters_mtpf import AdapterHead, LoraSettings
 from modeling_mtpf.settings import ScriptParser
 from modeling_mtpf.version import versions
 
-FULL = {"learning_rate": 3e-4, "epochs": 12, "batch_size": 16}
+LEARNING_RATE, EPOCHS, BATCH_SIZE = 3e-4, 12, 16
 """Of full fine-tuning; the better of the rates 1e-4 and 3e-4 by validation on hwu64."""
 
 
@@ -59,12 +58,12 @@ def full_fine_tuning(data: AppData, family: str, seed: int, learning_rate: float
     model, tokenizer = open_backbone("packaged")
     encoder = model.backbone.train().requires_grad_(True)
     labels = labels_of(tokenizer, data, 128)
-    test = labels_of(tokenizer, replace(data, validation=data.test), 128)
+    test = labels_of(tokenizer, replace(data, validation=data.test or data.validation), 128)
     head = AdapterHead(labels.kind, data.labels, model.config.hidden_size)
     parameters = [*encoder.parameters(), *head.parameters()]
     lengths = labels.train.lengths
-    each = math.ceil(len(lengths) / FULL["batch_size"])
-    steps = each * FULL["epochs"]
+    each = math.ceil(len(lengths) / BATCH_SIZE)
+    steps = each * EPOCHS
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
 
@@ -82,7 +81,7 @@ def full_fine_tuning(data: AppData, family: str, seed: int, learning_rate: float
         return of.scores(of.read(outputs))[labels.metric]
 
     best = {"validation": -1.0, "value": 0.0, "epoch": 0.0}
-    batches = shuffled_batches(lengths, int(FULL["batch_size"]), 128, np.random.default_rng([seed, 2]), 8)
+    batches = shuffled_batches(lengths, BATCH_SIZE, 128, np.random.default_rng([seed, 2]), 8)
     for step, (rows, length) in zip(range(1, steps + 1), batches, strict=False):
         loss = labels.loss(logits(labels.train, rows, length), labels.targets(rows, length), None)
         optimizer.zero_grad()
@@ -100,14 +99,14 @@ def settings_of(method: str, seed: int) -> tuple[str, FitSettings]:
     """Return method and settings of an app as the command line writes it."""
     name, *options = method.split(":")
     values = dict(option.split("=") for option in options)
-    shape = {key: int(values[key]) for key in ("layers", "r") if key in values}
+    shape: dict[str, Any] = {key: int(values[key]) for key in ("layers", "r") if key in values}
     if "targets" in values:
-        shape["targets"] = values["targets"].split("+")  # type: ignore[assignment]
-    rest = {"learning_rate": float(values["lr"])} if "lr" in values else {}
+        shape["targets"] = values["targets"].split("+")
+    rest: dict[str, Any] = {"learning_rate": float(values["lr"])} if "lr" in values else {}
     rest |= {"refit": True} if "refit" in values else {}
     rest |= {key: int(values[key]) for key in ("steps", "patience", "batch_size") if key in values}
-    if name in ("small", "medium", "large"):
-        return "auto", FitSettings(seed=seed, size=name, **rest)
+    if name in SIZES:
+        return "lora", FitSettings(seed=seed, size=name, **rest)
     return name, FitSettings(seed=seed, lora=LoraShape(**shape), **rest)
 
 
@@ -115,7 +114,7 @@ def measure(data: AppData, method: str, seed: int) -> dict[str, Any]:
     """Fit one method and return its scores, stored bytes and CPU seconds."""
     started = time.process_time()
     if method.partition(":")[0] == "full":
-        rate = float(method.partition("lr=")[2] or FULL["learning_rate"])
+        rate = float(method.partition("lr=")[2] or LEARNING_RATE)
         result: dict[str, Any] = full_fine_tuning(data, data.family, seed, rate)
     else:
         name, settings = settings_of(method, seed)
@@ -135,12 +134,44 @@ def measure(data: AppData, method: str, seed: int) -> dict[str, Any]:
     return {**result, "cpu_seconds": round(time.process_time() - started, 1)}
 
 
+def times(rounds: int = 5) -> list[dict[str, Any]]:
+    """Return the CPU milliseconds of `predict` for a text of 32 sub-words, alone and next to a second app.
+
+    The apps of all sizes take turns, one thread; the least of the rounds counts.
+    """
+    model, tokenizer = open_backbone("packaged")
+    for name in SIZES:
+        shape = FitSettings(size=name).shape(6, started=False)
+        for copy in ("one", "two"):
+            head = AdapterHead("token-classification", ["O", "B-A", "I-A"], model.config.hidden_size)
+            lora = LoraSettings(shape.r or 16, 32, shape.layers or 2, shape.targets)
+            model.add_adapter(f"{name}-{copy}", lora, head)
+    text = " ".join(["word"] * 30)
+    calls = {(name, n): [f"{name}-{c}" for c in ("one", "two")[:n]] for name in SIZES for n in (1, 2)}
+    best = dict.fromkeys(calls, math.inf)
+    for _ in range(rounds):
+        for call, names in calls.items():
+            model.predict([text], adapters=names, tokenizer=tokenizer)
+            started = time.process_time()
+            for _ in range(20):
+                model.predict([text], adapters=names, tokenizer=tokenizer)
+            best[call] = min(best[call], (time.process_time() - started) / 20 * 1000)
+    common = {"seed": 0, "task": "times", "family": "ner", "protocol": "frontier-times", "metric": "ms"}
+    common |= {"n_train": 0, "n_test": 20 * rounds, "config": {"threads": 1, "sub-words": 32}}
+    common |= {"versions": versions("torch", "transformers", "peft"), "date": today()}
+    return [
+        {**common, "regime": name, "value": best[name, 1], "alone": best[name, 1], "two": best[name, 2]}
+        for name in SIZES
+    ]
+
+
 def main() -> None:
     """Measure every cell that the output lacks."""
     parser = ScriptParser(description=__doc__)
     parser.add_argument("--ner", action="append", default=[])
     parser.add_argument("--tc", action="append", default=[])
-    parser.add_argument("--methods", required=True)
+    parser.add_argument("--methods", default="")
+    parser.add_argument("--times", action="store_true", help="measure prediction, too")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--rows", default="500,200,500", help="of train, validation, test")
     parser.add_argument("--output", required=True)
@@ -149,11 +180,13 @@ def main() -> None:
     torch.set_num_threads(1)
     datasets.disable_progress_bars()
     sizes = dict(zip(("train", "validation", "test"), map(int, arguments.rows.split(",")), strict=True))
+    for record in times() if arguments.times else ():
+        add_record(arguments.output, record)
     sources = [("ner", source) for source in arguments.ner] + [("tc", source) for source in arguments.tc]
     for seed in map(int, arguments.seeds.split(",")):
         for family, source in sources:
             data = None
-            for method in arguments.methods.split(","):
+            for method in filter(None, arguments.methods.split(",")):
                 task = Path(source).name
                 done = {
                     (r["regime"], r["seed"], r["task"], r["family"]) for r in read_records(arguments.output)
@@ -195,4 +228,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -78,8 +78,10 @@ def main() -> None:
                 continue
             rows = json.loads(path.read_text())
             started = time.process_time()
-            options = (arguments.iterations,) if method == "setfit" else ()
-            value = {"linear": linear, "setfit": setfit}[method](rows, arguments.encoder, int(seed), *options)
+            if method == "linear":
+                value = linear(rows, arguments.encoder, int(seed))
+            else:
+                value = setfit(rows, arguments.encoder, int(seed), arguments.iterations)
             records.append(
                 {
                     "regime": regime,
