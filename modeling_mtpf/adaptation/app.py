@@ -217,11 +217,11 @@ def _fit_seeds(
         if seed == _best_seed(results):
             weights = lora_state_dict(model.backbone, name).items()
             lora = {stock_key(key): weight.clone() for key, weight in weights}
-            best = AdapterFiles(name, model.backbone.peft_config[name], lora, head=model.heads[name])
+            best = AdapterFiles(name, model.backbone.peft_config[name], lora, heads=model.parts(name))
     if seed != _best_seed(results):  # the method may have another shape for each
         model.delete_adapter(name)
         install_adapter(model.backbone, best)
-        model.heads[name] = best.head
+        model.heads.update(best.heads)
     for parameter in app_parameters(model, name):
         parameter.requires_grad_(False)
     chosen = results[_best_seed(results)]

@@ -36,7 +36,8 @@ class PredictSettings:
 
     Attributes:
         files: Texts, one a line, tables or JSON; standard input by default, also written ``-``.
-        adapter: An app: a folder, or owner/name or owner/name@revision; several times for several apps.
+        adapter: An app: a folder, or owner/name or owner/name@revision; several times for several apps. A
+            bundle gives the results of all its parts, apps/both/intent or owner/both/intent those of one.
         backbone: ``packaged``, a folder or owner/name; by default the one that the first app was
             fitted on: its commit on the Hub, or the packaged encoder.
         backbone_revision: Commit, tag or branch of the backbone's repo; main by default.
@@ -141,26 +142,39 @@ def _load(settings: PredictSettings) -> tuple[Any, list[str]]:
     from ..model.adapter_files_mtpf import find_adapter, read_task
 
     transformers.utils.logging.disable_progress_bar()
-    sources = [_split_revision(source) for source in settings.adapter]
+    sources = [_split_source(source) for source in settings.adapter]
     backbone, revision, model = settings.backbone, settings.backbone_revision, None
     if backbone is None:
-        recorded = read_task(find_adapter(*sources[0])).get("backbone") or {}
+        recorded = read_task(find_adapter(*sources[0][:2])).get("backbone") or {}
         backbone, revision = recorded.get("id"), revision or recorded.get("revision")
         model = None if backbone else _packaged(recorded.get("sha256"))
         if not backbone and model is None:
             raise MtpfError(f"{sources[0][0]} records no published backbone; give one with --backbone.")
     model = (model or load_backbone(str(backbone), revision)).eval()
-    names = []
-    for source, at in sources:
-        names.append(model.load_adapter(source, revision=at))
-        if names[-1] not in model.heads:
+    names: list[str] = []
+    loaded: dict[tuple[str, str | None], str] = {}
+    for source, at, part in sources:
+        if (source, at) not in loaded:
+            loaded[source, at] = model.load_adapter(source, revision=at)
+        name = loaded[source, at]
+        if not (known := model.parts(name)):
             raise MtpfError(f"{source} is a family's LoRA, not an app: it has no head; fit an app on it.")
+        names.append(f"{name}/{part}" if part else name)
+        if part and names[-1] not in known:
+            parts = ", ".join(key.partition("/")[2] for key in known) or "none, it is one app"
+            raise MtpfError(f"{source} has no part {part!r}; it has: {parts}.")
     return model, names
 
 
-def _split_revision(source: str) -> tuple[str, str | None]:
+def _split_source(source: str) -> tuple[str, str | None, str | None]:
+    """Return folder or Hub id, revision, and the part of a bundle, from ``source[/part][@revision]``."""
+    if Path(source).is_dir():
+        return source, None, None
     name, _, revision = source.partition("@")
-    return (source, None) if Path(source).is_dir() or not (name and revision) else (name, revision)
+    whole, _, part = name.rpartition("/")
+    if (Path(whole) / "task.json").is_file() or whole.count("/") == 1 and not Path(whole).parent.is_dir():
+        return whole, revision or None, part
+    return (name, revision, None) if name and revision else (source, None, None)
 
 
 def _packaged(sha256: str | None) -> Any:

@@ -2,7 +2,7 @@
 
 from bisect import bisect
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def label_studio_task(text: str, results: Mapping[str, Any]) -> dict[str, Any]:
     ``text``; ``model_version`` is the app's name.
     """
     predictions = []
-    for app, found in results.items():
+    for app, found in _by_head(results):
         parts = []
         rows = found if isinstance(found, list) else [found]
         for number, row in enumerate(row for row in rows if row.get("label", "") is not None):
@@ -88,6 +88,15 @@ def label_studio_task(text: str, results: Mapping[str, Any]) -> dict[str, Any]:
         least = min((part["score"] for part in parts), default=0.0)
         predictions.append({"model_version": app, "score": least, "result": parts})
     return {"data": {"text": text}, "predictions": predictions}
+
+
+def _by_head(results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield name and result of each app, and of each part of a bundle."""
+    for app, found in results.items():
+        if isinstance(found, dict) and "score" not in found:
+            yield from ((f"{app}/{part}", of_part) for part, of_part in found.items())
+        else:
+            yield app, found
 
 
 def _gliner(row: Mapping[str, Any], location: str, notes: Counter) -> dict[str, Any]:

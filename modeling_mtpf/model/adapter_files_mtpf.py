@@ -9,6 +9,7 @@ import copy
 import json
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ from .adapters_mtpf import (
     import_peft,
     inject_lora,
     lora_parameters,
+    named_heads,
+    part_name,
     remove_lora,
     set_active_adapter,
 )
@@ -46,6 +49,8 @@ from .hub_cache_mtpf import drop_from_cache, has_announced_hash
 from .schemas_mtpf import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
+    BUNDLE,
+    BUNDLE_FORMAT_VERSION,
     HEAD_FILE,
     KINDS,
     PEFT_PREFIX,
@@ -54,11 +59,13 @@ from .schemas_mtpf import (
     TASK_FORMAT_VERSION,
     check_head,
     check_task,
+    head_key,
     is_part,
     read_adapter_config,
     read_lora_header,
     read_task,
     stock_key,
+    task_heads,
 )
 from .sources_mtpf import find_on_hub
 from .trunk_mtpf import Encoder, lora_modules
@@ -70,13 +77,16 @@ MAX_ADAPTER_BYTES = 1_000_000_000
 
 @dataclass
 class AdapterFiles:
-    """An adapter folder, read and checked against a backbone but not yet part of the model."""
+    """An adapter folder, read and checked against a backbone but not yet part of the model.
+
+    ``heads`` are by full name, see `named_heads`.
+    """
 
     name: str
     config: Any
     lora: dict[str, torch.Tensor]
     task: dict[str, Any] = field(default_factory=dict)
-    head: AdapterHead | None = None
+    heads: dict[str, AdapterHead] = field(default_factory=dict)
 
 
 # ----------------------------------------------------------------------------------------- saving, loading
@@ -105,17 +115,18 @@ def write_adapter(
     encoder: Encoder,
     name: str,
     *,
-    head: AdapterHead | None = None,
+    heads: Mapping[str, AdapterHead],
     backbone_id: str | None = None,
     backbone_revision: str | None = None,
     dtype: torch.dtype | None = None,
     task: dict[str, Any] | None = None,
     tokenizer_sha256: str | None = None,
 ) -> Path:
-    """Write the adapter folder: PEFT files, the head and ``task.json``; other files of the folder stay.
+    """Write the adapter folder: PEFT files, the heads and ``task.json``; other files of the folder stay.
 
-    A reader or a stopped process finds the old adapter of the folder or the new one, see `replaced_files`.
-    Numbers are stored as ``dtype``, by default as they are in memory.
+    Of a bundle ``task`` may have ``parts``, with more of each part under its ``name``. A reader or a stopped
+    process finds the old adapter of the folder or the new one, see `replaced_files`. Numbers are stored
+    as ``dtype``, by default as they are in memory.
 
     Raises:
         AdapterError: The adapter is not loaded or is damaged.
@@ -140,7 +151,7 @@ def write_adapter(
         **(task or {}),
         "format_version": TASK_FORMAT_VERSION,
         "name": name,
-        "kind": head.kind if head is not None else KINDS[0],
+        "kind": KINDS[0],
         "backbone": {
             "id": backbone_id,
             "revision": backbone_revision,
@@ -150,27 +161,40 @@ def write_adapter(
             **({"tokenizer": tokenizer_sha256} if tokenizer_sha256 else {}),
         },
     }
-    if head is not None:
-        record.update(labels=head.labels, max_length=head.max_length)
-        if head.problem_type:
-            record["problem_type"] = head.problem_type
+    if name in heads:
+        record |= _about_head(heads[name])
+    elif heads:
+        told = {part["name"]: part for part in (task or {}).get("parts") or []}
+        parts = {part_name(key): head for key, head in heads.items()}
+        record |= {
+            "format_version": BUNDLE_FORMAT_VERSION,
+            "kind": BUNDLE,
+            "parts": [{**told.get(p, {}), "name": p, **_about_head(head)} for p, head in parts.items()],
+        }
     _check_record(record)
     tensors = {key: value.to(dtype or value.dtype) for key, value in tensors.items()}
     files = {ADAPTER_WEIGHTS_FILE: save(tensors, metadata={"format": "pt"})}
-    if head is not None:
+    if heads:
         weights = {
-            key: value.detach().cpu().to(dtype or value.dtype).contiguous()
+            head_key(part_name(name)) + key: value.detach().cpu().to(dtype or value.dtype).contiguous()
+            for name, head in heads.items()
             for key, value in head.state_dict().items()
         }
         # The labels are stored with the weights, so that renaming or moving one in task.json is noticed.
         # One entry only: safetensors writes several in random order.
-        metadata = {"labels": json.dumps(head.labels, ensure_ascii=False)}
+        labels = {part_name(name): head.labels for name, head in heads.items()}
+        metadata = {"labels": json.dumps(labels.get("", labels), ensure_ascii=False)}
         files[HEAD_FILE] = save(weights, metadata=metadata)
     files[TASK_FILE], files[ADAPTER_CONFIG_FILE] = _json_bytes(record), _json_bytes(config)
     with replaced_files(folder, ADAPTER_FILES, last=ADAPTER_CONFIG_FILE) as new:
         for file, content in files.items():
             (new / file).write_bytes(content)
     return Path(folder)
+
+
+def _about_head(head: AdapterHead) -> dict[str, Any]:
+    more = {"problem_type": head.problem_type} if head.problem_type else {}
+    return {"kind": head.kind, "labels": head.labels, "max_length": head.max_length, **more}
 
 
 def _check_record(record: dict[str, Any]) -> None:
@@ -274,31 +298,32 @@ def read_adapter(
     header = read_lora_header(folder, config)
     _check_shapes(folder, encoder, header)
     modules = _check_targets(folder, encoder, config, header)
-    has_head = check_head(folder, task, encoder.config.hidden_size)
-    if has_head and task.get("max_length", 1) > (most := max_tokens(encoder.config)):
-        raise AdapterError(
-            f"{folder} is damaged: 'max_length' in {TASK_FILE} is {task['max_length']:,}, but the backbone "
-            f"reads {most:,} tokens."
-        )
+    records = task_heads(task) if check_head(folder, task, encoder.config.hidden_size) else {}
+    for record in records.values():
+        if record.get("max_length", 1) > (most := max_tokens(encoder.config)):
+            raise AdapterError(
+                f"{folder} is damaged: 'max_length' in {TASK_FILE} is {record['max_length']:,}, but the "
+                f"backbone reads {most:,} tokens."
+            )
     if check_backbone:
         recorded = task.get("backbone") or {}
         check_identity(folder, encoder, recorded, source)
         check_settings(folder, encoder, recorded)
     lora = {stock_key(key): value for key, value in read_tensors(folder / ADAPTER_WEIGHTS_FILE).items()}
-    head = None
-    if has_head:
-        head = AdapterHead(
-            task["kind"],
-            task["labels"],
-            encoder.config.hidden_size,
-            task.get("max_length", 128),
-            task.get("problem_type"),
+    heads: dict[str, AdapterHead] = {}
+    weights = read_tensors(folder / HEAD_FILE) if records else {}
+    for part, record in records.items():
+        options = record.get("max_length", 128), record.get("problem_type")
+        heads[part] = head = AdapterHead(
+            record["kind"], record["labels"], encoder.config.hidden_size, *options
         )
-        head.load_state_dict(read_tensors(folder / HEAD_FILE))
+        head.load_state_dict({key: weights[head_key(part) + key] for key in ("weight", "bias")})
         head.tokenizer_sha256 = (task.get("backbone") or {}).get("tokenizer") if check_backbone else None
         head.eval()
     fallback = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-_0123456789")
-    return AdapterFiles(name or task.get("name") or fallback, _lora_config(config, modules), lora, task, head)
+    name = name or task.get("name") or fallback
+    named = named_heads(name, heads.get("", heads))
+    return AdapterFiles(name, _lora_config(config, modules), lora, task, named)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """A model's methods for its adapters: adding, loading, replacing, deleting, choosing, saving."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,12 @@ from .adapters_mtpf import (
     adapter_depth,
     adapter_names,
     check_loaded,
+    heads_of,
     import_peft,
     inject_lora,
     lora_config,
     lora_parameters,
+    named_heads,
     remove_lora,
     set_active_adapter,
 )
@@ -58,6 +60,9 @@ LORA_ARGUMENTS = {
 class AdapterMethods:
     """Mixin for a model with an encoder ``backbone`` and a dict of ``heads``.
 
+    An adapter is one LoRA with any number of heads: none of a family's LoRA, one of an app, and one for each
+    part of a bundle. The key of a head is the app's name, or ``bundle/part``.
+
     These methods replace those of transformers' mixin, which save only the adapter once one is loaded, turn
     gradients off while switching, and record local paths.
     """
@@ -74,6 +79,11 @@ class AdapterMethods:
         """Names of the loaded adapters."""
         return adapter_names(self.backbone)
 
+    def parts(self, name: str) -> dict[str, AdapterHead]:
+        """Return a loaded adapter's heads by the name that `predict` takes: ``app``, or ``bundle/part``."""
+        check_loaded(self.backbone, name)
+        return heads_of(self.heads, name)
+
     def adapter_depth(self, name: str) -> int:
         """Return how many of the last layers an adapter touches."""
         check_loaded(self.backbone, name)
@@ -83,16 +93,17 @@ class AdapterMethods:
         self,
         name: Any = None,
         lora: LoraSettings | str | None = None,
-        head: AdapterHead | None = None,
+        head: AdapterHead | Mapping[str, AdapterHead] | None = None,
         *,
         adapter_config: Any = None,
         adapter_name: str | None = None,
     ) -> None:
         """Add a fresh, trainable LoRA (and the head of an app); nothing else changes its trainability.
 
-        Called as in transformers and sentence-transformers, with PEFT's ``LoraConfig`` and maybe a name, it
-        does what it does there: the adapter becomes active and the backbone is frozen. `save_pretrained` then
-        still writes the backbone, with a warning; the adapter is written by `save_adapter`.
+        Several heads, by the name of each part, make a bundle. Called as in transformers and
+        sentence-transformers, with PEFT's ``LoraConfig`` and maybe a name, it does what it does there: the
+        adapter becomes active and the backbone is frozen. `save_pretrained` then still writes the backbone,
+        with a warning; the adapter is written by `save_adapter`.
 
         Raises:
             AdapterError: The name is not allowed, or a target is not a linear module of the encoder's layers.
@@ -104,13 +115,17 @@ class AdapterMethods:
             self._add_as_transformers(config, adapter_name or second or "default")
             return
         settings: Any = lora or LoraSettings(layers=self.config.num_tail_layers)
-        inject_lora(self.backbone, adapter_name or name, lora_config(self.backbone, settings), trainable=True)
-        if head is not None:
-            self._add_head(adapter_name or name, head, trainable=True)
+        name = adapter_name or name
+        heads = named_heads(name, head)
+        inject_lora(self.backbone, name, lora_config(self.backbone, settings), trainable=True)
+        self._set_heads(name, heads, trainable=True)
 
-    def _add_head(self, name: str, head: AdapterHead, trainable: bool) -> None:
-        """Add an app's head; those of a task class, which runs its classifier instead, get no gradients."""
-        self.heads[name] = head.to(execution_device(self)).requires_grad_(trainable and not self.head_kind)
+    def _set_heads(self, name: str, heads: Mapping[str, AdapterHead], trainable: bool) -> None:
+        """Set an adapter's heads; in a task class, which runs its classifier instead, without gradients."""
+        for key in [key for key in heads_of(self.heads, name) if list(heads) != [key]]:
+            self.heads.pop(key)
+        for key, head in heads.items():
+            self.heads[key] = head.to(execution_device(self)).requires_grad_(trainable and not self.head_kind)
 
     def _add_as_transformers(self, config: Any, name: str) -> None:
         plain = import_peft().LoraConfig()
@@ -163,7 +178,8 @@ class AdapterMethods:
         All checks (files, shapes, backbone hash, head) come before the first change in memory. As in
         transformers the adapter becomes the one that plain forwards use; ``use_adapter``, ``encode_adapters``
         and ``predict`` name theirs. In a task class (``MtpfForTokenClassification``, ...) the head of an app
-        of its kind becomes the classifier, so that transformers' pipelines can use it.
+        of its kind, or of a bundle's only part of its kind, becomes the classifier, so that transformers'
+        pipelines can use it.
 
         Args:
             path_or_repo: A folder, or a Hub id ``owner/name``.
@@ -201,27 +217,28 @@ class AdapterMethods:
         files = read_unchanged(
             folder, lambda: read_adapter(folder, self.backbone, adapter_name, check_backbone, source)
         )
-        if self.head_kind and files.head is not None and files.head.kind != self.head_kind:
+        fitting = [head for head in files.heads.values() if head.kind == self.head_kind]
+        if self.head_kind and files.heads and len(fitting) != 1:
+            number = f"bundle with {len(fitting)} parts of this kind"
+            kind = number if fitting else f"{files.task['kind']} app"
             raise AdapterError(
-                f"{path_or_repo} is a {files.head.kind} app, but {type(self).__name__} is for "
-                f"{self.head_kind}; load it into MtpfModel."
+                f"{path_or_repo} is a {kind}, but {type(self).__name__} is for {self.head_kind}; load it "
+                "into MtpfModel."
             )
-        if files.head is not None and "_mtpf_text_tokenizer" in self.__dict__:  # else prediction compares
-            check_tokenizer(files.name, files.head, text_tokenizer(self))
+        if "_mtpf_text_tokenizer" in self.__dict__:  # else prediction compares
+            for key, head in files.heads.items():
+                check_tokenizer(key, head, text_tokenizer(self))
         with CHANGES:
             activate = activate and not (replace and files.name in self.adapters)
             if replace and files.name in self.adapters:
                 replace_adapter(self.backbone, files, trainable)
             else:
                 install_adapter(self.backbone, files, trainable)
-            if files.head is not None:
-                self._add_head(files.name, files.head, trainable)
-            elif files.name in self.heads:
-                self.heads.pop(files.name)
+            self._set_heads(files.name, files.heads, trainable)
             if activate:
                 self.set_adapter(files.name)
-        if self.head_kind and files.head is not None:
-            self._use_head(files.head)
+        if self.head_kind and fitting:
+            self._use_head(fitting[0])
         return files.name
 
     def _use_head(self, head: AdapterHead) -> None:
@@ -235,24 +252,23 @@ class AdapterMethods:
         self.num_labels = len(head.labels)
 
     def delete_adapter(self, name: str | list[str]) -> None:  # type: ignore[override]
-        """Remove an adapter (or several) and its head from memory; the others are untouched."""
+        """Remove an adapter (or several) and its heads from memory; the others are untouched."""
         names = [name] if isinstance(name, str) else list(name)
         with CHANGES:
             for each in names:
                 check_loaded(self.backbone, each)
             for each in names:
-                if each in self.heads:
-                    self.heads.pop(each)
+                self._set_heads(each, {}, trainable=False)
                 remove_lora(self.backbone, each)
 
     def adapter_memory(self) -> dict[str, dict[str, int]]:
-        """Return the bytes of each adapter: ``lora``, ``head`` and their ``total``."""
+        """Return the bytes of each adapter: ``lora``, ``head`` (all parts') and their ``total``."""
         with CHANGES:
             memory = {}
             for name in self.adapters:
-                head = self.heads[name].parameters() if name in self.heads else ()
                 lora = sum(p.nbytes for p in lora_parameters(self.backbone, name))
-                memory[name] = {"lora": lora, "head": sum(p.nbytes for p in head)}
+                head = sum(p.nbytes for head in self.parts(name).values() for p in head.parameters())
+                memory[name] = {"lora": lora, "head": head}
                 memory[name]["total"] = sum(memory[name].values())
             return memory
 
@@ -332,7 +348,7 @@ class AdapterMethods:
         dtype: torch.dtype | None = None,
         task: dict[str, Any] | None = None,
     ) -> Path:
-        """Write one adapter, with its head if it has one, as a folder that PEFT users can load as well.
+        """Write one adapter, with the heads it has, as a folder that PEFT users can load as well.
 
         Args:
             folder: Where to write; other files there stay.
@@ -340,7 +356,8 @@ class AdapterMethods:
             backbone_id: Hub id of the published backbone; local paths are refused, they break uploads.
             backbone_revision: Commit of that repo.
             dtype: Type of the stored numbers, by default that in memory; ``torch.float16`` halves the folder.
-            task: More for ``task.json``: family, metrics, training data, ...
+            task: More for ``task.json``: family, metrics, training data, ...; of a bundle also ``parts``, a
+                list with the ``name`` of a part and more about it.
 
         Raises:
             AdapterError: No such adapter, or ``backbone_id`` is a local path.
@@ -350,17 +367,17 @@ class AdapterMethods:
                 f"backbone_id must be a Hub id of the form 'owner/name', not the path {backbone_id!r}."
             )
         check_in_memory(self.backbone)
-        head: Any = self.heads[name] if name in self.heads else None
+        heads = self.parts(name)
         written = write_adapter(
             folder,
             self.backbone,
             name,
-            head=head,
+            heads=heads,
             backbone_id=backbone_id,
             backbone_revision=backbone_revision,
             dtype=dtype,
             task=task,
-            tokenizer_sha256=getattr(head, "tokenizer_sha256", None),
+            tokenizer_sha256=next((head.tokenizer_sha256 for head in heads.values()), None),
         )
         self.__dict__.setdefault("_written_adapters", {})[name] = self._adapter_digest(name)
         return written
@@ -376,5 +393,5 @@ class AdapterMethods:
         ]
 
     def _adapter_digest(self, name: str) -> list[bytes]:
-        head = self.heads[name].parameters() if name in self.heads else ()
-        return [bits_digest(parameter) for parameter in (*lora_parameters(self.backbone, name), *head)]
+        heads = (p for head in self.parts(name).values() for p in head.parameters())
+        return [bits_digest(parameter) for parameter in (*lora_parameters(self.backbone, name), *heads)]

@@ -7,6 +7,7 @@ An adapter is a LoRA on the last layers of the encoder, made by PEFT. Functions 
 import copy
 import importlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,11 +94,11 @@ def lora_config(encoder: Encoder, settings: LoraSettings) -> Any:
     )
 
 
-def check_adapter_name(name: Any) -> None:
-    """Raise `AdapterError` for a name that no adapter can have."""
+def check_adapter_name(name: Any, what: str = "Adapter") -> None:
+    """Raise `AdapterError` for a name that no adapter, or no part of one, can have."""
     if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
         raise AdapterError(
-            f"Adapter name {name!r} is not allowed; use 2 to 64 lower-case letters, digits, '_' or '-', "
+            f"{what} name {name!r} is not allowed; use 2 to 64 lower-case letters, digits, '_' or '-', "
             "beginning with a letter."
         )
 
@@ -348,6 +349,53 @@ class AdapterHead(nn.Linear):
         self.labels = list(labels)
         self.max_length = max_length
         self.tokenizer_sha256: str | None = None  # of the tokenizer that it was trained with, if known
+
+
+def named_heads(name: str, heads: AdapterHead | Mapping[str, AdapterHead] | None) -> dict[str, AdapterHead]:
+    """Return an adapter's heads by full name: ``name`` of a plain app, ``name/part`` of a bundle.
+
+    Raises:
+        AdapterError: A part's name is not allowed.
+    """
+    if heads is None:
+        return {}
+    if isinstance(heads, AdapterHead):
+        return {name: heads}
+    for part in heads:
+        check_adapter_name(part, "Part")
+    return {f"{name}/{part}": head for part, head in heads.items()}
+
+
+def part_name(full_name: str) -> str:
+    """Return the part in the full name of a head; nothing for that of a plain app."""
+    return full_name.partition("/")[2]
+
+
+def heads_of(heads: nn.ModuleDict, name: str) -> dict[str, Any]:
+    """Return the heads of an adapter by full name, in order; none for a family's LoRA."""
+    if name in heads:
+        return {name: heads[name]}
+    return {key: head for key, head in list(heads.items()) if key.startswith(f"{name}/")}
+
+
+def find_heads(encoder: Encoder, heads: nn.ModuleDict, name: Any) -> tuple[str, dict[str, Any]]:
+    """Return the adapter that a name means, and its heads: all of an adapter, or the one of a part.
+
+    Raises:
+        AdapterError: Nothing loaded has this name, several bundles have a part of it, or there is no head.
+    """
+    if isinstance(name, str) and name not in getattr(encoder, "peft_config", {}):
+        keys = [key for key in list(heads) if "/" in key and f"/{key}".endswith(f"/{name}")]
+        if len(keys) > 1:
+            raise AdapterError(f"Several bundles have a part {name!r}; choose one of: {', '.join(keys)}.")
+        if keys:
+            return keys[0].partition("/")[0], {keys[0]: heads[keys[0]]}
+    check_loaded(encoder, name)
+    if not (named := heads_of(heads, name)):
+        raise AdapterError(
+            f"Adapter {name!r} has no head: it is a family's LoRA, not an app; fit an app on it."
+        )
+    return name, named
 
 
 def lora_parameters(encoder: Encoder, name: str) -> list[nn.Parameter]:

@@ -189,7 +189,8 @@ class MtpfModel(MtpfPreTrainedModel):
                 a `datasets.Dataset`. Long texts are read in overlapping windows. A NER app labels a word in
                 the window that shows most of its surroundings; a TC app's probabilities are the mean over the
                 windows, weighted by their length.
-            adapters: Names of loaded apps (adapters with a head), all for every text.
+            adapters: Names of loaded apps (adapters with a head), all for every text: an app, a bundle, or
+                one of its parts as ``bundle/part``, or ``part`` where nothing else has this name.
             adapter_names: Instead of ``adapters``, one name for each text.
             column: Where ``texts`` is a table or yields dicts: what to read; ``text`` by default.
             tokenizer: The backbone's tokenizer; by default read from where the backbone came from.
@@ -200,8 +201,8 @@ class MtpfModel(MtpfPreTrainedModel):
         Returns:
             With ``adapters``, for each app one result per text, shaped like transformers' pipelines: a list
             of ``{"entity_group", "score", "word", "start", "end"}``, or one ``{"label", "score"}``, with
-            ``top_k`` a list of them. With ``adapter_names``, one result per text. Offsets count the
-            characters of the given text.
+            ``top_k`` a list of them. With ``adapter_names``, one result per text. The result of a bundle is a
+            dict from part to result. Offsets count the characters of the given text.
 
         Raises:
             AdapterError: An unknown adapter, or one without a head.

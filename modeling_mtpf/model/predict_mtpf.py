@@ -1,4 +1,4 @@
-"""Prediction with several apps at once: one trunk pass per batch of windows, one short tail per app.
+"""Prediction with several apps at once: one trunk pass per batch of windows, one short tail per LoRA.
 
 Texts are taken in portions of bounded size, cut into windows, sorted by length and run in batches of bounded
 size; results come back in the order of the texts. Nothing in the model is changed, and a call keeps using an
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .adapters_mtpf import check_loaded
+from .adapters_mtpf import find_heads, heads_of, part_name
 from .bound_calls_mtpf import execution_device
 from .configuration_mtpf import max_tokens
 from .errors_mtpf import AdapterError, MtpfError
@@ -33,10 +33,16 @@ MAX_PADDING = 0.04
 
 _LOADING = held_at_fork()
 
+_Wanted = int | dict[str, int]
+"""What a name means: the index of an app, or of each part of a bundle."""
+
 
 @dataclass
 class _App:
-    """An app as it was when a call began; it stays usable when the model deletes or replaces it."""
+    """A head on its LoRA as they were when a call began; usable when the model deletes or replaces them.
+
+    Parts of a bundle have the same ``layers`` and ``limit``.
+    """
 
     name: str
     head: Any
@@ -120,40 +126,49 @@ class Predictor:
         rows = read_texts(texts, column, self.max_characters)
         if adapters is None:
             return self._stream_mixed(_paired(rows, adapter_names))
-        return self._stream_all(rows, [self._app(name) for name in adapters])
+        apps: list[_App] = []
+        return self._stream_all(rows, {name: self._find(name, apps) for name in adapters}, apps)
 
-    def _stream_all(self, texts: Iterator[str], apps: list[_App]) -> Iterator[dict[str, Any]]:
+    def _stream_all(
+        self, texts: Iterator[str], wanted: dict[str, _Wanted], apps: list[_App]
+    ) -> Iterator[dict[str, Any]]:
         pairs = ((text, range(len(apps))) for text in texts)
         for portion in in_portions(pairs, self.portion, PORTION_CHARACTERS):
             for row in self._run(portion, apps):
-                yield {apps[index].name: result for index, result in row.items()}
+                yield {name: _pick(row, which) for name, which in wanted.items()}
 
     def _stream_mixed(self, pairs: Iterator[tuple[str, str]]) -> Iterator[Any]:
         apps: list[_App] = []
-        known: dict[Any, int] = {}
+        known: dict[Any, _Wanted] = {}
         for portion in in_portions(pairs, self.portion, PORTION_CHARACTERS):
             for _, name in portion:
                 if name not in known:
-                    known[name] = len(apps)
-                    apps.append(self._app(name))
-            for row in self._run([(text, [known[name]]) for text, name in portion], apps):
-                (result,) = row.values()
-                yield result
+                    known[name] = self._find(name, apps)
+            wanted = [known[name] for _, name in portion]
+            indices = ([which] if isinstance(which, int) else list(which.values()) for which in wanted)
+            rows = self._run([(text, i) for (text, _), i in zip(portion, indices, strict=True)], apps)
+            yield from map(_pick, rows, wanted)
 
-    def _app(self, name: Any) -> _App:
-        encoder = self.model.backbone
+    def _find(self, name: Any, apps: list[_App]) -> _Wanted:
+        """Add the heads that a name means to ``apps``, unless they are there; return their indices."""
+        encoder, heads = self.model.backbone, self.model.heads
         with CHANGES:
-            check_loaded(encoder, name)
-            if name not in self.model.heads:
-                raise AdapterError(
-                    f"Adapter {name!r} has no head: it is a family's LoRA, not an app; fit an app on it."
-                )
-            head = self.model.heads[name]
-            check_tokenizer(name, head, self.tokenizer)
-            layers = inference_views(encoder).tail(encoder, name)
-        limit = min(head.max_length, max_tokens(self.model.config.encoder_config))
-        scheme = TagScheme(head.labels) if head.kind == "token-classification" else None
-        return _App(name, head, layers, limit, scheme)
+            adapter, named = find_heads(encoder, heads, name)
+            for key, head in named.items():
+                check_tokenizer(key, head, self.tokenizer)
+            layers = inference_views(encoder).tail(encoder, adapter)
+            limits = [head.max_length for head in heads_of(heads, adapter).values()]
+        limit = min(*limits, max_tokens(self.model.config.encoder_config))
+        indices = {}
+        for key, head in named.items():
+            indices[key] = next((i for i, app in enumerate(apps) if app.head is head), len(apps))
+            if indices[key] == len(apps):
+                scheme = TagScheme(head.labels) if head.kind == "token-classification" else None
+                apps.append(_App(key, head, layers, limit, scheme))
+        if adapter in named or adapter != name:
+            (index,) = indices.values()
+            return index
+        return {part_name(key): index for key, index in indices.items()}
 
     @torch.inference_mode()
     def _run(self, pairs: list, apps: list[_App]) -> list[dict[int, Any]]:
@@ -236,12 +251,19 @@ class Predictor:
             return
         depth = max(len(apps[index].layers) for index in rows_of)
         whole = run_trunk(views.bare, depth, **inputs)
-        for index, rows in rows_of.items():
-            app, trunk = apps[index], whole
+        tails: dict[int, list[int]] = {}
+        for index in rows_of:
+            tails.setdefault(id(apps[index].layers), []).append(index)
+        for indices in tails.values():
+            rows, trunk = sorted({row for index in indices for row in rows_of[index]}), whole
             if len(rows) < len(batch):
                 trunk = whole.pick(torch.tensor(rows, device=self.device))
-            states = run_layers(views.bare, trunk, views.on_top(depth, app.layers))
-            self._read(portion, index, app, [batch[row] for row in rows], states, lengths[rows])
+            states = run_layers(views.bare, trunk, views.on_top(depth, apps[indices[0]].layers))
+            for index in indices:
+                part, of_part = rows_of[index], states
+                if len(part) < len(rows):
+                    of_part = states[torch.tensor(np.searchsorted(rows, part), device=self.device)]
+                self._read(portion, index, apps[index], [batch[row] for row in part], of_part, lengths[part])
 
     def _read(
         self,
@@ -287,6 +309,11 @@ class Predictor:
             portion.words[text] = portion.tokens[text].words(portion.texts[text])
         spans = entities(portion.texts[text], portion.words[text], scores, app.scheme)
         return [span for span in spans if span["score"] >= self.threshold] if self.threshold else spans
+
+
+def _pick(row: dict[int, Any], wanted: _Wanted) -> Any:
+    """Return one result, or that of each part of a bundle."""
+    return row[wanted] if isinstance(wanted, int) else {part: row[index] for part, index in wanted.items()}
 
 
 def _check_numbers(app: _App, scores: np.ndarray) -> None:

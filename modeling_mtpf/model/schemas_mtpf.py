@@ -35,6 +35,8 @@ from .gate_mtpf import (
 
 KINDS = ("task-primary-lora", "token-classification", "text-classification")
 """What an adapter is: the LoRA of a family, or an app of one of the two head types."""
+BUNDLE = "bundle"
+"""The kind of an adapter with several heads, its parts, on one LoRA."""
 MULTI_LABEL = "multi_label_classification"
 """The problem type, as transformers calls it, of a text app that gives any number of labels."""
 NAME_PATTERN = re.compile(r"[a-z][a-z0-9_-]{1,63}")
@@ -42,10 +44,11 @@ ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_mode
 HEAD_FILE, TASK_FILE = "head.safetensors", "task.json"
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PEFT_PREFIX = "base_model.model."
-TASK_FORMAT_VERSION = 1
+TASK_FORMAT_VERSION, BUNDLE_FORMAT_VERSION = 1, 2
+"""Of ``task.json``; only a bundle has the second, which versions without bundles refuse in one sentence."""
 Shapes = dict[str, tuple[int, ...]]
 
-MAX_LABELS, MAX_LAYERS, MAX_WIDTH, MAX_RANK = 100_000, 256, 65_536, 4096
+MAX_LABELS, MAX_PARTS, MAX_LAYERS, MAX_WIDTH, MAX_RANK = 100_000, 1000, 256, 65_536, 4096
 MAX_TOKENS, MAX_IDS, TASK_ENTRIES = 1_000_000, 10_000_000, 1_000_000
 
 LABEL = Rule("a label of 1 to 256 characters on one line", lambda v: LINE.fits(v) and v.strip() != "")
@@ -87,22 +90,62 @@ _ADAPTER_CONFIG = Schema(
 """A plain LoRA. Other settings of PEFT add tensors of their own or change the backbone, which all adapters
 share: PiSSA and its kin subtract from its weights, ``layer_replication`` repeats its layers."""
 
+_APP_NAME = matching(NAME_PATTERN.pattern, "a name: lower-case letters, digits, '_' and '-', at most 64")
+_HEAD_KEYS = {
+    "labels": either(NONE, list_of(LABEL, MAX_LABELS)),
+    "problem_type": one_of(None, MULTI_LABEL),
+    "max_length": whole(3, MAX_TOKENS),  # two special tokens and one of a text
+    "metrics": either(NONE, object_of(ANYTHING, 10_000)),
+}
 _TASK = Schema(
     TASK_FILE,
     {
-        "format_version": one_of(TASK_FORMAT_VERSION),
-        "name": matching(NAME_PATTERN.pattern, "a name: lower-case letters, digits, '_' and '-', at most 64"),
-        "kind": either(NONE, one_of(*KINDS)),
-        "labels": either(NONE, list_of(LABEL, MAX_LABELS)),
-        "problem_type": one_of(None, MULTI_LABEL),
-        "max_length": whole(3, MAX_TOKENS),  # two special tokens and one of a text
+        "format_version": one_of(TASK_FORMAT_VERSION, BUNDLE_FORMAT_VERSION),
+        "name": _APP_NAME,
+        "kind": either(NONE, one_of(*KINDS, BUNDLE)),
         "backbone": either(NONE, object_of(either(SCALAR, object_of(ANYTHING, 100)), 100)),
-        "metrics": either(NONE, object_of(ANYTHING, 10_000)),
+        **_HEAD_KEYS,
     },
     error=AdapterError,
     max_bytes=32_000_000,
     max_entries=TASK_ENTRIES,
 )
+_BUNDLE = Schema(
+    TASK_FILE,
+    {
+        "parts": list_of(object_of(ANYTHING, 100), MAX_PARTS),
+        "composition": either(NONE, object_of(ANYTHING, 100)),
+        **dict.fromkeys(("labels", "problem_type", "max_length"), ABSENT),
+    },
+    error=AdapterError,
+)
+_PART = Schema(
+    f"a part of {TASK_FILE}",
+    {
+        "name": _APP_NAME,
+        "kind": one_of(*KINDS[1:]),
+        "family": either(NONE, NAME),
+        **_HEAD_KEYS,
+    },
+    error=AdapterError,
+    others=either(SCALAR, object_of(ANYTHING, 1000)),
+)
+_COMPOSITION = Schema(
+    f"the 'composition' of {TASK_FILE}",
+    {
+        "method": NAME,
+        "weights": either(NONE, object_of(number(-1e3, 1e3), MAX_PARTS, _APP_NAME)),
+        "rank": either(NONE, whole(1, MAX_RANK)),
+        "steps": whole(0, 2**31),
+        "learning_rate": either(NONE, number(0, 1e3)),
+        "seed": whole(0, 2**31),
+        "loss": either(NONE, NAME),
+        "texts": either(NONE, object_of(SCALAR, 10)),
+    },
+    error=AdapterError,
+    others=either(SCALAR, object_of(SCALAR, 100)),
+)
+"""How the LoRA of a bundle was made."""
 _TRAINED_ON = Schema(
     f"the 'backbone' of {TASK_FILE}",
     {
@@ -148,18 +191,45 @@ def read_task(folder: Path) -> dict[str, Any]:
 def check_task(task: Mapping[str, Any], where: str = "") -> None:
     """Raise `AdapterError` for a ``task.json`` that is not accepted."""
     version = task.get("format_version", TASK_FORMAT_VERSION)
-    if type(version) is int and version > TASK_FORMAT_VERSION:
+    if type(version) is int and version > BUNDLE_FORMAT_VERSION:
         raise AdapterError(
             f"{where.partition(' is damaged')[0] or 'The adapter'} was made by a newer mtpf: its {TASK_FILE} "
-            f"has the format version {version}, this one reads {TASK_FORMAT_VERSION}; update mtpf."
+            f"has the format version {version}, this one reads {BUNDLE_FORMAT_VERSION}; update mtpf."
         )
     _TASK.check(task, where)
     _TRAINED_ON.check(task.get("backbone") or {}, where)
-    if task.get("problem_type") and task.get("kind") != KINDS[2]:
-        raise AdapterError(f"{where}'problem_type' in {TASK_FILE} is only for a {KINDS[2]} app.")
-    labels = task.get("labels") or []
-    if len(set(labels)) < len(labels):
-        raise AdapterError(f"{where}'labels' in {TASK_FILE} holds a label twice.")
+    if (task.get("kind") == BUNDLE) != (version == BUNDLE_FORMAT_VERSION):
+        raise AdapterError(
+            f"{where}the kind {task.get('kind')!r} and the format version {version} in {TASK_FILE} do not "
+            "belong together; save it again."
+        )
+    if version == BUNDLE_FORMAT_VERSION:
+        _BUNDLE.check(task, where)
+        _COMPOSITION.check(task.get("composition") or {}, where)
+        _check_parts(task.get("parts") or [], where)
+    for head in task_heads(task).values():
+        if head.get("problem_type") and head.get("kind") != KINDS[2]:
+            raise AdapterError(f"{where}'problem_type' in {TASK_FILE} is only for a {KINDS[2]} app.")
+        labels = head.get("labels") or []
+        if len(set(labels)) < len(labels):
+            raise AdapterError(f"{where}'labels' in {TASK_FILE} holds a label twice.")
+
+
+def _check_parts(parts: list[dict[str, Any]], where: str) -> None:
+    for part in parts:
+        _PART.check(part, where)
+        if missing := [key for key in ("name", "kind", "labels", "max_length") if part.get(key) is None]:
+            raise AdapterError(f"{where}a part of {TASK_FILE} has no {missing[0]!r}.")
+    names = [part["name"] for part in parts]
+    if not names or len(set(names)) < len(names):
+        raise AdapterError(f"{where}'parts' in {TASK_FILE} must have different names, at least one.")
+
+
+def task_heads(task: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return what ``task.json`` says of each head: by a bundle's part, of an app under ``""``."""
+    if task.get("kind") == BUNDLE:
+        return {part["name"]: part for part in task["parts"]}
+    return {} if task.get("kind") == KINDS[0] else {"": task}
 
 
 def read_lora_header(folder: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -209,6 +279,11 @@ def is_part(module: str, name: str) -> bool:
     return module == name or module.endswith(f".{name}")
 
 
+def head_key(part: str) -> str:
+    """Return what precedes ``weight`` and ``bias`` of a part's head in its file; nothing for a plain app."""
+    return f"{part}." if part else ""
+
+
 def check_head(folder: Path, task: Mapping[str, Any], width: int | None = None) -> bool:
     """Say whether a folder has a head, after comparing its header with ``task.json``.
 
@@ -220,8 +295,8 @@ def check_head(folder: Path, task: Mapping[str, Any], width: int | None = None) 
     Raises:
         AdapterError: A head is missing or damaged, or does not fit the width or the labels.
     """
-    kind, path = task.get("kind"), folder / HEAD_FILE
-    if kind in (None, KINDS[0]):
+    kind, path, heads = task.get("kind"), folder / HEAD_FILE, task_heads(task)
+    if kind is None or not heads:
         if path.exists():
             raise AdapterError(
                 f"Adapter {folder} has a head, but {TASK_FILE} does not name its kind; fetch it again, or "
@@ -230,20 +305,24 @@ def check_head(folder: Path, task: Mapping[str, Any], width: int | None = None) 
         return False
     if not path.is_file():
         raise AdapterError(f"Adapter {folder} is a {kind} app, but its head is missing; fetch it again.")
-    if not (labels := task.get("labels")):
+    if not all(head.get("labels") for head in heads.values()):
         raise AdapterError(f"Adapter {folder} is a {kind} app, but {TASK_FILE} has no labels.")
     tensors, metadata = read_header(path, AdapterError)
     shapes = {key: tensor.shape for key, tensor in tensors.items()}
-    width = width or next(iter(shapes.get("weight", (0,))[1:]), 0)
-    if shapes != {"weight": (len(labels), width), "bias": (len(labels),)}:
+    width = width or next((shape[1] for shape in shapes.values() if len(shape) == 2), 0)
+    sizes = {head_key(part): len(head["labels"]) for part, head in heads.items()}
+    expected = {f"{key}weight": (size, width) for key, size in sizes.items()}
+    if shapes != expected | {f"{key}bias": (size,) for key, size in sizes.items()}:
         raise AdapterError(
-            f"The head of {folder} does not fit {len(labels):,} labels of width {width}: {shortened(shapes)}."
+            f"The head of {folder} does not fit {sum(sizes.values()):,} labels of width {width}: "
+            f"{shortened(shapes)}."
         )
     try:
         trained = json.loads(metadata.get("labels", "null"))
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{path} is damaged: its labels are not JSON: {first_line(error)}.") from error
-    if trained != labels:
+    labels = {part: head["labels"] for part, head in heads.items()}
+    if trained != labels.get("", labels):
         raise AdapterError(
             f"The labels in {folder / TASK_FILE} are not those that its head was trained with, in order: "
             f"{shortened(trained)}. Restore them; new labels need a new head."

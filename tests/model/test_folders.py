@@ -75,7 +75,7 @@ def state(models, folder) -> str:
     found = {
         "config": "old" if files.config.lora_alpha == 4 else "new",
         "lora": "new" if any(v.any() for k, v in files.lora.items() if "lora_B" in k) else "old",
-        "head": files.head.labels[1],
+        "head": files.heads[files.name].labels[1],
         "task": files.task["training_data"],
     }
     assert len(set(found.values())) == 1, found
@@ -159,7 +159,11 @@ def test_a_reader_next_to_writers_finds_the_old_or_the_new_adapter(models, tmp_p
 
 def state_of(models, folder):
     files = read_adapter(folder, models["old"].backbone)
-    return "old" if files.config.lora_alpha == 4 else "new", files.head.labels[1], files.task["training_data"]
+    return (
+        "old" if files.config.lora_alpha == 4 else "new",
+        files.heads[files.name].labels[1],
+        files.task["training_data"],
+    )
 
 
 def test_other_files_links_and_modes_of_the_folder_stay(way, models, tmp_path, monkeypatch):
