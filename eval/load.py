@@ -114,10 +114,9 @@ def measure_load(options: Any, settings: ServeSettings) -> dict[str, Any]:
     """Measure in-process predictions and the server in turn."""
     texts = texts_of(options.texts)
     engine = open_engine(settings)
-    apps = list(engine.apps)
     expected = expected_results(engine, texts)
-    alone = [in_process(engine, texts, apps, options.seconds)]
-    plan: dict[str, Any] = {"texts": texts, "apps": apps, "expected": expected, "requests": options.requests}
+    plan: dict[str, Any] = {"texts": texts, "expected": expected, "requests": options.requests}
+    plan["apps"] = list(engine.apps)
     arguments = [
         "--backbone",
         options.backbone,
@@ -129,6 +128,7 @@ def measure_load(options: Any, settings: ServeSettings) -> dict[str, Any]:
     arguments += [part for app in options.app for part in ("--adapter", app)]
     if options.other:
         arguments += with_operator(options, engine, plan)
+    alone = [in_process(engine, texts, plan["apps"], options.seconds)]
     server, address = start_server(arguments)
     try:
         load(
@@ -142,7 +142,7 @@ def measure_load(options: Any, settings: ServeSettings) -> dict[str, Any]:
     finally:
         server.terminate()
         status = server.wait(60)
-    alone.append(in_process(engine, texts, apps, options.seconds))
+    alone.append(in_process(engine, texts, plan["apps"], options.seconds))
     mean = {key: statistics.mean(row[key] for row in alone) for key in alone[0]}
     rate, cpu_ms = counts["requests"] / counts["seconds"], 1000 * (cpu_after - cpu) / counts["requests"]
     batch_ms = 1000 * (seconds_after - seconds) / (count_after - count)
@@ -180,7 +180,8 @@ def measure_many(options: Any, settings: ServeSettings) -> dict[str, Any]:
 
     engine = open_engine(settings)
     app, texts = read_app(options.app[-1].rpartition("=")[2]), texts_of(options.texts)[:1]
-    before, adds, firsts, laters = psutil.Process().memory_info().rss, [], [], []
+    before = psutil.Process().memory_info().rss
+    adds, firsts, laters = list[float](), list[float](), list[float]()
     for number in range(options.many):
         begun = time.thread_time()
         engine.add(f"many-{number}", app)
