@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +102,21 @@ def usage(server: subprocess.Popen) -> tuple[float, float]:
     return times.user + times.system, process.memory_info().rss / 1e6
 
 
+def batches(address: str) -> tuple[float, float]:
+    """Return how many batches the server has computed, and the seconds they took."""
+    with urllib.request.urlopen(f"{address}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if line.startswith("mtpf_batch_seconds_"))
+    return float(values["mtpf_batch_seconds_count"]), float(values["mtpf_batch_seconds_sum"])
+
+
 def measure_load(options: Any, settings: ServeSettings) -> dict[str, Any]:
     """Measure in-process predictions and the server in turn."""
     texts = texts_of(options.texts)
     engine = open_engine(settings)
-    apps = list(engine.apps)
     expected = expected_results(engine, texts)
-    alone = [in_process(engine, texts, apps, options.seconds)]
-    plan: dict[str, Any] = {"texts": texts, "apps": apps, "expected": expected, "requests": options.requests}
+    plan: dict[str, Any] = {"texts": texts, "expected": expected, "requests": options.requests}
+    plan["apps"] = list(engine.apps)
     arguments = [
         "--backbone",
         options.backbone,
@@ -120,24 +128,33 @@ def measure_load(options: Any, settings: ServeSettings) -> dict[str, Any]:
     arguments += [part for app in options.app for part in ("--adapter", app)]
     if options.other:
         arguments += with_operator(options, engine, plan)
+    alone = [in_process(engine, texts, plan["apps"], options.seconds)]
     server, address = start_server(arguments)
     try:
-        load(address, {**plan, "requests": max(200, options.requests // 20), "token": None}, options.clients)
-        cpu, megabytes = usage(server)
+        load(
+            address,
+            {**plan, "requests": max(2 * options.clients, options.requests // 20), "token": None},
+            options.clients,
+        )
+        (cpu, megabytes), (count, seconds) = usage(server), batches(address)
         counts = load(address, plan, options.clients)
-        cpu_after, megabytes_after = usage(server)
+        (cpu_after, megabytes_after), (count_after, seconds_after) = usage(server), batches(address)
     finally:
         server.terminate()
         status = server.wait(60)
-    alone.append(in_process(engine, texts, apps, options.seconds))
+    alone.append(in_process(engine, texts, plan["apps"], options.seconds))
     mean = {key: statistics.mean(row[key] for row in alone) for key in alone[0]}
     rate, cpu_ms = counts["requests"] / counts["seconds"], 1000 * (cpu_after - cpu) / counts["requests"]
+    batch_ms = 1000 * (seconds_after - seconds) / (count_after - count)
     return {
         "in_process": alone,
         "server": {**counts, "texts_per_second": rate, "cpu_ms_per_text": cpu_ms, "exit_status": status},
         "megabytes": [megabytes, megabytes_after],
         "throughput_ratio": rate / mean["texts_per_second"],
         "cpu_ratio": mean["cpu_ms_per_text"] / cpu_ms,
+        "mean_batch_ms": batch_ms,
+        "texts_per_batch": counts["requests"] / (count_after - count),
+        "p99_by_batch": counts["p99_ms"] / batch_ms,
         "growth": megabytes_after / megabytes - 1,
     }
 
@@ -163,7 +180,8 @@ def measure_many(options: Any, settings: ServeSettings) -> dict[str, Any]:
 
     engine = open_engine(settings)
     app, texts = read_app(options.app[-1].rpartition("=")[2]), texts_of(options.texts)[:1]
-    before, adds, firsts, laters = psutil.Process().memory_info().rss, [], [], []
+    before = psutil.Process().memory_info().rss
+    adds, firsts, laters = list[float](), list[float](), list[float]()
     for number in range(options.many):
         begun = time.thread_time()
         engine.add(f"many-{number}", app)

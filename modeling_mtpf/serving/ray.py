@@ -30,7 +30,7 @@ class _Registry:
         self.apps[name] = app
 
     def revisions(self) -> dict[str, str | None]:
-        return {name: app and app.revision for name, app in self.apps.items()}
+        return {name: app.revision if app else None for name, app in self.apps.items()}
 
     def read(self, name: str) -> AppFiles | None:
         return self.apps[name]
@@ -85,7 +85,7 @@ def deployment(
                         await change(self.engine.remove, app_name)
                     elif app is not None:
                         await change(self.engine.add, app_name, app)
-                    self.known[app_name] = app and app.revision
+                    self.known[app_name] = revision
 
     return MtpfServer.bind()  # type: ignore[attr-defined]
 
@@ -138,10 +138,9 @@ def predict_files(
     rows: list[dict[str, Any]] = []
     if todo:
         data = ray.data.from_items(todo, override_num_blocks=len(todo))
-        done = data.map(
-            FilePredictor, fn_constructor_args=(load, output), concurrency=min(workers, len(todo)), num_cpus=1
-        )
-        rows = done.take_all()
+        predictor: Any = FilePredictor  # a class, which Ray's types do not know
+        options: dict[str, Any] = {"concurrency": min(workers, len(todo)), "num_cpus": 1}
+        rows = data.map(predictor, fn_constructor_args=(load, output), **options).take_all()
     if failed := [row for row in rows if row["error"]]:
         raise DataError(f"{failed[0]['error']} {len(failed)} of {len(every)} files have no results.")
     return f"{len(rows)} files predicted, {len(every) - len(todo)} had results: {output}"

@@ -22,11 +22,9 @@ pytestmark = pytest.mark.slow
 def cluster():
     from ray.cluster_utils import Cluster
 
-    os.environ |= {
-        "MTPF_ADMIN_TOKEN": TOKEN,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }
+    # By default Ray's workers give way to everything else on the machine.
+    variables = {"MTPF_ADMIN_TOKEN": TOKEN, "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= variables
     node = {"num_cpus": 2, "object_store_memory": 100_000_000, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=node)
     node.pop("include_dashboard")
@@ -35,7 +33,8 @@ def cluster():
     yield cluster
     ray.shutdown()
     cluster.shutdown()
-    del os.environ["MTPF_ADMIN_TOKEN"]
+    for name in variables:
+        del os.environ[name]
 
 
 def test_files_are_predicted_once(cluster, folders, tmp_path):

@@ -10,13 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import SENTENCES, assert_close
 from safetensors.numpy import load_file, save_file
-
-pytest.importorskip("fastapi", reason="the extra serve is not installed")
 from server_process import ServerProcess
 
 from modeling_mtpf import MtpfModel
+from modeling_mtpf.serving.apps import read_app
+from modeling_mtpf.serving.engines import TorchEngine
+
+pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 APPS = ["entities", "intent"]
 
@@ -337,6 +340,37 @@ def test_no_request_of_the_schema_makes_the_server_fail(server):
             assert answer.status_code != 200 or case.validate_response(answer) is None
 
         try_it()
+
+
+# --------------------------------------------------------------------------------------------- engines
+
+
+def test_bf16_is_autocast(model, folders):
+    engine = TorchEngine(MtpfModel.from_pretrained(folders / "backbone"), "bf16")
+    engine.add("intent", read_app(str(folders / "intent")))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model.predict(SENTENCES, ["intent"])
+    assert (
+        engine.predict(SENTENCES, ["intent"], False, 1, None)
+        == expected
+        != model.predict(SENTENCES, ["intent"])
+    )
+
+
+@pytest.mark.slow
+def test_an_int8_export_is_served_as_it_is(folders, tmp_path):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    from modeling_mtpf.export import export_onnx
+    from modeling_mtpf.export.runner import Runner
+
+    export_onnx(folders / "backbone", [str(folders / name) for name in APPS], tmp_path / "phone", int8=True)
+    with ServerProcess("--backbone", tmp_path / "phone", "--engine", "int8") as server:
+        assert_close(
+            server.predict(SENTENCES, APPS)["results"], Runner(tmp_path / "phone").predict(SENTENCES, APPS)
+        )
+        status, answer, _ = server.call("POST", "/predict", {"texts": ["Hi"], "apps": ["intent"], "top_k": 2})
+        assert status == 422 and "top_k" in answer["detail"]
+        assert server.put("other", repo="ada/app")[0] == server.delete("intent")[0] == 422
 
 
 # ------------------------------------------------------------------------------------------- full, stop
