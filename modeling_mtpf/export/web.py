@@ -87,12 +87,20 @@ def _packages(page: Path, temporary: Path) -> Path:
         return page / "node_modules"
     for name in ("package.json", "package-lock.json"):
         shutil.copyfile(page / name, temporary / name)
-    command = [npm, "ci", "--omit=optional", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
+    command = [
+        npm,
+        "ci",
+        "--omit=optional",
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        "--prefer-offline",
+    ]
     done = subprocess.run(command, cwd=temporary, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0][:200]
         raise ExportError(
-            f"npm cannot fetch the page's packages ({reason}); check the network and npm's registry, then run "
-            "the same command again."
+            f"npm cannot fetch the page's packages ({reason}); check the network and npm's registry, then "
+            "run the same command again."
         )
     return temporary / "node_modules"
