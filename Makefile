@@ -15,6 +15,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet torch --constraint constraints.txt
 	$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	command -v npm > /dev/null && npm ci --silent --ignore-scripts --no-audit --no-fund --prefix demo/browser || echo "npm is missing or failed: the tests of the JavaScript runner are skipped"
 	touch $@
 
 install: $(VENV)/installed  ## Install the package with everything for training and tests into .venv

@@ -42,7 +42,7 @@ async function local() {
       waiting.set(++last, resolve);
       worker.postMessage({ id: last, text, apps: names, options: { topK: TOP } });
     });
-  return { apps, predict, where: `in this browser${offline ? "; works offline" : ""}` };
+  return { apps, predict, where: "in this browser", offline };
 }
 
 /** Wait for the service worker, which keeps all files for later; false where there can be none. */
@@ -181,7 +181,7 @@ async function start() {
     update();
   });
   byId("apps").addEventListener("change", update);
-  say(`Ready after ${Math.round(performance.now())} ms, ${engine.where}.`);
+  say(`Ready after ${Math.round(performance.now())} ms, ${engine.where}${engine.offline ? ", also without network" : ""}.`);
   await update();
   document.documentElement.dataset.ready = "true";
 }

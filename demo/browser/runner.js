@@ -8,14 +8,16 @@ export { RunnerError, WordTokenizer };
  * @typedef {{label: string | null, score: number}} Label
  * @typedef {{entity_group: string, score: number, word: string, start: number, end: number, utf16_start: number, utf16_end: number}} Entity
  *   `start` and `end` count characters, as in Python; `text.slice(utf16_start, utf16_end)` is the word.
- * @typedef {Label | Label[] | Entity[]} Result Of a text app, a text app with any number of labels, and a token app.
- * @typedef {{name: string, kind: string, labels: string[], max_length: number, problem_type?: string, inputs: Record<string, any>}} App
+ * @typedef {Label | Label[] | Entity[] | Record<string, Label | Label[] | Entity[]>} Result
+ *   Of a text app, a text app with any number of labels, a token app, and a bundle: for each part its result.
+ * @typedef {{name: string, kind: string, labels: string[], problem_type?: string, first: number}} Part
+ *   A head: its labels are the columns of the logits from `first` on. An app that is no bundle has one, named "".
+ * @typedef {{name: string, kind: string, max_length: number, parts: Map<string, Part>, inputs: Record<string, any>}} App
  * @typedef {{batchSize?: number, topK?: number | null, threshold?: number | null}} PredictOptions
  *   As of `MtpfModel.predict`: `topK` labels of a text app (`null`: all), and the least score of entities and labels.
  * @typedef {(name: string, sha256?: string) => Promise<ArrayBuffer>} ReadFile Reads a file of the export.
  * @typedef {{ort: any, Tokenizer: new (tokenizer: any, config: any) => any, session?: object}} Libraries
  *   onnxruntime-web or onnxruntime-node, the class of `@huggingface/tokenizers`, options of the sessions.
- * @typedef {{rows: number, labels: number, at: (row: number, label: number) => number}} Scores
  * @typedef {{start: number, part: [number, number], rows: number[][]}} Window Logits of a window of a text, a row a
  *   token, and the rows that label words.
  */
@@ -96,41 +98,58 @@ export class Runner {
   }
 
   /**
-   * Apply apps to texts: the trunk once for a batch, the tail once for each app.
+   * Apply apps to texts: the trunk once for a batch, the tail once for each app or bundle. A name is that of an
+   * app, of a bundle, `bundle/part`, or a part's that nothing else has.
    * @param {string | string[]} texts @param {string[]} names @param {PredictOptions} [options]
    * @returns {Promise<Record<string, Result[]>>} For each app a result for each text.
    * @throws {RunnerError} A text is not a string, there is no such app, or an option is invalid.
    */
   async predict(texts, names, options = {}) {
     const rows = typeof texts === "string" ? [texts] : [...texts];
-    this.#check(rows, names, options);
+    this.#check(rows, options);
+    const meant = names.map((name) => this.#find(name));
     const encoded = rows.map((text) => this.tokenizer.encode(text));
-    const windows = this.#windows(encoded.map(({ ids }) => ids.length), names);
-    /** @type {Record<string, Window[][]>} */
-    const pieces = Object.fromEntries(names.map((name) => [name, rows.map(() => [])]));
+    /** @type {Map<string, Window[][]>} */ const pieces = new Map(meant.map(([{ name }]) => [name, rows.map(() => [])]));
+    const windows = this.#windows(encoded.map(({ ids }) => ids.length), [...pieces.keys()]);
     const order = [...windows.values()].sort((a, b) => a.end - a.start - (b.end - b.start));
     const { batchSize = 32 } = options;
     for (let at = 0; at < order.length; at += batchSize)
       await this.#runBatch(order.slice(at, at + batchSize), encoded, pieces);
+    for (const windows of [...pieces.values()].flat()) windows.sort((a, b) => a.start - b.start);
+    const resultOf = (/** @type {Part} */ part, /** @type {Window[]} */ windows, /** @type {number} */ text) => {
+      const end = part.first + part.labels.length;
+      const own = windows.map((window) => ({ ...window, rows: window.rows.map((row) => row.slice(part.first, end)) }));
+      if (part.kind === KINDS[0]) return labelsOf(own, part, options);
+      return entitiesOf(rows[text], encoded[text].words, own, part.labels, options.threshold ?? 0);
+    };
     /** @type {Record<string, Result[]>} */ const results = {};
-    for (const [name, byText] of Object.entries(pieces)) {
-      const app = /** @type {App} */ (this.apps.get(name));
-      results[name] = byText.map((of, text) => {
-        of.sort((a, b) => a.start - b.start);
-        if (app.kind === KINDS[0]) return labelsOf(of, app, options);
-        return entitiesOf(rows[text], encoded[text].words, of, app.labels, options.threshold ?? 0);
+    meant.forEach(([{ name, parts }, part], index) => {
+      const byText = /** @type {Window[][]} */ (pieces.get(name));
+      results[names[index]] = byText.map((windows, text) => {
+        if (part) return resultOf(part, windows, text);
+        return Object.fromEntries([...parts].map(([key, each]) => [key, resultOf(each, windows, text)]));
       });
-    }
+    });
     return results;
   }
 
-  /** @param {unknown[]} texts @param {string[]} names @param {PredictOptions} options */
-  #check(texts, names, { batchSize = 32, topK = 1, threshold = null }) {
+  /** The app and the part that a name means; no part for all of a bundle. @param {string} name @returns {[App, Part | null]} */
+  #find(name) {
+    const app = this.apps.get(name);
+    if (app) return [app, app.parts.get("") ?? null];
+    /** @type {[App, Part][]} */ const every = [...this.apps.values()].flatMap((bundle) =>
+      [...bundle.parts.values()].flatMap((part) => (part.name ? [/** @type {[App, Part]} */ ([bundle, part])] : [])),
+    );
+    const fitting = every.filter(([bundle, part]) => name === part.name || name === `${bundle.name}/${part.name}`);
+    if (fitting.length === 1) return fitting[0];
+    const known = [...this.apps.keys(), ...every.map(([bundle, part]) => `${bundle.name}/${part.name}`)].join(", ");
+    throw new RunnerError(`${fitting.length ? "Several bundles have a part" : "There is no app"} '${name}'; this export has: ${known}.`);
+  }
+
+  /** @param {unknown[]} texts @param {PredictOptions} options */
+  #check(texts, { batchSize = 32, topK = 1, threshold = null }) {
     const wrong = texts.findIndex((text) => typeof text !== "string");
     if (wrong >= 0) throw new RunnerError(`Text ${wrong} is ${texts[wrong] === null ? "null" : typeof texts[wrong]}, not a string.`);
-    const unknown = names.find((name) => !this.apps.has(name));
-    if (unknown !== undefined)
-      throw new RunnerError(`There is no app '${unknown}'; this export has: ${[...this.apps.keys()].join(", ")}.`);
     if (!whole(batchSize, 1, 1e9)) throw new RunnerError(`batchSize is ${batchSize}; it must be a whole number of at least 1.`);
     if (topK !== null && !whole(topK, 1, 1e9)) throw new RunnerError(`topK is ${topK}; it must be a whole number of at least 1, or null for all.`);
     if (threshold !== null && !(typeof threshold === "number" && threshold >= 0 && threshold <= 1))
@@ -168,7 +187,7 @@ export class Runner {
 
   /**
    * @param {{text: number, start: number, end: number, apps: Map<string, [number, number]>}[]} batch Sorted by length.
-   * @param {import("./tokens.js").Encoding[]} encoded @param {Record<string, Window[][]>} pieces Receives the logits.
+   * @param {import("./tokens.js").Encoding[]} encoded @param {Map<string, Window[][]>} pieces Receives the logits.
    */
   async #runBatch(batch, encoded, pieces) {
     const { special_tokens: [before, after], pad_token_id } = this.manifest;
@@ -190,7 +209,7 @@ export class Runner {
       const { logits } = await refused(`onnxruntime cannot run the tail with the app '${name}'`, () =>
         this.tail.run({ hidden_states: hidden, attention_mask, ...app.inputs }, ["logits"]),
       );
-      const labels = app.labels.length;
+      const labels = app.inputs["head.bias"].dims[0];
       part.forEach((row, r) => {
         const { text, start, apps } = batch[row];
         const scores = rows[row].map((_, token) => {
@@ -199,7 +218,7 @@ export class Runner {
         });
         if (!scores.flat().every(Number.isFinite))
           throw new RunnerError(`The app '${name}' gives scores that are not finite numbers.`);
-        pieces[name][text].push({ start, part: /** @type {[number, number]} */ (apps.get(name)), rows: scores });
+        /** @type {Window[][]} */ (pieces.get(name))[text].push({ start, part: /** @type {[number, number]} */ (apps.get(name)), rows: scores });
       });
     }
   }
@@ -268,14 +287,23 @@ function readApp(data, name, ort) {
     check([input, "not finite", values.every(Number.isFinite)]);
     inputs[input] = new ort.Tensor("float32", values, shape);
   }
-  const { kind, labels, max_length } = app;
+  /** @type {Map<string, Part>} */ const parts = new Map();
+  let total = 0;
+  for (const part of app.kind === "bundle" ? app.parts : [{ ...app, name: "" }]) {
+    const { kind, labels } = part;
+    check(
+      ["kind", kind, KINDS.includes(kind)],
+      ["labels", labels, Array.isArray(labels) && labels.every((/** @type {any} */ label) => typeof label === "string")],
+      ["name", part.name, typeof part.name === "string" && !parts.has(part.name)],
+    );
+    parts.set(part.name, { ...part, first: total });
+    total += labels.length;
+  }
   check(
-    ["kind", kind, KINDS.includes(kind)],
-    ["max_length", max_length, whole(max_length, 3, 1e6)],
-    ["labels", labels, Array.isArray(labels) && labels.every((label) => typeof label === "string")],
-    ["number of labels", labels.length, inputs["head.weight"].dims[1] === labels.length],
+    ["max_length", app.max_length, whole(app.max_length, 3, 1e6)],
+    ["number of labels", total, parts.size > 0 && inputs["head.weight"].dims[1] === total],
   );
-  return { ...app, name, inputs };
+  return { kind: app.kind, max_length: app.max_length, name, parts, inputs };
 }
 
 /** The number that 16 bits are. @param {number} bits */
@@ -311,7 +339,7 @@ function argmax(values) {
   return best;
 }
 
-/** Labels of a text: windows' probabilities, weighted by length. @param {Window[]} windows @param {App} app @param {PredictOptions} options */
+/** Labels of a text: windows' probabilities, weighted by length. @param {Window[]} windows @param {Part} part @param {PredictOptions} options */
 function labelsOf(windows, { labels, problem_type }, { topK = 1, threshold = null }) {
   const several = problem_type === "multi_label_classification";
   const total = windows.reduce((sum, { rows }) => sum + rows.length, 0);

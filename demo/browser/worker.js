@@ -10,7 +10,9 @@ ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardw
 const opened = Runner.open(fromUrl(new URL("./", import.meta.url)), { ort, Tokenizer });
 opened.then(
   (runner) => {
-    const apps = [...runner.apps.values()].map(({ name, kind }) => ({ name, kind }));
+    const apps = [...runner.apps.values()].flatMap((app) =>
+      [...app.parts.values()].map(({ name, kind }) => ({ name: name ? `${app.name}/${name}` : app.name, kind })),
+    );
     self.postMessage({ apps });
   },
   (error) => self.postMessage({ error: error.message }),
