@@ -129,8 +129,7 @@ def export_onnx(
     name is replaced. Where another process exports into the folder, this one waits for it.
 
     Args:
-        backbone: ``packaged``, a folder or a Hub id; or the folder of a standalone app, which is exported
-            with its own encoder.
+        backbone: ``packaged``, a folder or a Hub id.
         adapters: Folders or Hub ids of apps; ``NAME=ID`` gives one another name.
         output_dir: A new folder, or an export.
         int8: Store weights in 8 bits and multiply in them.
@@ -181,8 +180,7 @@ def _export(
     if manifest is not None:
         _check_same(folder, manifest, sha256, precision, calibration, layers)
         _check_same_settings(folder, manifest, model)
-    apps = [_app_tensors(model, name, name, sha256) for name in model.adapters]  # of a standalone app
-    apps += [_read_app(model, adapter, sha256) for adapter in adapters]
+    apps = [_read_app(model, adapter, sha256) for adapter in adapters]
     names = [app.name for app in apps]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -245,42 +243,37 @@ def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _App
     name, source = _named_source(adapter)
     loaded = model.load_adapter(source, adapter_name=name, activate=False)
     try:
-        return _app_tensors(model, loaded, adapter, sha256)
+        if loaded not in model.heads:
+            raise AdapterError(f"{adapter} has no head: it is a family's LoRA, not an app; fit an app on it.")
+        head: Any = model.heads[loaded]
+        check_tokenizer(loaded, head, text_tokenizer(model))
+        if head.max_length <= SPECIAL_TOKENS:
+            raise ExportError(f"App {loaded!r} reads {head.max_length} tokens; there is no room for a word.")
+        prefix = encoder_layout(model.config.encoder_config.model_type).layers + "."
+        tensors = {"head.weight": head.weight.detach().T, "head.bias": head.bias.detach()}
+        depth, total = 0, len(encoder_layers(model.backbone))
+        targets: set[str] = set()
+        for path, module in lora_modules(model.backbone):
+            if loaded not in module.lora_A:
+                continue
+            a, b = (part[loaded].weight.detach().float().T for part in (module.lora_A, module.lora_B))
+            if not b.any():  # as in a linear probe: it changes nothing
+                continue
+            index, _, target = path.removeprefix(prefix).partition(".")
+            depth, targets = max(depth, total - int(index)), targets | {target}
+            tensors |= {f"{path}.lora_A": a, f"{path}.lora_B": b * module.scaling[loaded]}
+        about = {
+            "name": loaded,
+            "kind": head.kind,
+            "labels": head.labels,
+            "max_length": head.max_length,
+            "backbone": sha256,
+            **({"problem_type": head.problem_type} if head.problem_type else {}),
+        }
+        arrays = {key: value.float().contiguous().numpy().copy() for key, value in tensors.items()}
+        return _AppTensors(loaded, arrays, depth, targets, about)
     finally:
         model.delete_adapter(loaded)
-
-
-def _app_tensors(model: MtpfModel, loaded: str, adapter: str | os.PathLike, sha256: str) -> _AppTensors:
-    """Copy a loaded app's tensors."""
-    if loaded not in model.heads:
-        raise AdapterError(f"{adapter} has no head: it is a family's LoRA, not an app; fit an app on it.")
-    head: Any = model.heads[loaded]
-    check_tokenizer(loaded, head, text_tokenizer(model))
-    if head.max_length <= SPECIAL_TOKENS:
-        raise ExportError(f"App {loaded!r} reads {head.max_length} tokens; there is no room for a word.")
-    prefix = encoder_layout(model.config.encoder_config.model_type).layers + "."
-    tensors = {"head.weight": head.weight.detach().T, "head.bias": head.bias.detach()}
-    depth, total = 0, len(encoder_layers(model.backbone))
-    targets: set[str] = set()
-    for path, module in lora_modules(model.backbone):
-        if loaded not in module.lora_A:
-            continue
-        a, b = (part[loaded].weight.detach().float().T for part in (module.lora_A, module.lora_B))
-        if not b.any():  # as in a linear probe: it changes nothing
-            continue
-        index, _, target = path.removeprefix(prefix).partition(".")
-        depth, targets = max(depth, total - int(index)), targets | {target}
-        tensors |= {f"{path}.lora_A": a, f"{path}.lora_B": b * module.scaling[loaded]}
-    about = {
-        "name": loaded,
-        "kind": head.kind,
-        "labels": head.labels,
-        "max_length": head.max_length,
-        "backbone": sha256,
-        **({"problem_type": head.problem_type} if head.problem_type else {}),
-    }
-    arrays = {key: value.float().contiguous().numpy().copy() for key, value in tensors.items()}
-    return _AppTensors(loaded, arrays, depth, targets, about)
 
 
 def _shape(model: MtpfModel, apps: list[_AppTensors], layers: int | None) -> TailShape:

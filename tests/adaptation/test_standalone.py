@@ -169,13 +169,13 @@ def test_an_applied_copy_is_a_stock_model(delta, encoders, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_runner_gives_what_predict_gives(delta, encoders, tmp_path, monkeypatch):
+def test_the_runner_gives_what_predict_gives(delta, encoders, tmp_path):
     from modeling_mtpf.export import export_onnx
     from modeling_mtpf.export.runner import Runner
 
-    storage = "modeling_mtpf.model.storage_methods_mtpf.packaged_encoder"
-    monkeypatch.setattr(storage, lambda: encoders["bert"])  # an app without a published backbone has this one
-    export_onnx(delta, [], tmp_path / "phone")
+    copy = tmp_path / "whole"
+    run_command(["apply-delta", str(delta), "--backbone", str(encoders["bert"]), "--output", str(copy)])
+    export_onnx(copy / "backbone", [copy / "app"], tmp_path / "phone")
     whole = MtpfModel.from_pretrained(delta, backbone=encoders["bert"]).eval()
     results = Runner(tmp_path / "phone").predict(TEXTS, ["airline"])["airline"]
     expected = whole.predict(TEXTS, adapters=["airline"])["airline"]
