@@ -1,0 +1,308 @@
+"""Run the study of apps that serve the same texts, and make its report from the raw records.
+
+    python eval/composition.py run --work runs/composition
+    python eval/composition.py run --work runs/composition --backbone tpl=runs/small/backbone --only joint
+    python eval/composition.py report
+
+``run`` computes the records of the plan that eval/results/composition.json does not have yet; the same
+command resumes after a stop. Apps are fitted once and stay in the folder of the work. ``report`` fills in
+the tables and the picture of docs/composition_results.md.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from modeling_mtpf.errors import MtpfError, exit_without_extra
+
+exit_without_extra("train", "datasets", "sklearn", "yaml", "tqdm")
+exit_without_extra("eval", "evaluate", "seqeval", "scipy", "matplotlib")
+
+import torch
+import yaml
+
+from eval.checks.calibration import small
+from eval.composition_report import write_report
+from modeling_mtpf.adaptation import FitSettings, fit_app
+from modeling_mtpf.adaptation.scoring import score_app
+from modeling_mtpf.data.app_data import AppData
+from modeling_mtpf.data.backbones import open_backbone
+from modeling_mtpf.errors import DataError, RecipeError
+from modeling_mtpf.evaluation.composition import ComposedTask, load_composition, score_composition
+from modeling_mtpf.evaluation.records import PACKAGES, add_record, read_records, record_key, today
+from modeling_mtpf.evaluation.tasks import load_task, select_tasks
+from modeling_mtpf.model.adapter_files_mtpf import backbone_sha256
+from modeling_mtpf.settings import ScriptParser
+from modeling_mtpf.version import versions
+
+ROOT = Path(__file__).parents[1]
+PLAN = ROOT / "eval" / "composition.yaml"
+RECORDS = ROOT / "eval" / "results" / "composition.json"
+METRICS = {"ner": "entity_f1", "tc": "accuracy"}
+BOTH = ("slots", "intents")
+TIMED = 40
+"""Texts that are predicted one by one to time a prediction."""
+
+
+@dataclass
+class Unit:
+    """A task with a seed on a backbone, and what all methods have in common there.
+
+    Attributes:
+        plan: Read from YAML.
+        backbone: Name of the backbone in the records.
+        opened: Model and tokenizer.
+        task: Name of the task.
+        seed: Of the draw of rows and of every fit.
+        work: Folder of the fitted apps.
+        data: Folder of the data; by default that of ``MTPF_DATA``.
+    """
+
+    plan: dict[str, Any]
+    backbone: str
+    opened: Any
+    task: str
+    seed: int
+    work: Path
+    data: str | None
+
+    @cached_property
+    def composed(self) -> ComposedTask:
+        """The rows of the task."""
+        return load_composition(self.task, self.data, self.plan["rows"], self.seed)
+
+    def part_data(self, part: str) -> Any:
+        """Return the rows of ``slots``, of ``intents``, or of a further set ``tc/emotion``."""
+        if part in BOTH:
+            return getattr(self.composed, part)
+        return small(load_task(select_tasks(part, set(METRICS))[0], self.data), self.plan["rows"], self.seed)
+
+    def app(self, part: str, data: AppData) -> Path:
+        """Return the folder of a plain app; fit it unless it is there."""
+        settings = FitSettings(seed=self.seed, **self.plan["apps"])
+        facts = [
+            asdict(settings),
+            self.plan["rows"],
+            data.notes["fingerprint"],
+            self.facts["backbone"]["sha256"],
+        ]
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+        folder = self.work / f"{self.backbone}-{self.task}-{self.seed}-{name_of(part)}-{digest}"
+        if not folder.exists():
+            options: dict[str, Any] = {"method": "lora", "settings": settings, "name": name_of(part)}
+            fit_app(data, data.family, backbone=self.opened, output_dir=folder, **options)
+            self.opened[0].delete_adapter(name_of(part))
+        return folder
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What must be equal in all records of a backbone."""
+        identity = {"name": self.backbone, "sha256": backbone_sha256(self.opened[0].backbone)}
+        return {"backbone": identity, **{key: self.plan[key] for key in ("rows", "apps")}}
+
+    def spec(self, method: str) -> dict[str, Any]:
+        """Return what the plan says of a method, with all settings."""
+        spec = self.plan["methods"][method]
+        return {**spec, "settings": self.plan["bundles"] | spec.get("settings", {})} if spec else {}
+
+    def keys(self, group: str, method: str) -> list[dict[str, Any]]:
+        """Return the beginnings of the records of a method, a part each."""
+        return [
+            {
+                "regime": f"{self.backbone}/{group}/{method}",
+                "seed": self.seed,
+                "task": self.task if part in BOTH else f"{self.task}+{name_of(part)}",
+                "family": "ner" if part == "slots" else "tc" if part == "intents" else part.split("/")[0],
+                "protocol": part if part in BOTH else "further",
+            }
+            for part in (*BOTH, *self.plan["groups"][group])
+        ]
+
+    def run(self, group: str, method: str) -> Iterator[dict[str, Any]]:
+        """Fit what a method needs, and yield the record of each part."""
+        spec, parts = self.spec(method), [*BOTH, *self.plan["groups"][group]]
+        model, tokenizer = self.opened
+        data = {part: self.part_data(part) for part in parts}
+        apps = {part: self.app(part, of_part) for part, of_part in data.items()}
+        with tempfile.TemporaryDirectory() as temporary:
+            started = time.process_time()
+            folders, names = self.make(spec, data, apps, Path(temporary))
+            seconds = time.process_time() - started
+            size = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+            for folder in folders:
+                model.load_adapter(folder, folder.name, activate=False)
+        try:
+            both = score_composition(model, tokenizer, self.composed, names["slots"], names["intents"])
+            others = {
+                part: score_app(model, tokenizer, names[part], data[part].test) for part in parts[len(BOTH) :]
+            }
+            cost = {
+                "bytes": size,
+                "cpu_seconds": round(seconds, 1),
+                "cpu_ms_a_text": self.milliseconds(names),
+            }
+        finally:
+            for folder in folders:
+                model.delete_adapter(folder.name)
+        for part, key in zip(parts, self.keys(group, method), strict=True):
+            scores, metric = others.get(part, both), METRICS[key["family"]]
+            yield {
+                **key,
+                "metric": metric,
+                "value": round(scores[metric], 6),
+                "scores": {name: round(v, 6) for name, v in scores.items() if isinstance(v, float)},
+                "n_train": len(data[part].train),
+                "n_test": len(data[part].test),
+                "config": {**self.facts, "method": spec, "cost": cost, "data": self.composed.fingerprint},
+                "versions": versions(*PACKAGES),
+                "date": today(),
+            }
+
+    def make(
+        self, spec: dict[str, Any], data: dict[str, Any], apps: dict[str, Path], work: Path
+    ) -> tuple[list[Path], dict[str, str]]:
+        """Return the adapter folders of a method, and the name that each part is predicted by."""
+        names = {part: name_of(part) for part in data}
+        if "method" not in spec:
+            for part, name in names.items():
+                (work / name).symlink_to(apps[part].resolve())
+            return [work / name for name in names.values()], names
+        from modeling_mtpf.adaptation.bundle import BundleSettings, Part, fit_bundle
+
+        # Without labels a method has the apps, and maybe texts, nothing else.
+        texts, known = self.texts(spec.get("texts", "none")), {} if "texts" in spec else data
+        parts = {
+            part: Part(name_of(part), of_part.family, known.get(part), str(apps[part]))
+            for part, of_part in data.items()
+        }
+        bundles = (
+            {f"only-{names[part]}": [part] for part in parts} if spec.get("each") else {"bundle": list(parts)}
+        )
+        settings = BundleSettings(seed=self.seed, **spec["settings"])
+        for bundle, of_bundle in bundles.items():
+            chosen, options = [parts[part] for part in of_bundle], {"texts": texts, "settings": settings}
+            fit_bundle(chosen, spec["method"], self.opened, work / bundle, **options)
+            self.opened[0].delete_adapter(bundle)
+            names |= {part: f"{bundle}/{names[part]}" for part in of_bundle}
+        return [work / bundle for bundle in bundles], names
+
+    def texts(self, of: str) -> list[str]:
+        """Return training texts without labels, of this task or of the next one, or none."""
+        if of == "none":
+            return []
+        if of == "own":
+            return self.composed.intents.train.inputs
+        names = self.plan["tasks"]
+        following = names[(names.index(self.task) + 1) % len(names)]
+        return load_composition(following, self.data, self.plan["rows"], self.seed).intents.train.inputs
+
+    def milliseconds(self, names: dict[str, str]) -> float:
+        """Median CPU time of one text with all parts."""
+        model, tokenizer = self.opened
+        times = []
+        for text in self.part_data("intents").test.inputs[:TIMED]:
+            started = time.process_time()
+            model.predict([text], adapters=list(names.values()), tokenizer=tokenizer)
+            times.append(time.process_time() - started)
+        return round(1000 * statistics.median(times), 3)
+
+
+def name_of(part: str) -> str:
+    """Return a name of an adapter for a part."""
+    return part.replace("/", "-")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Compute all records of the plan that are not there."""
+    plan = yaml.safe_load(options.plan.read_text("utf-8"))
+    torch.set_num_threads(options.threads)
+    methods = options.only or list(plan["methods"])
+    for option, names, known in (
+        ("only", methods, plan["methods"]),
+        ("groups", options.groups, plan["groups"]),
+    ):
+        if unknown := set(names) - set(known):
+            raise RecipeError(f"--{option}: the plan has no {min(unknown)!r}; it has: {', '.join(known)}.")
+    options.work.mkdir(parents=True, exist_ok=True)
+    for named in options.backbone:
+        name, _, source = named.rpartition("=")
+        opened = open_backbone(source)
+        for seed in options.seeds or plan["seeds"]:
+            for task in plan["tasks"]:
+                unit = Unit(plan, name or source, opened, task, seed, options.work, options.data)
+                for group in options.groups:
+                    for method in methods:
+                        compute(unit, group, method, options.records)
+
+
+def compute(unit: Unit, group: str, method: str, output: Path) -> None:
+    """Add the records of a method, unless all are there."""
+
+    def check(records: list[dict[str, Any]]) -> None:
+        wanted = {**unit.facts, "method": unit.spec(method)}
+        for record in records:
+            if record["regime"] == f"{unit.backbone}/{group}/{method}":
+                for key, value in wanted.items():
+                    if record["config"][key] != value:
+                        raise DataError(
+                            f"{output} has records of {record['regime']} with other {key}: "
+                            f"{record['config'][key]}, not {value}; choose another --records."
+                        )
+
+    records = read_records(output)
+    check(records)
+    if set(map(record_key, unit.keys(group, method))) <= set(map(record_key, records)):
+        return
+    for record in unit.run(group, method):
+        add_record(output, record, check)
+        print(*(record[key] for key in ("regime", "task", "seed", "protocol", "value")), flush=True)
+
+
+def report(options: argparse.Namespace) -> None:
+    """Fill in tables and picture from the records."""
+    for file in write_report(read_records(options.records), ROOT / "docs"):
+        print(file)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line."""
+    parser = ScriptParser(description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    for function in (run, report):
+        command = commands.add_parser(function.__name__, help=function.__doc__)
+        command.set_defaults(function=function)
+        command.add_argument("--records", type=Path, default=RECORDS, help="file of the raw records")
+        if function is run:
+            command.add_argument("--work", type=Path, required=True, help="folder of the fitted apps")
+            command.add_argument("--plan", type=Path, default=PLAN)
+            command.add_argument("--data", help="folder of the data; by default that of MTPF_DATA")
+            command.add_argument("--only", nargs="+", help="methods; by default all of the plan")
+            command.add_argument("--seeds", type=int, nargs="+", help="by default all of the plan")
+            command.add_argument("--groups", nargs="+", default=["two"], help="of the plan")
+            command.add_argument(
+                "--backbone", nargs="+", default=["packaged"], help="NAME=FOLDER, or packaged"
+            )
+            command.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args(arguments)
+    try:
+        options.function(options)
+    except MtpfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
