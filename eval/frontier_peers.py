@@ -7,7 +7,6 @@ strength that five folds choose, refitted on train and validation. ``setfit`` is
 settings but for the number of pairs, on the same rows; nothing is chosen by validation.
 """
 
-import argparse
 import json
 import time
 from importlib.metadata import version
@@ -16,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from modeling_mtpf.settings import ScriptParser
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "setfit", "scikit-learn")
 
@@ -57,9 +58,7 @@ def setfit(rows: dict[str, Any], encoder: str, seed: int, iterations: int) -> fl
 
 def main() -> None:
     """Measure every cell that the output lacks."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__)
     for name in ("rows", "encoder", "methods", "output"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--iterations", type=int, default=5, help="of SetFit: pairs of each kind for a text")

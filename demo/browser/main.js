@@ -164,6 +164,7 @@ async function start() {
     layers.firstChild.textContent = `${input.value}\n`; // the height follows at once
     if (busy) return void (again = true);
     busy = true;
+    results.setAttribute("aria-busy", "true");
     do {
       again = false;
       const text = input.value;
@@ -174,6 +175,7 @@ async function start() {
       pause = setTimeout(() => (byId("summary").textContent = summary), PAUSE);
     } while (again);
     busy = false;
+    results.setAttribute("aria-busy", "false");
   };
   input.addEventListener("input", () => {
     // Marks that no longer fit the text would mislead until the new ones come.

@@ -8,6 +8,7 @@ from ..settings import POSITIONAL, read_settings
 
 EXAMPLES = """\
   mtpf apply-delta apps/airline --backbone packaged --output airline
+  mtpf apply-delta me/airline --revision v2 --output airline
   mtpf predict --backbone airline/backbone --adapter airline/app messages.txt"""
 
 

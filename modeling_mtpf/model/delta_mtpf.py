@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save
-from tokenizers import AddedToken
 from torch import nn
+from transformers import AddedToken
 
 from .adapter_files_mtpf import json_bytes, read_tensors
 from .adapters_mtpf import (

@@ -57,7 +57,7 @@ def shown(tab, text: str) -> None:
     tab.fill("#text", text)
     tab.wait_for_function(
         "text => [...document.querySelectorAll('.layer')].slice(1).every(l => l.textContent === text + '\\n')"
-        " && document.querySelector('#results h2')",
+        " && document.querySelector('#results[aria-busy=false] h2')",
         arg=text,
     )
 

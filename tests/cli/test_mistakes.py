@@ -17,6 +17,7 @@ NEEDED = {
     "benchmark": ["--regime", "base", "--output", "out.json"],
     "predict": ["--adapter", "app"],
     "export": ["packaged", "--output", "out"],
+    "apply-delta": ["app", "--output", "out"],
     "serve": ["--backbone", "nope", "--port", "0"],
     "push": ["backbone", "folder", "ada/notes"],
     "pull": ["ada/notes"],
@@ -53,6 +54,7 @@ def test_all_commands_are_tried():
 def test_an_unknown_option(command, capsys, monkeypatch, tmp_path):
     option = {"predict": "--colum", "pull": "--revison", "push": "--privat", "inspect": "--revison"}
     option |= {"export": "--layer", "pretrain": "--stps", "benchmark": "--quik", "serve": "--adaptr"}
+    option |= {"apply-delta": "--revison"}
     error = one_sentence(
         [command, *NEEDED[command], option.get(command, "--progres"), "1"], capsys, monkeypatch, tmp_path
     )
