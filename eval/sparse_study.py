@@ -23,6 +23,7 @@ import torch
 from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.adaptation.settings import LoraShape, SparseSettings
 from modeling_mtpf.data.backbones import open_backbone
+from modeling_mtpf.settings import ScriptParser
 
 SPARSE = SparseSettings(vocabulary=0.0)
 VARIANTS: dict[str, tuple[str, bool, SparseSettings, LoraShape]] = {
@@ -147,8 +148,7 @@ def report(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Run or report."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = ScriptParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
     running = commands.add_parser("run")
     running.add_argument("--output", type=Path, required=True)

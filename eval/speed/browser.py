@@ -6,7 +6,6 @@
 Runs alternate between the two, and the minimum is what the machine can do while others use it.
 """
 
-import argparse
 import functools
 import http.server
 import json
@@ -15,6 +14,8 @@ import sys
 import threading
 import time
 from pathlib import Path
+
+from modeling_mtpf.settings import ScriptParser
 
 SCRIPT = """async () => {
   const { Runner, fromUrl } = await import("/runner.js");
@@ -37,9 +38,7 @@ TIMED = """async ([text, apps, runs]) => {
 
 def main(argv: list[str] | None = None) -> None:
     """Measure and write a record."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--chromium", default="/usr/bin/chromium")
