@@ -166,9 +166,9 @@ def fit_app(
         >>> app.model.predict(["Lunch at 1?"], adapters=[app.name])  # doctest: +SKIP
     """
     started = time.time()
-    settings = settings or FitSettings()
     if family not in FAMILIES:
         raise RecipeError(f"Unknown family {family!r}; {nearest(family, list(FAMILIES))}choose ner or tc.")
+    settings = (settings or FitSettings()).for_family(family, started=adapter is not None)
     method, fit = method_named(family, method)
     if seeds < 1 or settings.seed + seeds > 2**31:
         raise RecipeError(f"seeds is {seeds}; it must be at least 1, and all seeds below 2^31.")

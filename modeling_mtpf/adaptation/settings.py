@@ -1,7 +1,7 @@
 """Settings that all adaptation methods share, and the result they give."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..devices import PRECISIONS
@@ -41,8 +41,8 @@ SIZES = {
 }
 """Shapes by name; of an encoder with fewer layers all. docs/apps.md compares them."""
 
-DEFAULT_SIZE = "medium"
-"""Of a LoRA that starts fresh."""
+DEFAULTS = {"ner": ("medium", 2e-3), "tc": ("small", 1e-3)}
+"""Family → size of a LoRA that starts fresh, and learning rate."""
 
 
 CHOICES = ("score", "worst", "random", "layers")
@@ -95,7 +95,7 @@ class FitSettings:
         seed: Of everything random in one fit.
         max_length: Longest input in tokens. A longer sentence is read in windows, of a longer text the
             beginning is fitted.
-        learning_rate: Peak learning rate of LoRA and head.
+        learning_rate: Peak learning rate of LoRA and head; by default 2e-3 for NER, 1e-3 for TC.
         batch_size: Rows per step.
         steps: Steps of LoRA training; 0: twenty passes over the data, but 400 to 2,500 steps.
         evaluations: How often validation is scored in the course of the steps.
@@ -111,15 +111,15 @@ class FitSettings:
             Takes up to twice the time; probes are always refitted.
         size: Where the LoRA is: ``small`` (the last two layers), ``medium`` (the last four) or ``large``
             (all), on all their linear modules, with rank 16; or ``tpl``, as in pre-finetuning: on query, key
-            and MLP of the last two layers, with rank 32. By default medium, but of an ``--adapter`` the rank
-            stays, and without a size all of its shape.
+            and MLP of the last two layers, with rank 32. By default medium for NER, small for TC, but of an
+            ``--adapter`` the rank stays, and without a size all of its shape.
         lora: Shape of the LoRA in numbers, which replace those of the size.
         sparse: What the method ``sparse`` trains.
     """
 
     seed: int = 0
     max_length: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float | None = None
     batch_size: int = 16
     steps: int = 0
     evaluations: int = 15
@@ -137,7 +137,7 @@ class FitSettings:
     def __post_init__(self):
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if not (value >= least and math.isfinite(value)):
+            if value is not None and not (value >= least and math.isfinite(value)):
                 raise RecipeError(f"{name} is {value}; it must be a number of at least {least}.")
         if self.seed >= 2**31:
             raise RecipeError(f"seed is {self.seed}; it must be below 2^31.")
@@ -148,11 +148,19 @@ class FitSettings:
         if self.size not in (None, *SIZES):
             raise RecipeError(f"size is {self.size!r}; choose one of: {', '.join(SIZES)}.")
 
-    def shape(self, layers: int, started: bool) -> LoraShape:
+    def for_family(self, family: str, started: bool = False) -> "FitSettings":
+        """Fill in what depends on the family, and on whether the LoRA is ``started`` from an adapter."""
+        size, rate = DEFAULTS[family]
+        size_of_start = None if self.size == "tpl" else self.size
+        return replace(
+            self,
+            learning_rate=rate if self.learning_rate is None else self.learning_rate,
+            size=size_of_start if started else self.size or size,
+        )
+
+    def shape(self, layers: int, started: bool = False) -> LoraShape:
         """Return the shape of a LoRA in an encoder of ``layers``, ``started`` from an adapter or fresh."""
-        size = self.size or DEFAULT_SIZE
-        same = started and self.size in (None, "tpl")
-        named = LoraShape() if same else SIZES[size]
+        named = SIZES[self.size] if self.size else LoraShape()
         return LoraShape(
             self.lora.layers or (min(named.layers, layers) if named.layers else None),
             self.lora.r or (None if started else named.r),

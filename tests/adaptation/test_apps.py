@@ -201,7 +201,7 @@ def test_auto_keeps_the_method_that_validation_prefers(setting, monkeypatch, bet
         monkeypatch.setattr(auto, fit.__name__, scored)
     app = fit_app(tc_data(3), "tc", backbone=setting, settings=FitSettings(steps=2, **FLOAT))
     assert app.record["method"] == better and model.adapters == ["ner", "tc", "app"]
-    assert model.adapter_depth("app") == (1 if better == "probe" else 4)  # no trace of the other
+    assert model.adapter_depth("app") == (1 if better == "probe" else 2)  # no trace of the other
     scores = {"probe": 0.5, "lora": 0.5, better: 0.9}
     assert app.record["seeds"]["0"]["validation_accuracy_by_method"] == scores
 
@@ -296,7 +296,7 @@ def test_the_best_of_several_seeds_is_kept(setting, monkeypatch):
 def test_early_stopping_restores_the_best_state(setting):
     """Scores are told, so that the third look is the best and the sixth ends the training."""
     model, tokenizer = setting
-    settings = FitSettings(steps=40, evaluations=20, patience=3, batch_size=4, **FLOAT)
+    settings = FitSettings(steps=40, evaluations=20, patience=3, batch_size=4, learning_rate=2e-3, **FLOAT)
     encoded = encode_rows(tokenizer, TOKENS, 64)
     add_app(model, "app", AdapterHead("token-classification", ["O", "B-PER"], 32), None, LoraShape())
     rows = TrunkCache(model, encoded, 2, settings)

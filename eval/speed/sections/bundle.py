@@ -6,6 +6,7 @@ rank 4 in one LoRA. What the number of layers alone predicts is ``theory``.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 CONTESTANTS = {"torch_6_layers": 99, "torch_12_layers": 99, "int8_6_layers": 99}
@@ -73,7 +74,7 @@ def _torch_ways(layers: int, ids: Any, threads: int) -> dict[str, Callable[[], N
 
     ways = {f"{way} {count}": [f"{way}-{count}"] for count in COUNTS for way in ("one", "folded")}
     ways |= {f"tails {count}": [f"app-{part}" for part in every[:count]] for count in COUNTS}
-    return {way: lambda names=names: run(names) for way, names in ways.items()}
+    return {way: partial(run, names) for way, names in ways.items()}
 
 
 def _int8_ways(layers: int, ids: Any, threads: int) -> dict[str, Callable[[], None]]:
@@ -116,7 +117,7 @@ def _int8_ways(layers: int, ids: Any, threads: int) -> dict[str, Callable[[], No
     ways = {f"tails {count}": [sized(RANK, LABELS) for _ in range(count)] for count in COUNTS}
     ways |= {f"one {count}": [sized(RANK, LABELS * count)] for count in COUNTS}
     ways |= {f"folded {count}": [sized(RANK * count + CORRECTION, LABELS * count)] for count in COUNTS}
-    return {way: lambda tails=tails: run(tails) for way, tails in ways.items()}
+    return {way: partial(run, tails) for way, tails in ways.items()}
 
 
 def compare(medians: dict) -> dict[str, tuple[float, str, float]]:

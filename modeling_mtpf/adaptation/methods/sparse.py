@@ -77,7 +77,7 @@ def fit_sparse(
 
 def start_head(
     model: MtpfModel, tokenizer: Any, labels: Any, data: AppData, adapter: str | None, settings: FitSettings
-) -> tuple[AdapterHead, float]:
+) -> tuple[AdapterHead, float | None]:
     """Return a head and its learning rate: where a text has one label, it starts from a probe."""
     shape = model.config.hidden_size, settings.max_length, labels.problem_type
     head = AdapterHead(labels.kind, data.labels, *shape).to(model.device)
