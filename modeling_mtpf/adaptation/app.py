@@ -153,10 +153,10 @@ def fit_app(
         raise RecipeError(f"seeds is {seeds}; it must be at least 1, and all seeds below 2^31.")
     if seeds > 1 and method == "probe":
         raise RecipeError("A probe is the same for every seed; leave seeds at 1, or choose the method lora.")
-    folder = _new_folder(output_dir)
+    folder = new_folder(output_dir)
     name = name or (folder.name if folder else "app")
     check_adapter_name(name)  # before the data is read
-    data = _data_of(data, family, settings.seed, data_options)
+    data = data_of(data, family, settings.seed, data_options)
     model, tokenizer = open_backbone(backbone, backbone_revision) if isinstance(backbone, str) else backbone
     limit = max_tokens(model.config.encoder_config)
     if settings.max_length > limit:
@@ -165,7 +165,7 @@ def fit_app(
     digest = backbone_sha256(model.backbone)
     start, start_name = None, "fresh"
     if adapter is not None:
-        start_folder, start_name = _find_start(adapter, adapter_revision, None if any_family else family)
+        start_folder, start_name = find_start(adapter, adapter_revision, None if any_family else family)
         start = model.load_adapter(start_folder, _START, activate=False)
     try:
         results, dtype = _fit_seeds(model, tokenizer, name, data, start, settings, seeds, fit)
@@ -183,11 +183,11 @@ def fit_app(
     if folder is not None:
         named = isinstance(backbone, str) and is_hub_id(backbone) and not Path(backbone).exists()
         source = {"backbone_id": backbone if named else None, "backbone_revision": backbone_revision}
-        _save(folder, model, name, dtype=dtype, task=record, **source)
+        save_app(folder, model, name, dtype=dtype, task=record, **source)
     return FittedApp(name, model, record["metrics"], record, folder)
 
 
-def _data_of(data: Source | AppData, family: str, seed: int, options: dict[str, Any]) -> AppData:
+def data_of(data: Source | AppData, family: str, seed: int, options: dict[str, Any]) -> AppData:
     """Read a source with its options, or check data in memory."""
     if not isinstance(data, AppData):
         return load_app_data(data, family, seed=seed, **options)
@@ -265,7 +265,7 @@ def _record(data: AppData, method: str, settings: FitSettings, results, start: s
     }
 
 
-def _find_start(adapter: str | Path, revision: str | None, family: str | None) -> tuple[Path, str]:
+def find_start(adapter: str | Path, revision: str | None, family: str | None) -> tuple[Path, str]:
     """Return folder and name, without a local path, of the adapter of a family that the app starts from."""
     folder, task = find_adapter(adapter, revision), {}
     with suppress(AdapterError):  # a stock PEFT adapter has no task
@@ -278,7 +278,8 @@ def _find_start(adapter: str | Path, revision: str | None, family: str | None) -
     return folder, task.get("name", folder.name) if Path(adapter).is_dir() else str(adapter)
 
 
-def _new_folder(output_dir: str | Path | None) -> Path | None:
+def new_folder(output_dir: str | Path | None) -> Path | None:
+    """Return the full path of a folder that can be made; raise `MtpfError` for one that cannot."""
     if output_dir is None:
         return None
     try:
@@ -296,7 +297,7 @@ def _new_folder(output_dir: str | Path | None) -> Path | None:
     return folder
 
 
-def _save(folder: Path, model: MtpfModel, name: str, **options: Any) -> None:
+def save_app(folder: Path, model: MtpfModel, name: str, **options: Any) -> None:
     """Write adapter and card next to the folder, then rename; where that fails, save them elsewhere.
 
     Raises:

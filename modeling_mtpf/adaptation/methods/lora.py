@@ -20,7 +20,7 @@ from ..calibration import HeldOut
 from ..scoring import score_probabilities
 from ..settings import FitResult, FitSettings
 from ..tagged_texts import TaggedTexts
-from ..tail_training import add_app, cross_entropy, label_weights, tail_outputs, train_tail
+from ..tail_training import adapter_tail, add_app, cross_entropy, label_weights, tail_outputs, train_tail
 from ..trunk_cache import TrunkCache
 from .registry import register_method
 
@@ -135,7 +135,8 @@ class _LabelSets(_TextLabels):
         return HeldOut(logits, label_matrix(self._data.validation.labels, self._data.labels))
 
 
-def _labels_of(data: AppData) -> type[_WordLabels] | type[_TextLabels]:
+def labels_of(data: AppData) -> type[_WordLabels] | type[_TextLabels]:
+    """Return the class of the labels of an app's data."""
     if data.family == "ner":
         return _WordLabels
     return _LabelSets if data.multi_label else _TextLabels
@@ -153,7 +154,7 @@ def fit_lora(
 ) -> FitResult:
     """Fit an app by LoRA and leave it in the model under ``name``; see `registry.FitMethod`."""
     torch.manual_seed(settings.seed)
-    labels = _labels_of(data)(tokenizer, data, settings.max_length)
+    labels = labels_of(data)(tokenizer, data, settings.max_length)
     options = model.config.hidden_size, settings.max_length, labels.problem_type
     head = AdapterHead(labels.kind, data.labels, *options)
     add_app(model, name, head, start_from, settings.lora)
@@ -162,7 +163,7 @@ def fit_lora(
     train, validation = (
         TrunkCache(model, rows, depth, settings) for rows in (labels.train, labels.validation)
     )
-    weights = labels.weights(settings.class_weights)
+    weights, tail = labels.weights(settings.class_weights), adapter_tail(model, name, settings)
 
     def loss_of(hidden: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
         logits = labels.logits(model.heads[name], hidden, train.encoded, rows)
@@ -172,7 +173,7 @@ def fit_lora(
     def validated() -> Any:
         outputs = (
             (rows, labels.logits(model.heads[name], hidden, validation.encoded, rows))
-            for rows, hidden in tail_outputs(model, name, validation, settings)
+            for rows, hidden in tail_outputs(tail, validation, settings)
         )
         return labels.read(outputs)
 
