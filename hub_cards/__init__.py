@@ -101,7 +101,7 @@ class CardFacts:
                 task_type=task,
                 dataset_type=data_id,
                 dataset_name=data_name,
-                metric_type=METRIC_IDS.get(metric, metric),
+                metric_type=METRIC_IDS.get(metric.split("/")[-1], metric),
                 metric_name=metric,
                 metric_value=value,
             )
@@ -229,7 +229,7 @@ def adapter_card(
     num_bytes: int | None = None,
     **facts: Any,
 ) -> ModelCard:
-    """Fill the card of an adapter: the task-primary LoRA of a family, or an app.
+    """Fill the card of an adapter: the task-primary LoRA of a family, an app, or a bundle.
 
     Args:
         task: The adapter's ``task.json``, backbone id and revision included when the repo is pushed. Besides
@@ -244,8 +244,11 @@ def adapter_card(
     """
     card, task = CardFacts(**facts), dict(checked(Task, task, "task.json"))
     backbone = task.get("backbone") or {}
-    is_app = bool(task.get("labels"))
+    is_bundle = task["kind"] == "bundle"
+    parts = task.get("parts") or [] if is_bundle else [task] if task.get("labels") else []
+    is_app = bool(parts)
     metrics = dict(_numbers(task.get("metrics") or {}))
+    measured = sorted({key.split("/")[-1] for key in metrics})
     if (dataset := task.get("dataset")) and not is_hub_id(dataset, bare=True):
         raise CardError(
             f"'dataset' of task.json is {dataset!r}, not a Hub id; name other data in 'training_data'."
@@ -253,12 +256,14 @@ def adapter_card(
     datasets = card.datasets or ([dataset] if dataset else [])
     training_data = _describe(task.get("training_data"))
     examples = task.get("examples") or [EXAMPLE]
-    pipeline = task["kind"] if is_app else "feature-extraction"
+    pipeline = task["kind"] if is_app and not is_bundle else "feature-extraction"
     name = task.get("name", "app")
     slug = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-") or "app"
     data_id, data_name = (datasets[0], datasets[0]) if datasets else (slug, training_data)
     family = [task["family"]] if task.get("family") else []
-    tags = ["mtpf", "lora", *family, "app" if is_app else "task-primary-lora"]
+    kind = "bundle" if is_bundle else "app" if is_app else "task-primary-lora"
+    kinds = {part.get("name"): part["kind"] for part in parts}
+    tags = ["mtpf", "lora", *family, kind]
     metadata = {
         "library_name": "peft",
         "pipeline_tag": pipeline,
@@ -272,7 +277,11 @@ def adapter_card(
     return card.fill(
         "adapter.md",
         task.get("name", "mtpf"),
-        [(pipeline, data_id, data_name, *score) for score in metrics.items() if is_app],
+        [
+            (kinds.get(key.split("/")[0], pipeline), data_id, data_name, key, value)
+            for key, value in metrics.items()
+            if is_app
+        ],
         metadata,
         backbone_id=backbone.get("id") or "<the backbone>",
         backbone_revision=backbone.get("revision") or "<its commit>",
@@ -281,9 +290,11 @@ def adapter_card(
         family=task.get("family"),
         kind=task["kind"],
         is_app=is_app,
+        is_bundle=is_bundle,
+        parts=parts,
         is_multi_label=bool(task.get("problem_type")),
         labels=task.get("labels") or [],
-        max_length=task.get("max_length", 128),
+        max_length=min([part.get("max_length", 128) for part in parts], default=128),
         lora=config,
         layers=len({match[1] for match in (re.search(r"\.(\d+)\.", f".{t}.") for t in targets) if match}),
         num_modules=len(targets),
@@ -292,7 +303,7 @@ def adapter_card(
         training_data=training_data,
         metrics=metrics,
         calibration=dict(_numbers(task.get("calibration") or {})),
-        protocol=task.get("protocol") or "; ".join(PROTOCOLS[key] for key in metrics if key in PROTOCOLS),
+        protocol=task.get("protocol") or "; ".join(PROTOCOLS[key] for key in measured if key in PROTOCOLS),
         example=json.dumps(examples[0], ensure_ascii=False),  # a string of Python, whatever is in it
     )
 

@@ -62,6 +62,7 @@ class Task(TypedDict):
     problem_type: NotRequired[str | None]
     family: NotRequired[str | None]
     labels: NotRequired[list[str] | None]
+    parts: NotRequired[list[dict[str, Any]]]
     max_length: NotRequired[int]
     metrics: NotRequired[dict[str, Any] | None]
     training_data: NotRequired[dict[str, Any] | str | None]

@@ -2,7 +2,7 @@
 
     python tests/folder_fuzzer.py FOLDER --cases 2000 --seed 0
 
-FOLDER holds ``backbone``, ``entities`` (an app) and ``phone`` (an export), as `tests/test_fuzz.py` makes them.
+FOLDER holds ``backbone``, ``entities`` (an app), ``bundle`` and ``phone`` (an export), as `tests/test_fuzz.py` makes them.
 Every outcome is ``loaded`` (with the right results), ``clear`` (refused in one sentence, and `inspect` finds
 something), or a fault: ``wrong``, ``traceback``, ``slow`` (5 s of CPU), ``large`` (1 GB), ``died``.
 """
@@ -25,7 +25,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-KINDS = {"adapter": "entities", "backbone": "backbone", "export": "phone"}
+KINDS = {"adapter": "entities", "bundle": "bundle", "backbone": "backbone", "export": "phone"}
 SECONDS, BYTES = 5, 1_000_000_000
 NEEDS_BACKBONE = re.compile("trained on|trained with|the backbone reads|the backbone has no")
 """Refusals of what `inspect` of one folder cannot know."""
@@ -277,12 +277,13 @@ class Child:
     def results(self, kind: str, folder: Path):
         if kind == "export":
             return self.runner.Runner(folder, threads=1).predict(TEXTS, ["entities"])["entities"]
-        model = self.model if kind == "adapter" else self.load_backbone(str(folder)).eval()
+        adapter = kind in ("adapter", "bundle")
+        model = self.model if adapter else self.load_backbone(str(folder)).eval()
         try:
-            model.load_adapter(
-                folder if kind == "adapter" else self.originals / "entities", adapter_name="fuzzed"
-            )
-            return model.predict(TEXTS, adapters=["fuzzed"])["fuzzed"]
+            model.load_adapter(folder if adapter else self.originals / "entities", adapter_name="fuzzed")
+            results = model.predict(TEXTS, adapters=["fuzzed"])["fuzzed"]
+            parts = ("words", "goal")
+            return results if kind != "bundle" else [[*row[parts[0]], row[parts[1]]] for row in results]
         finally:
             if "fuzzed" in model.adapters:
                 model.delete_adapter("fuzzed")

@@ -5,8 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import LABELS, randomize
 from folder_fuzzer import KINDS, fuzz
 
+from modeling_mtpf import AdapterHead, LoraSettings, MtpfModel
 from modeling_mtpf.export import export_onnx
 
 CASES, SEED = int(os.environ.get("MTPF_FUZZ_CASES", "240")), int(os.environ.get("MTPF_FUZZ_SEED", "0"))
@@ -18,6 +20,12 @@ def originals(folders, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("fuzz")
     for name in ("backbone", "entities"):
         shutil.copytree(folders / name, root / name)
+    model = MtpfModel.from_pretrained(root / "backbone").eval()
+    heads = {"words": AdapterHead(*LABELS["entities"], 32), "goal": AdapterHead(*LABELS["intent"], 32)}
+    model.add_adapter("bundle", LoraSettings(r=2), heads)
+    randomize(model, 1, 0.5, within=".bundle.")
+    task = {"composition": {"method": "lc++", "weights": {"words": 0.5}, "steps": 3, "texts": {"texts": 2}}}
+    model.save_adapter(root / "bundle", "bundle", task=task)
     export_onnx(root / "backbone", [root / "entities"], root / "phone")
     if kept := os.environ.get("MTPF_FUZZ_FOLDER"):
         shutil.copytree(root, kept, dirs_exist_ok=True)

@@ -178,10 +178,10 @@ def fit_app(
         raise RecipeError(
             "A standalone app is fitted by the method sparse, without an adapter to start from."
         )
-    folder = _new_folder(output_dir)
+    folder = new_folder(output_dir)
     name = name or (folder.name if folder else "app")
     check_adapter_name(name)  # before the data is read
-    data = _data_of(data, family, settings.seed, data_options)
+    data = data_of(data, family, settings.seed, data_options)
     model, tokenizer = open_backbone(backbone, backbone_revision) if isinstance(backbone, str) else backbone
     limit = max_tokens(model.config.encoder_config)
     if settings.max_length > limit:
@@ -190,7 +190,7 @@ def fit_app(
     digest = backbone_sha256(model.backbone)
     start, start_name = None, "fresh"
     if adapter is not None:
-        start_folder, start_name = _find_start(adapter, adapter_revision, None if any_family else family)
+        start_folder, start_name = find_start(adapter, adapter_revision, None if any_family else family)
         start = model.load_adapter(start_folder, _START, activate=False)
     base = model
     try:
@@ -214,11 +214,11 @@ def fit_app(
         named = isinstance(backbone, str) and is_hub_id(backbone) and not Path(backbone).exists()
         source = {"backbone_id": backbone if named else None, "backbone_revision": backbone_revision}
         write = partial(_write_standalone, base, best) if standalone else _write_app
-        _save(folder, write, model, name, dtype=dtype, task=record, **source)
+        save_app(folder, model, name, write, dtype=dtype, task=record, **source)
     return FittedApp(name, model, record["metrics"], record, folder)
 
 
-def _data_of(data: Source | AppData, family: str, seed: int, options: dict[str, Any]) -> AppData:
+def data_of(data: Source | AppData, family: str, seed: int, options: dict[str, Any]) -> AppData:
     """Read a source with its options, or check data in memory."""
     if not isinstance(data, AppData):
         return load_app_data(data, family, seed=seed, **options)
@@ -309,7 +309,7 @@ def _record(data: AppData, method: str, settings: FitSettings, results, start: s
     }
 
 
-def _find_start(adapter: str | Path, revision: str | None, family: str | None) -> tuple[Path, str]:
+def find_start(adapter: str | Path, revision: str | None, family: str | None) -> tuple[Path, str]:
     """Return folder and name, without a local path, of the adapter of a family that the app starts from."""
     folder, task = find_adapter(adapter, revision), {}
     with suppress(AdapterError):  # a stock PEFT adapter has no task
@@ -322,7 +322,8 @@ def _find_start(adapter: str | Path, revision: str | None, family: str | None) -
     return folder, task.get("name", folder.name) if Path(adapter).is_dir() else str(adapter)
 
 
-def _new_folder(output_dir: str | Path | None) -> Path | None:
+def new_folder(output_dir: str | Path | None) -> Path | None:
+    """Return the full path of a folder that can be made; raise `MtpfError` for one that cannot."""
     if output_dir is None:
         return None
     try:
@@ -340,12 +341,15 @@ def _new_folder(output_dir: str | Path | None) -> Path | None:
     return folder
 
 
-def _save(folder: Path, write: Callable[..., None], model: MtpfModel, name: str, **options: Any) -> None:
+def save_app(
+    folder: Path, model: MtpfModel, name: str, write: Callable[..., None] | None = None, **options: Any
+) -> None:
     """Write adapter and card next to the folder, then rename; where that fails, save them elsewhere.
 
     Raises:
         MtpfError: The app is not in the folder; the message says where it is.
     """
+    write = write or _write_app
     temporary = folder.with_name(f".{folder.name[:50]}.{os.getpid()}.tmp")
     try:
         write(temporary, model, name, options)

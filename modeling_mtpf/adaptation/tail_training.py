@@ -1,7 +1,7 @@
-"""Train one app's LoRA and head on cached trunk outputs, with early stopping on validation."""
+"""Train LoRA and heads on cached trunk outputs, with early stopping on validation."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,21 +15,26 @@ from ..devices import precision, wants_few_shapes
 from ..errors import DataError
 from ..model.adapters_mtpf import AdapterHead, LoraSettings, copy_lora, extend_lora
 from ..model.modeling_mtpf import MtpfModel
-from ..model.trunk_mtpf import run_layers, tail_views
+from ..model.trunk_mtpf import TrunkOutput, run_layers, tail_views
 from .settings import FitSettings, LoraShape
 from .trunk_cache import TrunkCache
+
+Tail = Callable[[TrunkOutput], torch.Tensor]
+"""Last hidden states ``(rows, tokens, hidden)`` in float32 from the trunk's output."""
 
 POOL = 50
 """How many batches are sorted by length together: little padding, and still random batches."""
 
 
 def app_parameters(model: MtpfModel, name: str) -> list[nn.Parameter]:
-    """Return the parameters of an app: LoRA and head."""
+    """Return the parameters of an app or a bundle: LoRA and heads."""
     lora = [p for key, p in model.backbone.named_parameters() if f".{name}." in key]
-    return [*lora, *model.heads[name].parameters()]
+    return [*lora, *(p for head in model.parts(name).values() for p in head.parameters())]
 
 
-def add_app(model: MtpfModel, name: str, head: AdapterHead, start_from: str | None, shape: LoraShape) -> None:
+def add_app(
+    model: MtpfModel, name: str, head: AdapterHead | None, start_from: str | None, shape: LoraShape
+) -> None:
     """Put LoRA and head of a new app into the model; it starts from a loaded adapter's LoRA, or fresh.
 
     Where the shape has more layers, modules or a higher rank than that adapter, these start without effect.
@@ -48,7 +53,8 @@ def add_app(model: MtpfModel, name: str, head: AdapterHead, start_from: str | No
         copy_lora(model.backbone, start_from, name)
     else:
         extend_lora(model.backbone, start_from, name, shape.layers, shape.r, shape.targets)
-    model.heads[name] = head.to(model.device)
+    if head is not None:
+        model.heads[name] = head.to(model.device)
 
 
 def shuffled_batches(
@@ -98,8 +104,70 @@ def train_tail(
         loss_of: Loss from the last hidden states ``(rows, tokens, hidden)`` and the row numbers.
         score: Validation score of the app as it is, the higher the better.
         settings: Learning rate, steps, patience, ...
-        groups: What to train instead, as PyTorch's optimisers take it, each with its peak rate ``lr``.
+        groups: What to train instead, see `optimise`.
         layers: Layers to run on the trunk's outputs instead of the model's with the app's LoRA.
+        until: See `optimise`.
+
+    Returns:
+        What `optimise` does.
+
+    Raises:
+        DataError: The loss is not finite.
+    """
+    tail = adapter_tail(model, name, settings, layers)
+    losses = (loss_of(tail(trunk), rows) for trunk, rows in training_batches(train, settings))
+    steps = settings.steps_for(len(train.encoded))
+    return optimise(groups or app_parameters(model, name), losses, score, steps, settings, name, until)
+
+
+def adapter_tail(
+    model: MtpfModel, name: str, settings: FitSettings, layers: list[nn.Module] | None = None
+) -> Tail:
+    """Return the tail of a loaded adapter, or of other layers."""
+
+    def tail(trunk: TrunkOutput) -> torch.Tensor:
+        views = layers or tail_views(model.backbone, len(trunk.calls), name)
+        with precision(model.device, settings.mixed_precision):
+            return run_layers(model.backbone, trunk, views).float()
+
+    return tail
+
+
+def training_batches(
+    train: TrunkCache, settings: FitSettings, stream: Sequence[int] = (2,)
+) -> Iterator[tuple[TrunkOutput, np.ndarray]]:
+    """Yield trunk outputs and row numbers of random batches without end; ``stream`` extends the seed."""
+    few_shapes = wants_few_shapes(train.model.device, settings.mixed_precision)
+    generator = np.random.default_rng([settings.seed, *stream])
+    for rows, length in shuffled_batches(
+        train.encoded.lengths,
+        settings.batch_size,
+        settings.max_length,
+        generator,
+        LENGTH_MULTIPLE if few_shapes else 1,
+    ):
+        yield train.batch(rows, length), rows
+
+
+def optimise(
+    trained: list[nn.Parameter] | list[dict[str, Any]],
+    losses: Iterator[torch.Tensor],
+    score: Callable[[], float],
+    steps: int,
+    settings: FitSettings,
+    name: str,
+    until: int | None = None,
+) -> dict[str, Any]:
+    """Take a step for each loss, and restore the best state of the parameters by validation.
+
+    Args:
+        trained: What is trained, or groups of it as PyTorch's optimisers take them, each with its peak rate
+            ``lr``; a loss may leave some out.
+        losses: Each computed, when it is asked for, from the parameters as they are then.
+        score: Validation score as it is now, the higher the better.
+        steps: At most; fewer where ``settings.patience`` is exhausted.
+        settings: Learning rate, evaluations, patience, ...
+        name: For the progress bar.
         until: Take this many of the steps, and leave the last state; nothing is scored.
 
     Returns:
@@ -108,16 +176,16 @@ def train_tail(
     Raises:
         DataError: The loss is not finite.
     """
-    groups = groups or [{"params": app_parameters(model, name), "lr": settings.learning_rate}]
+    groups: list[Any] = list(trained)
+    if not isinstance(groups[0], dict):
+        groups = [{"params": groups, "lr": settings.learning_rate}]
     parameters = [parameter for group in groups for parameter in group["params"]]
     for parameter in parameters:
         parameter.requires_grad_(True)
-    steps = settings.steps_for(len(train.encoded))
     every = math.ceil(steps / settings.evaluations)
     scores: list[float] = []
     best: dict[str, Any] = {"score": -math.inf}
-    tail = layers or tail_views(model.backbone, train.depth, name)
-    taken = _take_steps(model, tail, train, groups, loss_of, steps, settings)
+    taken = _take_steps(groups, losses, steps)
     with tqdm(taken, total=steps, desc=name, disable=not settings.progress) as progress:
         for step in progress:
             if until is not None:
@@ -142,22 +210,12 @@ def train_tail(
     return {"steps": step, "best_step": best["step"], "validation_scores": [round(s, 4) for s in scores]}
 
 
-def _take_steps(
-    model: MtpfModel, layers, train: TrunkCache, groups, loss_of, steps: int, settings: FitSettings
-) -> Iterator[int]:
+def _take_steps(groups: list[dict], losses: Iterator[torch.Tensor], steps: int) -> Iterator[int]:
     """Yield the number of each optimiser step once it is taken."""
     parameters = [parameter for group in groups for parameter in group["params"]]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
-    multiple = LENGTH_MULTIPLE if wants_few_shapes(model.device, settings.mixed_precision) else 1
-    generator = np.random.default_rng([settings.seed, 2])
-    lengths = train.encoded.lengths
-    batches = shuffled_batches(lengths, settings.batch_size, settings.max_length, generator, multiple)
-    for step, (rows, length) in zip(range(1, steps + 1), batches, strict=False):
-        trunk = train.batch(rows, length)
-        with precision(model.device, settings.mixed_precision):
-            hidden = run_layers(model.backbone, trunk, layers)
-        loss = loss_of(hidden.float(), rows)
+    for step, loss in zip(range(1, steps + 1), losses, strict=False):
         if not torch.isfinite(loss):
             raise DataError(f"The loss at step {step} is not finite; lower the learning rate.")
         _set_gradients(parameters, loss)
@@ -169,24 +227,21 @@ def _take_steps(
 def _set_gradients(parameters: list[nn.Parameter], loss: torch.Tensor) -> None:
     """Set the gradients, scaled to a norm of at most 1."""
     # Not backward(): it would fill the gradients of the frozen layers of the tail, too.
-    gradients = torch.autograd.grad(loss, parameters)
-    scale = torch.nn.utils.get_total_norm(gradients).clamp(min=1.0)
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    scale = torch.nn.utils.get_total_norm([g for g in gradients if g is not None]).clamp(min=1.0)
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient / scale
+        parameter.grad = None if gradient is None else gradient / scale
 
 
 @torch.no_grad()
 def tail_outputs(
-    model: MtpfModel, name: str, rows: TrunkCache, settings: FitSettings, layers: list | None = None
+    tail: Tail, rows: TrunkCache, settings: FitSettings
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """Yield row numbers and last hidden states ``(rows, tokens, hidden)`` of all rows; see `train_tail`."""
-    layers = layers or tail_views(model.backbone, rows.depth, name)
+    """Yield row numbers and last hidden states ``(rows, tokens, hidden)`` of all rows."""
     lengths = rows.encoded.lengths
-    for batch in row_batches(lengths, settings.max_length, model.device, settings.mixed_precision):
-        trunk = rows.batch(batch.rows, batch.length)
-        with precision(model.device, settings.mixed_precision):
-            hidden = run_layers(model.backbone, trunk, layers)
-        yield batch.rows[: batch.real], hidden[: batch.real].float()
+    for batch in row_batches(lengths, settings.max_length, rows.model.device, settings.mixed_precision):
+        hidden = tail(rows.batch(batch.rows, batch.length))
+        yield batch.rows[: batch.real], hidden[: batch.real]
 
 
 def label_weights(counts: np.ndarray, kind: str) -> torch.Tensor | None:

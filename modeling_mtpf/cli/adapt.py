@@ -8,6 +8,9 @@ from pathlib import Path
 import torch
 
 from ..adaptation import FitSettings, fit_app
+from ..adaptation.bundle import BundleSettings, fit_bundle
+from ..adaptation.bundle.registry import bundle_method
+from ..adaptation.bundle.settings import read_parts
 from ..devices import available_cores
 from ..errors import RecipeError
 from ..model.schemas_mtpf import NAME_PATTERN
@@ -18,6 +21,7 @@ EXAMPLES = """\
       --output_dir apps/entities
   mtpf adapt --family tc --data intents.csv --output_dir apps/intent
   mtpf adapt --family tc --data tickets.csv.gz --columns.text body --columns.label team --output_dir apps/team
+  mtpf adapt --bundle parts.yaml --method joint --output_dir apps/both
   mtpf adapt --family ner --data owner/set --train_fraction 0.1 --seeds 3 --output_dir apps/low"""
 
 
@@ -45,6 +49,10 @@ class AdaptSettings(FitSettings):
     """Where from, where to, and how.
 
     Attributes:
+        bundle: Instead of family and data: a YAML list of parts, each with ``name``, ``family``, ``data`` and
+            maybe a ``weight`` of its loss, which are trained together, see docs/compose.md.
+        temperature: Of a bundle: a step's part is drawn by size^(1/temperature).
+        rank: Of a bundle: rank of the result, by SVD.
         family: ``ner`` (a label for each word) or ``tc`` (a label for each text).
         data: CoNLL, JSON-lines, Parquet or delimited file, or texts with character spans as doccano, spaCy,
             Prodigy, Label Studio, BRAT or GLiNER have them; a folder of such files named after their splits
@@ -56,7 +64,8 @@ class AdaptSettings(FitSettings):
         adapter: Folder or Hub id of the family's LoRA to start from; a fresh one by default.
         adapter_revision: Commit of the adapter's repo.
         method: ``lora``, or ``probe`` for tc, which takes seconds; ``auto``: lora for ner, for tc the better
-            of both by validation; ``sparse``: the most sensitive matrices of the last layers.
+            of both by validation; ``sparse``: the most sensitive matrices of the last layers. Of a bundle
+            ``joint``.
         name: Adapter name; made from that of the folder by default.
         validation: Another source for validation; by default the split, else a held-out share of train.
         test: Another source for the test set.
@@ -74,9 +83,12 @@ class AdaptSettings(FitSettings):
         progress: Show progress bars.
     """
 
-    family: str
-    data: str
     output_dir: str
+    family: str | None = None
+    data: str | None = None
+    bundle: str | None = None
+    temperature: float = 2.0
+    rank: int | None = None
     backbone: str = "packaged"
     backbone_revision: str | None = None
     adapter: str | None = None
@@ -99,6 +111,8 @@ class AdaptSettings(FitSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.bundle is None and (missing := [k for k in ("family", "data") if getattr(self, k) is None]):
+            raise RecipeError(f"--{missing[0]} is missing; give --family and --data, or --bundle.")
         if self.threads < 0:
             raise RecipeError(f"threads is {self.threads}; it must be at least 0.")
         if self.name is None:  # apps/My Intents becomes my-intents: PEFT takes no other letters
@@ -110,14 +124,32 @@ class AdaptSettings(FitSettings):
                 )
 
 
+def _bundle(settings: AdaptSettings) -> str:
+    """Train a bundle and return its summary."""
+    default = vars(AdaptSettings(output_dir="", name="x", bundle=""))
+    used = ("backbone", "backbone_revision", "adapter", "adapter_revision", "name", "seeds", "output_dir")
+    ours = {f.name for f in fields(BundleSettings)} | {*used, "bundle", "method", "threads"}
+    if extra := [key for key, value in vars(settings).items() if key not in ours and value != default[key]]:
+        raise RecipeError(f"--{extra[0]} is not for a bundle; name its parts' data in {settings.bundle}.")
+    values = {key: value for key, value in vars(settings).items() if key in used}
+    shared = {field.name for field in fields(BundleSettings)} & vars(settings).keys()
+    how = BundleSettings(**{key: getattr(settings, key) for key in shared})
+    method = "joint" if settings.method == "auto" else settings.method
+    bundle_method(method, "data")
+    return str(fit_bundle(read_parts(str(settings.bundle)), method, settings=how, **values))
+
+
 def run(arguments: list[str], prog: str) -> str:
     """Fit the app and return its summary."""
     settings = read_settings(AdaptSettings, arguments, prog, __doc__, EXAMPLES)
     logging.getLogger("modeling_mtpf").setLevel(logging.WARNING)
     torch.set_num_threads(settings.threads or available_cores())
+    if settings.bundle is not None:
+        return _bundle(settings)
     values = vars(settings).copy()
     fit = FitSettings(**{f.name: values.pop(f.name) for f in fields(FitSettings)})
-    del values["threads"]
+    for name in ("threads", "bundle", "temperature", "rank"):
+        del values[name]
     values["columns"] = {role: name for role, name in vars(settings.columns).items() if name is not None}
     if values["labels"]:
         values["labels"] = [label.strip() for label in values["labels"].split(",")]

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "label": ("label every word of a text source with the cluster of its teacher vector", ("train",)),
     "pretrain": ("pre-finetune one encoder for all families, from a recipe", ("train",)),
     "adapt": ("fit one app to a frozen backbone", ("train", "eval")),
+    "compose": ("make one bundle of apps: one LoRA, one pass for all", ("train", "eval")),
     "benchmark": ("evaluate a backbone and its adapters on the task list", ("train", "eval")),
     "predict": ("apply apps to texts, one line of JSON a text", ()),
     "serve": ("answer HTTP requests for apps that come and go", ("serve",)),

@@ -27,8 +27,8 @@ from tokenizers import Tokenizer
 from ..data.backbones import load_backbone
 from ..errors import AdapterError, MtpfError, first_line, require_extra
 from ..files import disk_errors, locked, write_bytes
-from ..model.adapter_files_mtpf import backbone_sha256, find_adapter
-from ..model.adapters_mtpf import LoraSettings, lora_targets
+from ..model.adapter_files_mtpf import about_head, backbone_sha256, find_adapter
+from ..model.adapters_mtpf import LoraSettings, lora_targets, part_name
 from ..model.backbone_identity_mtpf import changed_setting, settings_of
 from ..model.configuration_mtpf import encoder_layout, max_tokens
 from ..model.errors_mtpf import in_one_sentence
@@ -36,7 +36,7 @@ from ..model.gate_mtpf import Schema, list_of, matching, object_of, one_of, reco
 from ..model.hub_cache_mtpf import sha256_of
 from ..model.modeling_mtpf import MtpfModel
 from ..model.predict_mtpf import check_tokenizer, load_tokenizer, text_tokenizer
-from ..model.schemas_mtpf import MAX_LAYERS, MODULE, SHA256
+from ..model.schemas_mtpf import BUNDLE, MAX_LAYERS, MODULE, SHA256
 from ..model.sources_mtpf import is_hub_id
 from ..model.texts_mtpf import WINDOW_OVERLAP, backend_sha256, plain_backend
 from ..model.trunk_mtpf import encoder_layers, lora_modules
@@ -190,7 +190,7 @@ def _export(
     else:
         shape = TailShape(manifest["tail"]["layers"], tuple(manifest["tail"]["targets"]))
     for app in apps:
-        _check_fits(folder, app, shape)
+        _check_fits(folder, app, shape, manifest)
         _fill(app, model, shape)
     created, known = manifest is None, dict(manifest["apps"]) if manifest else {}
     with disk_errors(folder):
@@ -243,14 +243,17 @@ def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _App
     name, source = _named_source(adapter)
     loaded = model.load_adapter(source, adapter_name=name, activate=False)
     try:
-        if loaded not in model.heads:
+        if not (heads := model.parts(loaded)):
             raise AdapterError(f"{adapter} has no head: it is a family's LoRA, not an app; fit an app on it.")
-        head: Any = model.heads[loaded]
-        check_tokenizer(loaded, head, text_tokenizer(model))
-        if head.max_length <= SPECIAL_TOKENS:
-            raise ExportError(f"App {loaded!r} reads {head.max_length} tokens; there is no room for a word.")
+        for key, head in heads.items():
+            check_tokenizer(key, head, text_tokenizer(model))
+            if head.max_length <= SPECIAL_TOKENS:
+                raise ExportError(f"App {key!r} reads {head.max_length} tokens; there is no room for a word.")
         prefix = encoder_layout(model.config.encoder_config.model_type).layers + "."
-        tensors = {"head.weight": head.weight.detach().T, "head.bias": head.bias.detach()}
+        tensors = {
+            "head.weight": torch.cat([head.weight.detach() for head in heads.values()]).T,
+            "head.bias": torch.cat([head.bias.detach() for head in heads.values()]),
+        }
         depth, total = 0, len(encoder_layers(model.backbone))
         targets: set[str] = set()
         for path, module in lora_modules(model.backbone):
@@ -262,14 +265,12 @@ def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _App
             index, _, target = path.removeprefix(prefix).partition(".")
             depth, targets = max(depth, total - int(index)), targets | {target}
             tensors |= {f"{path}.lora_A": a, f"{path}.lora_B": b * module.scaling[loaded]}
-        about = {
-            "name": loaded,
-            "kind": head.kind,
-            "labels": head.labels,
-            "max_length": head.max_length,
-            "backbone": sha256,
-            **({"problem_type": head.problem_type} if head.problem_type else {}),
-        }
+        if loaded in heads:
+            about = {"name": loaded, **about_head(heads[loaded]), "backbone": sha256}
+        else:  # the columns of the head are the parts' labels, one part after the other
+            parts = [{"name": part_name(key), **about_head(head)} for key, head in heads.items()]
+            least = min(head.max_length for head in heads.values())
+            about = {"name": loaded, "kind": BUNDLE, "parts": parts, "max_length": least, "backbone": sha256}
         arrays = {key: value.float().contiguous().numpy().copy() for key, value in tensors.items()}
         return _AppTensors(loaded, arrays, depth, targets, about)
     finally:
@@ -292,7 +293,14 @@ def _shape(model: MtpfModel, apps: list[_AppTensors], layers: int | None) -> Tai
     return TailShape(layers, tuple(targets))
 
 
-def _check_fits(folder: Path, app: _AppTensors, shape: TailShape) -> None:
+def _check_fits(folder: Path, app: _AppTensors, shape: TailShape, manifest: dict | None) -> None:
+    runner = (manifest or {}).get("files", {}).get(RUNNER_FILE)
+    current = sha256_of(Path(__file__).with_name(RUNNER_FILE))
+    if app.about["kind"] == BUNDLE and runner and runner["sha256"] != current:
+        raise ExportError(
+            f"{folder} has the runner of another version of mtpf, which may not read the bundle "
+            f"{app.name!r}; export into a new folder."
+        )
     if app.layers > shape.layers:
         raise ExportError(
             f"App {app.name!r} has LoRA on the last {app.layers} layers, but the tail of {folder} holds "

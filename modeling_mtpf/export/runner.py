@@ -95,31 +95,54 @@ class Runner:
             first, last = (start + offset for offset in entry["data_offsets"])
             values = np.frombuffer(data[first:last], {"F32": "<f4", "F16": "<f2"}[entry["dtype"]])
             inputs[name] = values.astype(np.float32).reshape(entry["shape"])
-        labels = app["labels"]
+        listed, parts, total = app["parts"] if app["kind"] == "bundle" else [{**app, "name": ""}], {}, 0
+        for part in listed:
+            labels, name = part["labels"], part["name"]
+            _check(
+                ("kind", part["kind"], part["kind"] in ("text-classification", "token-classification")),
+                ("labels", labels, isinstance(labels, list) and all(isinstance(x, str) for x in labels)),
+                ("name", name, isinstance(name, str) and name not in parts),
+            )
+            total += len(labels)
+            parts[name] = {**part, "columns": slice(total - len(labels), total)}
         _check(
-            ("kind", app["kind"], app["kind"] in ("text-classification", "token-classification")),
             ("max_length", app["max_length"], _whole(app["max_length"], 3, 10**6)),
-            ("labels", labels, isinstance(labels, list) and all(isinstance(label, str) for label in labels)),
-            ("number of labels", len(labels), inputs["head.weight"].shape[1:] == (len(labels),)),
+            ("number of labels", total, parts and inputs["head.weight"].shape[1:] == (total,)),
             *((name, "not finite", np.isfinite(values).all()) for name, values in inputs.items()),
         )
-        return {**app, "inputs": inputs}
+        return {**app, "inputs": inputs, "parts": parts}
+
+    def _find(self, name):
+        """Return the app and the part that a name means; no part for all of a bundle."""
+        if name in self.apps:
+            return name, None if self.apps[name]["kind"] == "bundle" else ""
+        every = [(app, part) for app in self.apps for part in self.apps[app]["parts"] if part]
+        fitting = [(app, part) for app, part in every if name in (part, f"{app}/{part}")]
+        if len(fitting) != 1:
+            known = ", ".join([*self.apps, *(f"{app}/{part}" for app, part in every)])
+            what = "Several bundles have a part" if fitting else "There is no app"
+            raise RunnerError(f"{what} {name!r}; this export has: {known}.")
+        return fitting[0]
 
     def predict(self, texts, apps, batch_size=32):
-        """Return for each app one result per text, as ``MtpfModel.predict`` does."""
+        """Return for each app one result per text, as ``MtpfModel.predict`` does.
+
+        A name is that of an app, of a bundle, ``bundle/part``, or a part's that nothing else has.
+        """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if wrong := [(i, type(text).__name__) for i, text in enumerate(texts) if not isinstance(text, str)]:
             raise RunnerError(f"Text {wrong[0][0]} is {wrong[0][1]}, not a string.")
-        if unknown := [name for name in apps if name not in self.apps]:
-            raise RunnerError(f"There is no app {unknown[0]!r}; this export has: {', '.join(self.apps)}.")
+        meant, parts = {name: self._find(name) for name in apps}, {}
+        for app, part in meant.values():
+            parts.setdefault(app, set()).update(self.apps[app]["parts"] if part is None else [part])
         lone = dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)  # surrogates, which no tokenizer takes
         with _refused("The tokenizer cannot read a text"):
             encoded = self.tokenizer.encode_batch(
                 [t.translate(lone) for t in texts], add_special_tokens=False
             )
-        windows = self._windows([len(tokens.ids) for tokens in encoded], apps)
+        windows = self._windows([len(tokens.ids) for tokens in encoded], parts)
         order = sorted(windows, key=lambda window: window[2] - window[1])
-        pieces = {name: [[] for _ in texts] for name in apps}
+        pieces = {(app, part): [[] for _ in texts] for app in parts for part in parts[app]}
         for batch in (order[at : at + batch_size] for at in range(0, len(order), batch_size)):
             rows = [[*self.before, *encoded[text].ids[i:j], *self.after] for text, i, j in batch]
             mask = np.array([[1] * len(r) + [0] * (len(rows[-1]) - len(r)) for r in rows], np.int64)
@@ -135,15 +158,23 @@ class Runner:
                 for row, scores in zip(part, logits, strict=True):
                     if not np.isfinite(scores[: len(rows[row])]).all():
                         raise RunnerError(f"The app {name!r} gives scores that are not finite numbers.")
-                    piece = batch[row][1], scores[: len(rows[row])], windows[batch[row]][name]
-                    pieces[name][batch[row][0]].append(piece)
-        for name, by_text in pieces.items():
-            result = self._label if self.apps[name]["kind"] == "text-classification" else self._entities
+                    for part in parts[name]:
+                        logits_of_part = scores[: len(rows[row]), self.apps[name]["parts"][part]["columns"]]
+                        piece = batch[row][1], logits_of_part, windows[batch[row]][name]
+                        pieces[name, part][batch[row][0]].append(piece)
+        for (name, part), by_text in pieces.items():
+            about = self.apps[name]["parts"][part]
+            result = self._label if about["kind"] == "text-classification" else self._entities
             rows = zip(texts, encoded, map(sorted, by_text), strict=True)
-            several = self.apps[name].get("problem_type") == "multi_label_classification"
+            several = about.get("problem_type") == "multi_label_classification"
             result = self._label_set if several else result
-            pieces[name] = [result(*row, self.apps[name]["labels"]) for row in rows]
-        return pieces
+            pieces[name, part] = [result(*row, about["labels"]) for row in rows]
+        return {
+            name: pieces[app, part]
+            if part is not None
+            else [{p: pieces[app, p][i] for p in self.apps[app]["parts"]} for i in range(len(texts))]
+            for name, (app, part) in meant.items()
+        }
 
     def _windows(self, sizes, apps):
         """Return windows (text, first sub-word, end): app → the part of the window that it labels."""

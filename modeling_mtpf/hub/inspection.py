@@ -22,6 +22,7 @@ from ..model.schemas_mtpf import (
     WEIGHTS_FILE,
     read_config,
     read_task,
+    task_heads,
 )
 from ..model.sources_mtpf import backbone_hint, find_on_hub
 from ..model.tokenizer_gate_mtpf import TOKENIZER_CONFIG_FILE
@@ -57,6 +58,7 @@ class Inspection:
         size: Bytes of all files.
         parameters: Values in the encoder or the LoRA, where the weights could be read.
         labels: Labels of an app, in the order of its logits.
+        parts: Of a bundle: the labels of each part.
         metrics: Metrics that the adapter recorded.
         backbone: Id, revision and weights' sha256 of the backbone that an adapter belongs to.
         regime: What a backbone was pre-finetuned for.
@@ -71,6 +73,7 @@ class Inspection:
     size: int = 0
     parameters: int | None = None
     labels: list[str] = field(default_factory=list)
+    parts: dict[str, list[str]] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     backbone: dict[str, Any] = field(default_factory=dict)
     regime: str | None = None
@@ -87,6 +90,7 @@ class Inspection:
             "size": f"{self.size:,} bytes",
             "parameters": self.parameters and f"{self.parameters:,}",
             "labels": ", ".join(self.labels),
+            **{f"part {name}": ", ".join(labels) for name, labels in self.parts.items()},
             "metrics": ", ".join(f"{key} {value}" for key, value in self.metrics.items()),
             "backbone": " ".join(f"{key}={value}" for key, value in self.backbone.items() if value),
         }
@@ -158,6 +162,7 @@ def _describe_adapter(inspection: Inspection, folder: Path, api: HfApi | None) -
     task = read_task(folder)
     inspection.kind, inspection.name = task.get("kind") or "unknown", task.get("name")
     inspection.labels, inspection.metrics = task.get("labels") or [], task.get("metrics") or {}
+    inspection.parts = {part: head["labels"] for part, head in task_heads(task).items() if part}
     inspection.backbone = task.get("backbone") or {}
     inspection.parameters = lora_parameters(read_header(folder / ADAPTER_WEIGHTS_FILE).tensors)
     config, _ = check_adapter(folder)

@@ -163,14 +163,14 @@ def write_adapter(
         },
     }
     if name in heads:
-        record |= _about_head(heads[name])
+        record |= about_head(heads[name])
     elif heads:
         told = {part["name"]: part for part in (task or {}).get("parts") or []}
         parts = {part_name(key): head for key, head in heads.items()}
         record |= {
             "format_version": BUNDLE_FORMAT_VERSION,
             "kind": BUNDLE,
-            "parts": [{**told.get(p, {}), "name": p, **_about_head(head)} for p, head in parts.items()],
+            "parts": [{**told.get(p, {}), "name": p, **about_head(head)} for p, head in parts.items()],
         }
     _check_record(record)
     tensors = {key: value.to(dtype or value.dtype) for key, value in tensors.items()}
@@ -193,7 +193,8 @@ def write_adapter(
     return Path(folder)
 
 
-def _about_head(head: AdapterHead) -> dict[str, Any]:
+def about_head(head: AdapterHead) -> dict[str, Any]:
+    """Return what is recorded of a head."""
     more = {"problem_type": head.problem_type} if head.problem_type else {}
     return {"kind": head.kind, "labels": head.labels, "max_length": head.max_length, **more}
 

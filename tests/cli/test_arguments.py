@@ -112,7 +112,7 @@ def test_a_recipe_takes_dashes_flags_and_null():
     "cls, line, message",
     [
         (AdaptSettings, "--fmaily ner", "Unknown argument --fmaily; did you mean '--family'"),
-        (AdaptSettings, "--family ner", "required: --data, --output_dir"),
+        (AdaptSettings, "--family ner", "required: --output_dir"),
         (AdaptSettings, f"{ADAPT} --seeds many", "seeds is 'many', but must be of type int"),
         (AdaptSettings, f"{ADAPT} --seeds 1.5", "seeds is '1.5', but must be of type int"),
         (AdaptSettings, f"{ADAPT} --progress maybe", "Unrecognized arguments: maybe"),

@@ -14,6 +14,7 @@ NEEDED = {
     "label": ["--text", "t.txt", "--output_dir", "out"],
     "pretrain": ["--output_dir", "out"],
     "adapt": ["--family", "tc", "--data", "d.csv", "--output_dir", "out"],
+    "compose": ["--app", "app", "--output_dir", "out"],
     "benchmark": ["--regime", "base", "--output", "out.json"],
     "predict": ["--adapter", "app"],
     "export": ["packaged", "--output", "out"],

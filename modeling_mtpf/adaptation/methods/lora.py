@@ -22,7 +22,7 @@ from ..calibration import HeldOut
 from ..scoring import score_probabilities
 from ..settings import FitResult, FitSettings
 from ..tagged_texts import TaggedTexts
-from ..tail_training import add_app, cross_entropy, label_weights, tail_outputs, train_tail
+from ..tail_training import adapter_tail, add_app, cross_entropy, label_weights, tail_outputs, train_tail
 from ..trunk_cache import TrunkCache
 from .registry import register_method
 
@@ -137,11 +137,16 @@ class _LabelSets(_TextLabels):
         return HeldOut(logits, label_matrix(self._data.validation.labels, self._data.labels))
 
 
+def label_kind(data: AppData) -> type[_WordLabels] | type[_TextLabels]:
+    """Return the class of the labels of an app's data."""
+    if data.family == "ner":
+        return _WordLabels
+    return _LabelSets if data.multi_label else _TextLabels
+
+
 def labels_of(tokenizer: PreTrainedTokenizerBase, data: AppData, max_length: int) -> Any:
     """Return rows and labels of an app: `_WordLabels`, `_TextLabels` or `_LabelSets`."""
-    if data.family == "ner":
-        return _WordLabels(tokenizer, data, max_length)
-    return (_LabelSets if data.multi_label else _TextLabels)(tokenizer, data, max_length)
+    return label_kind(data)(tokenizer, data, max_length)
 
 
 class TailFit:
@@ -181,11 +186,10 @@ class TailFit:
 
     @torch.no_grad()
     def _validated(self, layers: list[nn.Module] | None) -> Any:
+        tail = adapter_tail(self._model, self._name, self._settings, layers)
         outputs = (
             (rows, self._labels.logits(self._head, hidden, self._validation.encoded, rows))
-            for rows, hidden in tail_outputs(
-                self._model, self._name, self._validation, self._settings, layers
-            )
+            for rows, hidden in tail_outputs(tail, self._validation, self._settings)
         )
         return self._labels.read(outputs)
 

@@ -1,0 +1,292 @@
+"""Make a bundle: read data and apps, fit with every seed, keep the best, save one adapter folder."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ...data.app_data import FAMILIES
+from ...data.backbones import open_backbone
+from ...data.sources import TextStream
+from ...errors import AdapterError, RecipeError
+from ...model.adapters_mtpf import check_adapter_name, validate_adapter_name
+from ...model.backbone_identity_mtpf import backbone_sha256
+from ...model.configuration_mtpf import max_tokens
+from ...model.modeling_mtpf import MtpfModel
+from ...model.predict_mtpf import text_tokenizer
+from ...model.sources_mtpf import is_hub_id
+from ...settings import nearest
+from ..app import data_of, find_start, new_folder, save_app
+from ..calibration import calibrate
+from ..rounding import round_to_stored
+from ..scoring import score_app
+from . import composition, joint  # noqa: F401  they register themselves
+from .low_rank import depth_of, install
+from .registry import BundleFit, BundleMethod, Job, JobPart, bundle_method
+from .settings import BundleSettings, Part
+from .training import Fixed, FromLabels, bundle_tail
+
+_START, _APP = "family-start", "app-of-part-{}"
+"""Names in memory of what a bundle is made from."""
+
+
+@dataclass(repr=False)
+class FittedBundle:
+    """A fitted bundle; printed, it shows each part's scores, the seeds, and the folder.
+
+    Attributes:
+        name: Its adapter name in the model.
+        model: The backbone with the bundle loaded, if its method gives one that can be stored.
+        metrics: By part: test metrics if there is a test set, validation metrics as ``validation_…``.
+        record: How it was made, as ``task.json`` holds it.
+        folder: Where it was saved, if it was.
+    """
+
+    name: str
+    model: MtpfModel
+    metrics: dict[str, dict[str, float]]
+    record: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+    def __repr__(self) -> str:
+        method, parts = self.record["composition"]["method"], ", ".join(self.metrics)
+        return f"FittedBundle({self.name!r}, {method}, {parts}, folder={self.folder})"
+
+    def __str__(self) -> str:
+        made = self.record["composition"]
+        how = f"{made['method']}, {made['steps']} steps" + (f" from {made['loss']}" if made["steps"] else "")
+        lines = [f"Bundle {self.name!r}, {how}"]
+        for part in self.record["parts"]:
+            lines += ["", f"  {part['name']} ({part['family']}), {part['source']}"]
+            lines += [f"    {key:<32} {value:.4f}" for key, value in self.metrics[part["name"]].items()]
+        seeds = self.record["seeds"]
+        if len(seeds) > 1:
+            scores = ", ".join(f"{seed}: {fit['validation_score']:.4f}" for seed, fit in seeds.items())
+            lines.append(f"  validation by seed: {scores}; kept: {made['seed']}")
+        if self.folder is not None:
+            size = sum(file.stat().st_size for file in self.folder.iterdir())
+            lines += ["", f"{self.folder}  ({size / 1e6:.2f} MB, {self.record['seconds']:.0f} s)"]
+        return "\n".join(lines)
+
+
+def fit_bundle(
+    parts: Sequence[Part],
+    method: str,
+    backbone: str | tuple[MtpfModel, PreTrainedTokenizerBase] = "packaged",
+    output_dir: str | Path | None = None,
+    texts: str | Path | Iterable[str] | None = None,
+    *,
+    adapter: str | Path | None = None,
+    name: str | None = None,
+    seeds: int = 1,
+    settings: BundleSettings | None = None,
+    backbone_revision: str | None = None,
+    adapter_revision: str | None = None,
+) -> FittedBundle:
+    """Make one bundle of several apps on the frozen backbone, and save it as an adapter folder.
+
+    Args:
+        parts: The apps, of any families and label sets.
+        method: ``joint`` trains from the parts' data; the others compose their apps, see docs/compose.md.
+        backbone: ``packaged``, a folder or a Hub id; or a model and its tokenizer.
+        output_dir: New folder for the bundle; by default nothing is saved.
+        texts: Unlabelled texts to learn the apps' results on: strings, a file, a folder or a Hub id.
+        adapter: Folder or Hub id of a family's LoRA from which joint training starts; by default a fresh one.
+        name: Adapter name; by default that of the folder, or ``bundle``.
+        seeds: Number of seeds to try, from ``settings.seed`` on; the best by validation is kept.
+        settings: See `BundleSettings`.
+        backbone_revision: Commit of the backbone's repo.
+        adapter_revision: Commit of the adapter's repo.
+
+    Raises:
+        MtpfError: A mistake in the parts, the data or the settings.
+        AdapterError: An app does not fit the backbone, has no head, or the name is not allowed.
+
+    Example:
+        >>> parts = [Part("entities", "ner", "messages.conll"), Part("intent", "tc", "intents.csv")]
+        >>> both = fit_bundle(parts, "joint", output_dir="apps/both")  # doctest: +SKIP
+        >>> both.model.predict(["Call Ada at 5pm"], adapters=["both/intent"])  # doctest: +SKIP
+    """
+    started, how = time.time(), bundle_method(method)
+    settings = (settings or BundleSettings()).for_family("ner", started=adapter is not None)
+    _check_parts(parts, method, how)
+    if seeds < 1 or settings.seed + seeds > 2**31:
+        raise RecipeError(f"seeds is {seeds}; it must be at least 1, and all seeds below 2^31.")
+    if output_dir is not None and not how.stored:
+        raise RecipeError(f"A bundle made by {method} cannot be stored as a LoRA; leave out --output_dir.")
+    folder = new_folder(output_dir)
+    name = name or (folder.name if folder else "bundle")
+    check_adapter_name(name)
+    read, rows = [_read_part(part, settings) for part in parts], _texts(texts, settings)
+    model, tokenizer = open_backbone(backbone, backbone_revision) if isinstance(backbone, str) else backbone
+    validate_adapter_name(model.backbone, name)
+    digest, loaded = backbone_sha256(model.backbone), set(model.adapters)
+    job = Job(model.eval(), tokenizer, read, rows, None, settings, name)
+    start_name = "fresh"
+    try:
+        if adapter is not None:
+            start_folder, start_name = find_start(adapter, adapter_revision, None)
+            job.start = model.load_adapter(start_folder, _START, activate=False)
+        if how.needs == "apps":
+            for number, part in enumerate(parts):
+                _load_app(model, part, read[number], _APP.format(number))
+        job.settings = settings = _within_limits(job)
+        fits: dict[int, BundleFit] = {}
+        for seed in range(settings.seed, settings.seed + seeds):
+            job.settings = replace(settings, seed=seed)
+            fits[seed] = how.fit(job)
+    finally:
+        model.delete_adapter([extra for extra in model.adapters if extra not in loaded])
+    if backbone_sha256(model.backbone) != digest:
+        raise RuntimeError("The frozen backbone has changed while a bundle was fitted: this is a bug.")
+    best = max(fits, key=lambda seed: fits[seed].score)
+    job.settings = replace(settings, seed=best)
+    dtype, calibrations = _round(job, fits[best])
+    if how.stored:
+        install(model, name, fits[best].matrices, fits[best].heads)
+    record = _record(job, method, fits, start_name, calibrations, how.stored)
+    record |= {"stored_dtype": str(dtype).removeprefix("torch."), "seconds": round(time.time() - started, 1)}
+    if folder is not None:
+        named = isinstance(backbone, str) and is_hub_id(backbone) and not Path(backbone).exists()
+        source = {"backbone_id": backbone if named else None, "backbone_revision": backbone_revision}
+        save_app(folder, model, name, dtype=dtype, task=record, **source)
+    return FittedBundle(name, model, {p["name"]: p["metrics"] for p in record["parts"]}, record, folder)
+
+
+def _check_parts(parts: Sequence[Part], method: str, how: BundleMethod) -> None:
+    """Refuse parts that cannot make a bundle by this method."""
+    names = [part.name for part in parts]
+    if not parts:
+        raise RecipeError("A bundle needs at least one part.")
+    for part in parts:
+        check_adapter_name(part.name, "Part")
+        if names.count(part.name) > 1:
+            raise RecipeError(f"Two parts are named {part.name!r}; give one another name.")
+        if part.family not in (None, *FAMILIES):
+            hint = nearest(str(part.family), list(FAMILIES))
+            raise RecipeError(f"Unknown family {part.family!r} of {part.name!r}; {hint}choose ner or tc.")
+        if how.needs == "data" and (part.data is None or part.family is None):
+            what = "data" if part.data is None else "family"
+            raise RecipeError(f"The part {part.name!r} has no {what}, which the method {method} trains from.")
+        if how.needs == "apps" and part.adapter is None:
+            raise RecipeError(f"The part {part.name!r} has no adapter, which the method {method} composes.")
+
+
+def _read_part(part: Part, settings: BundleSettings) -> JobPart:
+    """Read the data of a part, if it has some."""
+    if part.data is None:
+        return JobPart(part.name, part.family or "", part.weight)
+    family = part.family or getattr(part.data, "family", None)
+    if family is None:
+        raise RecipeError(f"The part {part.name!r} has data but no family; say ner or tc.")
+    return JobPart(part.name, family, part.weight, data_of(part.data, family, settings.seed, {}))
+
+
+def _load_app(model: MtpfModel, part: Part, read: JobPart, name: str) -> None:
+    """Load the app of a part, and bring its data to the app's labels."""
+    folder, read.source = find_start(str(part.adapter), None, None)
+    model.load_adapter(folder, name, activate=False)
+    if name not in (heads := model.parts(name)):
+        what = "is a bundle; name the apps it was made of" if heads else "has no head: it is a family's LoRA"
+        raise AdapterError(f"{part.adapter}, the part {part.name!r}, {what}.")
+    head = heads[name]
+    family = "ner" if head.kind == "token-classification" else "tc"
+    if read.family not in ("", family):
+        raise RecipeError(f"The app {part.adapter} is of the family {family!r}, not {read.family!r}.")
+    read.app, read.family = name, family
+    if read.data is not None:
+        if unknown := [label for label in read.data.labels if label not in head.labels]:
+            raise RecipeError(
+                f"The data of the part {part.name!r} has the label {unknown[0]!r}, which its app lacks."
+            )
+        if read.data.multi_label != bool(head.problem_type):
+            raise RecipeError(
+                f"The data of the part {part.name!r} and its app differ in whether a text has several labels."
+            )
+        read.data = replace(read.data, labels=head.labels)
+
+
+def _within_limits(job: Job) -> BundleSettings:
+    """Return the settings with the length that all parts can read."""
+    heads: list[Any] = [job.model.heads[part.app] for part in job.parts if part.app]
+    limit = min([job.settings.max_length, *(head.max_length for head in heads)])
+    if limit > (most := max_tokens(job.model.config.encoder_config)):
+        raise RecipeError(f"max_length is {limit}; this encoder reads 4 to {most} tokens.")
+    return replace(job.settings, max_length=limit)
+
+
+def _round(job: Job, fit: BundleFit) -> tuple[torch.dtype, dict[str, dict[str, float]]]:
+    """Calibrate the heads and round all to the type in which it is stored; return that, and calibrations."""
+    digest, calibrations = text_tokenizer(job.model, job.tokenizer).sha256, {}
+    for part, head in fit.heads.items():
+        head.requires_grad_(False).tokenizer_sha256 = digest
+        if part in fit.validation and (held_out := fit.validation[part].held_out) is not None:
+            calibrations[part] = calibrate(head, held_out)
+    pairs = [tensor for pair in fit.matrices.values() for tensor in (pair.down, pair.up)]
+    values = [p.data for head in fit.heads.values() for p in head.parameters()]
+    return round_to_stored([*pairs, *values], job.settings), calibrations
+
+
+def _test_scores(job: Job, fit: BundleFit, stored: bool) -> dict[str, dict[str, Any]]:
+    """Score the parts that have a test set: what the model predicts, or else what the tensors give."""
+    tests = {part.name: part for part in job.parts if part.data is not None and part.data.test}
+    if stored:
+        return {
+            name: score_app(job.model, job.tokenizer, f"{job.name}/{name}", part.data.test)  # type: ignore
+            for name, part in tests.items()
+        }
+    parts = [replace(p, data=replace(p.data, validation=p.data.test)) for p in tests.values()]  # type: ignore
+    tested = FromLabels(replace(job, parts=parts), depth_of(job.model.backbone, fit.matrices))
+    scores = tested.validate(bundle_tail(job.model, Fixed(fit.matrices), job.settings), fit.heads)
+    return {name: found.metrics for name, found in scores.items()}
+
+
+def _texts(texts: str | Path | Iterable[str] | None, settings: BundleSettings) -> list[str]:
+    """Return the first unlabelled texts, from a source or as they are given."""
+    if isinstance(texts, (str, Path)):
+        texts = (row.text for row in TextStream(texts, settings.text_column) if row.text)
+    return list(islice(texts or (), settings.max_texts))
+
+
+def _record(
+    job: Job, method: str, fits: dict[int, BundleFit], start: str, calibrations: dict, stored: bool
+) -> dict[str, Any]:
+    """Return what ``task.json`` tells of the bundle."""
+    settings, best = job.settings, fits[job.settings.seed]
+    tested, parts = _test_scores(job, best, stored), []
+    for part in job.parts:
+        found = best.validation[part.name].metrics if best.validation else {}
+        named = tested.get(part.name, {}) | {f"validation_{key}": value for key, value in found.items()}
+        source = part.source
+        if part.data is not None:
+            source = f"{part.data.notes.get('source', 'data in memory')}, {len(part.data.train):,} examples"
+        metrics = {key: round(v, 4) for key, v in named.items() if isinstance(v, (int, float))}
+        about = {"name": part.name, "family": part.family, "source": source, "metrics": metrics}
+        parts.append(about | ({"calibration": calibrations[part.name]} if part.name in calibrations else {}))
+    given = {part.name: part.weight for part in job.parts if part.weight is not None}
+    return {
+        "composition": {
+            "method": method,
+            "loss": None,
+            "weights": given or None,
+            "rank": max(len(pair.down) for pair in best.matrices.values()),
+            "steps": best.details["steps"],
+            "learning_rate": settings.learning_rate if best.details["steps"] else None,
+            "seed": settings.seed,
+            **best.composition,
+        },
+        "parts": parts,
+        "start": start,
+        "training_data": "; ".join(f"{part['name']}: {part['source']}" for part in parts),
+        "metrics": {f"{p['name']}/{key}": v for p in parts for key, v in p["metrics"].items()},
+        "settings": {key: value for key, value in asdict(settings).items() if key != "progress"},
+        "seeds": {
+            str(seed): {"validation_score": round(fit.score, 4), **fit.details} for seed, fit in fits.items()
+        },
+        "seed": settings.seed,
+    }

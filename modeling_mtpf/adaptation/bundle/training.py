@@ -1,0 +1,191 @@
+"""Train a bundle on cached trunk outputs: from the labels of its parts, or from the results of its apps."""
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...devices import precision
+from ...errors import RecipeError
+from ...model.adapters_mtpf import AdapterHead
+from ...model.modeling_mtpf import MtpfModel
+from ...model.trunk_mtpf import TrunkOutput
+from ..methods.lora import label_kind, labels_of
+from ..tail_training import optimise, tail_outputs, training_batches
+from ..trunk_cache import TrunkCache
+from .distillation import FromApps
+from .low_rank import LowRank, Matrices, depth_of, run_with, truncated
+from .registry import BundleFit, BundleTail, Job, JobPart, Objective, Parametrisation, Validation
+from .settings import BundleSettings
+
+
+class FromLabels:
+    """A step is one part's batch, drawn by size; parts need not share texts.
+
+    Args:
+        job: Its parts have data.
+        depth: Layers above the trunk.
+    """
+
+    def __init__(self, job: Job, depth: int):
+        settings = job.settings
+        self._parts, self._settings = job.parts, settings
+        self._labels: dict[str, Any] = {}
+        self._rows: dict[str, tuple[TrunkCache, TrunkCache]] = {}
+        for part in job.parts:
+            assert part.data is not None
+            labels = labels_of(job.tokenizer, part.data, settings.max_length)
+            self._labels[part.name] = labels
+            train, validation = (
+                TrunkCache(job.model, rows, depth, settings) for rows in (labels.train, labels.validation)
+            )
+            self._rows[part.name] = train, validation
+        sizes = {name: len(train.encoded) for name, (train, _) in self._rows.items()}
+        self.record = {"loss": "labels"}
+        self.steps = settings.steps or sum(settings.steps_for(size) for size in sizes.values())
+        shares = np.array(list(sizes.values())) ** (1 / settings.temperature)
+        self._shares = shares / shares.sum()
+
+    def losses(
+        self, tail: BundleTail, heads: dict[str, AdapterHead], settings: BundleSettings
+    ) -> Iterator[torch.Tensor]:
+        """Yield a part's loss, times its weight, for each step."""
+        streams = [
+            self._losses(part, number, tail, heads[part.name], settings)
+            for number, part in enumerate(self._parts)
+        ]
+        chance = np.random.default_rng([settings.seed, 3])
+        while True:
+            yield next(streams[chance.choice(len(streams), p=self._shares)])
+
+    def _losses(
+        self, part: JobPart, number: int, tail: BundleTail, head: AdapterHead, settings: BundleSettings
+    ) -> Iterator[torch.Tensor]:
+        labels, (train, _) = self._labels[part.name], self._rows[part.name]
+        weights = labels.weights(settings.class_weights)
+        for trunk, rows in training_batches(train, settings, (2, number)):
+            hidden = tail(trunk, part.name)
+            logits = labels.logits(head, hidden, train.encoded, rows)
+            loss = labels.loss(logits, labels.targets(rows, hidden.shape[1]), weights)
+            yield loss * (1.0 if part.weight is None else part.weight)
+
+    @torch.no_grad()
+    def validate(self, tail: BundleTail, heads: dict[str, AdapterHead]) -> dict[str, Validation]:
+        """Score each part by its family's metric."""
+        validated = {}
+        for name, (_, rows) in self._rows.items():
+            labels = self._labels[name]
+            outputs = (
+                (numbers, labels.logits(heads[name], hidden, rows.encoded, numbers))
+                for numbers, hidden in tail_outputs(partial(tail, part=name), rows, self._settings)
+            )
+            found = labels.read(outputs)
+            scores = labels.scores(found)
+            validated[name] = Validation(scores[labels.metric], scores, labels.held_out(found))
+        return validated
+
+
+def fresh_heads(job: Job) -> dict[str, AdapterHead]:
+    """Return new heads for the labels of the parts' data."""
+    heads = {}
+    for part in job.parts:
+        assert part.data is not None
+        kind = label_kind(part.data)
+        options = job.model.config.hidden_size, job.settings.max_length, kind.problem_type
+        heads[part.name] = AdapterHead(kind.kind, part.data.labels, *options).to(job.model.device)
+    return heads
+
+
+def app_heads(job: Job) -> dict[str, AdapterHead]:
+    """Return copies of the apps' heads."""
+    return {part.name: copy.deepcopy(job.model.heads[part.app]) for part in job.parts}  # type: ignore
+
+
+def bundle_tail(model: MtpfModel, parametrisation: Parametrisation, settings: BundleSettings) -> BundleTail:
+    """Return the tail with the LoRA that a parametrisation gives at the time of each call."""
+
+    def tail(trunk: TrunkOutput, part: str | None) -> torch.Tensor:
+        with precision(model.device, settings.mixed_precision):
+            return run_with(model.backbone, trunk, parametrisation.matrices(part)).float()
+
+    return tail
+
+
+def train_bundle(
+    job: Job,
+    parametrisation: Parametrisation,
+    heads: dict[str, AdapterHead],
+    objective: Objective | None,
+    train_heads: bool = True,
+) -> BundleFit:
+    """Train a parametrisation and the heads, if there is something to train; restore the best state.
+
+    Early stopping is by the mean of the parts' validation scores. Without an objective nothing is trained.
+    """
+    settings = job.settings
+    tail = bundle_tail(job.model, parametrisation, settings)
+    trained = list(parametrisation.parameters)
+    for head in heads.values():
+        trained += head.requires_grad_(train_heads).parameters() if train_heads else ()
+
+    def validated(tail: BundleTail) -> dict[str, Validation]:
+        return objective.validate(tail, heads) if objective is not None else {}
+
+    def score() -> float:
+        return float(np.mean([part.score for part in validated(tail).values()]))
+
+    details: dict[str, Any] = {"steps": 0}
+    if trained and objective is not None:
+        losses = objective.losses(tail, heads, settings)
+        details = optimise(trained, losses, score, objective.steps, settings, job.name)
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    with torch.no_grad():
+        final = parametrisation.matrices(None)
+    if settings.rank is not None:
+        final = truncated(final, settings.rank)
+    fixed = Fixed(
+        {
+            path: LowRank(down.clone(), up.clone(), None if bias is None else bias.clone())
+            for path, (down, up, bias) in final.items()
+        }
+    )
+    scored = validated(bundle_tail(job.model, fixed, settings))
+    if not train_heads:  # which then stay as they are
+        scored = {part: validation._replace(held_out=None) for part, validation in scored.items()}
+    learned = objective.record if trained and objective is not None else {}
+    return BundleFit(fixed.matrices(None), heads, scored, details, dict(learned))
+
+
+class Fixed:
+    """A LoRA that is not trained."""
+
+    def __init__(self, matrices: Matrices):
+        self.parameters: list[nn.Parameter] = []
+        self._matrices = matrices
+
+    def matrices(self, part: str | None) -> Matrices:
+        """Return the LoRA."""
+        return self._matrices
+
+
+def objective_of(job: Job, parametrisation: Parametrisation) -> Objective:
+    """Return what a bundle learns from, for the layers that a parametrisation touches.
+
+    Labels where all parts have data and no texts are given; else the results of the apps, by default on the
+    texts of the data.
+    """
+    depth, loss = depth_of(job.model.backbone, parametrisation.matrices(None)), job.settings.loss
+    labelled = all(part.data is not None for part in job.parts)
+    if loss == "auto":
+        loss = "labels" if labelled and not job.texts else "distil"
+    if loss == "labels" and not labelled:
+        part = next(part.name for part in job.parts if part.data is None)
+        raise RecipeError(f"The part {part!r} has no data to learn from its labels; give it, or texts.")
+    if (loss, depth) not in job.cache:
+        job.cache[loss, depth] = (FromLabels if loss == "labels" else FromApps)(job, depth)
+    return job.cache[loss, depth]
