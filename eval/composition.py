@@ -36,6 +36,7 @@ import yaml
 from eval.checks.calibration import small
 from eval.composition_report import write_report
 from modeling_mtpf.adaptation import FitSettings, fit_app
+from modeling_mtpf.adaptation.bundle import BundleSettings, Part, fit_bundle
 from modeling_mtpf.adaptation.scoring import score_app
 from modeling_mtpf.data.app_data import AppData
 from modeling_mtpf.data.backbones import open_backbone
@@ -179,8 +180,6 @@ class Unit:
             for part, name in names.items():
                 (work / name).symlink_to(apps[part].resolve())
             return [work / name for name in names.values()], names
-        from modeling_mtpf.adaptation.bundle import BundleSettings, Part, fit_bundle
-
         # Without labels a method has the apps, and maybe texts, nothing else.
         texts, known = self.texts(spec.get("texts", "none")), {} if "texts" in spec else data
         parts = {
@@ -192,8 +191,8 @@ class Unit:
         )
         settings = BundleSettings(seed=self.seed, **spec["settings"])
         for bundle, of_bundle in bundles.items():
-            chosen, options = [parts[part] for part in of_bundle], {"texts": texts, "settings": settings}
-            fit_bundle(chosen, spec["method"], self.opened, work / bundle, **options)
+            chosen = [parts[part] for part in of_bundle]
+            fit_bundle(chosen, spec["method"], self.opened, work / bundle, texts, settings=settings)
             self.opened[0].delete_adapter(bundle)
             names |= {part: f"{bundle}/{names[part]}" for part in of_bundle}
         return [work / bundle for bundle in bundles], names

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from typing_extensions import Self
+
 from ..devices import PRECISIONS
 from ..errors import RecipeError
 from .calibration import HeldOut
@@ -148,7 +150,7 @@ class FitSettings:
         if self.size not in (None, *SIZES):
             raise RecipeError(f"size is {self.size!r}; choose one of: {', '.join(SIZES)}.")
 
-    def for_family(self, family: str, started: bool = False) -> "FitSettings":
+    def for_family(self, family: str, started: bool = False) -> Self:
         """Fill in what depends on the family, and on whether the LoRA is ``started`` from an adapter."""
         size, rate = DEFAULTS[family]
         size_of_start = None if self.size == "tpl" else self.size

@@ -212,7 +212,8 @@ class Bench:
         fixed: dict[str, Any] = {"steps": steps, "evaluations": 1} if steps else {}
         # Also without an adapter an app has the shape of one: the adapters are compared, not the shapes.
         fixed |= {"size": "tpl", "mixed_precision": self.settings.mixed_precision}
-        return FitSettings(seed=seed, **fixed)
+        started = self.adapters["ner"] is not None
+        return FitSettings(seed=seed, **fixed).for_family("ner", started=started)
 
     def run(self, unit: Unit) -> Iterator[dict[str, Any]]:
         """Evaluate one unit; each record is in the output file before the next one is computed."""

@@ -339,7 +339,7 @@ def test_records_on_other_data_are_refused(finished, data_folder, capsys):
 def test_the_settings_of_ner_fits_must_be_the_same(arguments, monkeypatch, capsys):
     command = [*arguments, "--tasks", "btc", "--regime", "base", "--protocols", "ner", "--seeds", "0"]
     assert run(command) == 0
-    changed = FitSettings(steps=20, evaluations=1, patience=5)
+    changed = FitSettings(steps=20, evaluations=1, patience=5, size="tpl").for_family("ner")
     monkeypatch.setattr(bench.Bench, "_fit_settings", lambda self, seed: changed)
     assert run(command) == 2 and "another settings.patience: 4, not 5" in capsys.readouterr().err
 

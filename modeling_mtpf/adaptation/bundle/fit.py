@@ -153,7 +153,10 @@ def fit_bundle(
     record |= {"stored_dtype": str(dtype).removeprefix("torch."), "seconds": round(time.time() - started, 1)}
     if folder is not None:
         named = isinstance(backbone, str) and is_hub_id(backbone) and not Path(backbone).exists()
-        source = {"backbone_id": backbone if named else None, "backbone_revision": backbone_revision}
+        source: dict[str, Any] = {
+            "backbone_id": backbone if named else None,
+            "backbone_revision": backbone_revision,
+        }
         save_app(folder, model, name, dtype=dtype, task=record, **source)
     return FittedBundle(name, model, {p["name"]: p["metrics"] for p in record["parts"]}, record, folder)
 
