@@ -113,7 +113,8 @@ def fit_bundle(
         >>> both.model.predict(["Call Ada at 5pm"], adapters=["both/intent"])  # doctest: +SKIP
     """
     started, how = time.time(), bundle_method(method)
-    settings = (settings or BundleSettings()).for_family("ner", started=adapter is not None)
+    family = "tc" if all(part.family == "tc" for part in parts) else "ner"
+    settings = (settings or BundleSettings()).for_family(family, started=adapter is not None)
     _check_parts(parts, method, how)
     if seeds < 1 or settings.seed + seeds > 2**31:
         raise RecipeError(f"seeds is {seeds}; it must be at least 1, and all seeds below 2^31.")
