@@ -25,7 +25,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-KINDS = {"adapter": "entities", "bundle": "bundle", "backbone": "backbone", "export": "phone"}
+KINDS = {"adapter": "entities", "backbone": "backbone", "export": "phone", "bundle": "bundle"}
 SECONDS, BYTES = 5, 1_000_000_000
 NEEDS_BACKBONE = re.compile("trained on|trained with|the backbone reads|the backbone has no")
 """Refusals of what `inspect` of one folder cannot know."""
