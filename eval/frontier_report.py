@@ -2,8 +2,8 @@
 
     python eval/frontier_report.py eval/results/frontier-*.json --page docs/apps.md --picture docs/apps.svg
 
-The table replaces what the page has between its markers. A row counts where all rows of its table have a
-value; differences are of means over the same seeds, with intervals over the sets.
+The table replaces what the page has between its markers. A mean is over the sets of means over the seeds that
+the row has; differences are over the cells that both have, with intervals over the sets.
 """
 
 from collections import defaultdict
@@ -42,11 +42,17 @@ Values = dict[str, dict[tuple[str, int], dict[str, Any]]]
 
 
 def cells_of(records: list[dict[str, Any]], family: str) -> Values:
-    """Return regime → (set, seed) → record."""
+    """Return regime, without its options, → (set, seed) → record."""
     values: Values = defaultdict(dict)
     for record in records:
         if record["family"] == family and record["protocol"] == "frontier":
-            values[record["regime"]][record["task"], record["seed"]] = record
+            name = record["regime"].partition(":")[0]
+            values[name][record["task"], record["seed"]] = record
+    for cell, probe in values.get("probe", {}).items():  # `auto` keeps the better one by validation
+        if lora := values.get("lora", {}).get(cell):
+            both = {"cpu_seconds": probe["cpu_seconds"] + lora["cpu_seconds"]}
+            better = probe if probe["validation"] >= lora["validation"] else lora
+            values["auto"][cell] = {**better, **both}
     return values
 
 
