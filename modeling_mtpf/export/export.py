@@ -38,7 +38,7 @@ from ..model.modeling_mtpf import MtpfModel
 from ..model.predict_mtpf import check_tokenizer, load_tokenizer, text_tokenizer
 from ..model.schemas_mtpf import MAX_LAYERS, MODULE, SHA256
 from ..model.sources_mtpf import is_hub_id
-from ..model.texts_mtpf import WINDOW_OVERLAP, backend_sha256, plain_backend
+from ..model.texts_mtpf import WINDOW_OVERLAP, backend_sha256, plain_backend, with_symbols_apart
 from ..model.trunk_mtpf import encoder_layers, lora_modules
 from ..version import versions
 from .graphs import OPSET, TAIL_FILE, TRUNK_FILE, TailShape, export_tail, export_trunk, tail_modules
@@ -448,8 +448,8 @@ def _manifest(
 
 
 def _save_tokenizer(tokenizer: Any, file: Path) -> tuple[list[int], list[int]]:
-    """Write a tokenizer that neither cuts nor pads; return the special tokens before and after a text."""
-    backend = plain_backend(tokenizer)
+    """Write the tokenizer of `TextTokenizer`; return the special tokens before and after a text."""
+    backend = with_symbols_apart(plain_backend(tokenizer))
     backend.save(str(file))
     sample = backend.encode("a")
     text = [index for index, special in enumerate(sample.special_tokens_mask) if not special]

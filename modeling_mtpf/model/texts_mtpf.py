@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from tokenizers import Regex, Tokenizer
+from tokenizers.pre_tokenizers import Sequence, Split
 
 from .errors_mtpf import in_one_sentence
 
@@ -33,6 +35,13 @@ PROBES = [
     "",
 ]
 """Texts whose tokens tell tokenizers apart, and on which a broken one fails."""
+
+_SYMBOLS = "\ufe0f\u20e3\u2190-\u21ff\u2300-\u2bff\U0001f000-\U0001faff"
+_JOINED = "\ufe0e\u200d\U000e0020-\U000e007f"
+SYMBOLS = f" [{_SYMBOLS}][{_SYMBOLS}{_JOINED}]*|[{_SYMBOLS}][{_SYMBOLS}{_JOINED}]*"
+"""A run of emoji, arrows and pictographs, as a regular expression of characters. The space before is part of
+it: SentencePiece reads one alone as a token. Signs that are part of a word or a number, such as ``°``, ``€``
+and mathematical operators, are not among them."""
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _TABLE_ROWS = 1000
@@ -190,13 +199,55 @@ def plain_backend(tokenizer: Any) -> Any:
     return backend
 
 
+def with_symbols_apart(backend: Any) -> Any:
+    """Let words end where a run of `SYMBOLS` begins, in place, and leave out those without a token.
+
+    Otherwise BERT's tokenizer reads ``Paris🙂`` as one unknown word, and SentencePiece as one with the emoji;
+    and apps, which saw few unknown words, take one for anything. All else is as before. Byte-level tokenizers
+    do it by themselves.
+    """
+    if len(set(backend.encode("a\u2192a", add_special_tokens=False).word_ids)) == 3:
+        return backend
+    splitter = backend.pre_tokenizer
+    steps = [Split(Regex(SYMBOLS), "isolated"), *([] if splitter is None else [splitter])]
+    if splitter is not None and len(json.loads(splitter.__getstate__()).get("pretokenizers", "")) == 1:
+        steps[:0] = steps[:1]  # sequences are joined: so `backend_sha256` knows one of a single step
+    if backend.token_to_id("<0x0A>") is None:  # else what has no token is read byte by byte
+        unknown = _unknown_symbols(backend)
+        steps.insert(0, Split(Regex(f" [{unknown}][{_JOINED}]*|[{unknown}][{_JOINED}]*"), "removed"))
+    backend.pre_tokenizer = Sequence(steps)
+    return backend
+
+
+def _unknown_symbols(backend: Any) -> str:
+    """Return the symbols without a token of their own as ranges of a regular expression."""
+    ranges = "\ufe0f\u20e3"
+    for first, last in re.findall("(.)-(.)", _SYMBOLS):
+        run = ""
+        for symbol in map(chr, range(ord(first), ord(last) + 2)):
+            known = any(backend.token_to_id(before + symbol) is not None for before in ("", "▁"))
+            if not known and symbol <= last:
+                run = run[:1] + symbol
+            elif run:
+                ranges, run = ranges + "-".join(run), ""
+    return ranges
+
+
 def backend_sha256(backend: Any) -> str:
     """Return a hash of what a backend of `plain_backend` does: its parts, and the tokens of `PROBES`.
 
-    Not of its file, which other versions of the library write differently. Its post-processor does the same
-    to every text, so that the tokens tell it.
+    Not of its file, which other versions of the library write differently, nor of `with_symbols_apart`. Its
+    post-processor does the same to every text, so that the tokens tell it.
     """
     stored = json.loads(backend.to_str())
+    steps = (stored["pre_tokenizer"] or {}).get("pretokenizers", [])
+    rest = [step for step in steps if not step.get("pattern", {}).get("Regex", "").startswith(" [\ufe0f")]
+    if len(rest) < len(steps):
+        single = len(rest) == 1 and steps.count(steps[-2]) == 1
+        stored["pre_tokenizer"] = (
+            rest[0] if single else {"type": "Sequence", "pretokenizers": rest} if rest else None
+        )
+        backend = Tokenizer.from_str(json.dumps(stored))
     model = stored["model"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges") or []]
     parts = {key: value for key, value in model.items() if key not in ("vocab", "merges")}
@@ -216,10 +267,10 @@ def _without_defaults(part: dict[str, Any]) -> dict[str, Any]:
 
 
 class TextTokenizer:
-    """A private, unchanging copy of a fast tokenizer; safe to use from several threads."""
+    """A private, unchanging copy of a fast tokenizer, `with_symbols_apart`; threads may share it."""
 
     def __init__(self, tokenizer: Any):
-        self._backend = plain_backend(tokenizer)
+        self._backend = with_symbols_apart(plain_backend(tokenizer))
         sample = self._backend.encode("a")
         special = np.array(sample.special_tokens_mask, dtype=bool)
         content = np.flatnonzero(~special)

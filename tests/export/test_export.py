@@ -43,6 +43,7 @@ AWKWARD = [
     " \t\n ",
     "Ada\tLovelace\r\nmet  her",
     "e\u0301te\u0301 👩‍👩‍👧 שלום עולם مرحبا 東京タワー",
+    "Ada🙂 in London→5pm❤️, #Monday🇵🇹 5\ufe0f\u20e3",
     "\ud800 lonely surrogate".encode("utf-8", "replace").decode(),
     "x" * 400,
     "Ada Lovelace met Charles Babbage in London on Monday. " * 40,
