@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tokenizers import Regex, Tokenizer
+from tokenizers import Regex
 from tokenizers.pre_tokenizers import Sequence, Split
 
 from .errors_mtpf import in_one_sentence
@@ -43,6 +43,7 @@ SYMBOLS = f" [{_SYMBOLS}][{_SYMBOLS}{_JOINED}]*|[{_SYMBOLS}][{_SYMBOLS}{_JOINED}
 it: SentencePiece reads one alone as a token. Signs that are part of a word or a number, such as ``°``, ``€``
 and mathematical operators, are not among them."""
 
+_SYMBOL = re.compile(f"[{_SYMBOLS}]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _TABLE_ROWS = 1000
 
@@ -208,10 +209,9 @@ def with_symbols_apart(backend: Any) -> Any:
     """
     if len(set(backend.encode("a\u2192a", add_special_tokens=False).word_ids)) == 3:
         return backend
-    splitter = backend.pre_tokenizer
-    steps = [Split(Regex(SYMBOLS), "isolated"), *([] if splitter is None else [splitter])]
-    if splitter is not None and len(json.loads(splitter.__getstate__()).get("pretokenizers", "")) == 1:
-        steps[:0] = steps[:1]  # sequences are joined: so `backend_sha256` knows one of a single step
+    steps = [Split(Regex(SYMBOLS), "isolated")]
+    if backend.pre_tokenizer is not None:
+        steps.append(backend.pre_tokenizer)
     if backend.token_to_id("<0x0A>") is None:  # else what has no token is read byte by byte
         unknown = _unknown_symbols(backend)
         steps.insert(0, Split(Regex(f" [{unknown}][{_JOINED}]*|[{unknown}][{_JOINED}]*"), "removed"))
@@ -236,18 +236,10 @@ def _unknown_symbols(backend: Any) -> str:
 def backend_sha256(backend: Any) -> str:
     """Return a hash of what a backend of `plain_backend` does: its parts, and the tokens of `PROBES`.
 
-    Not of its file, which other versions of the library write differently, nor of `with_symbols_apart`. Its
-    post-processor does the same to every text, so that the tokens tell it.
+    Not of its file, which other versions of the library write differently. Its post-processor does the same
+    to every text, so that the tokens tell it.
     """
     stored = json.loads(backend.to_str())
-    steps = (stored["pre_tokenizer"] or {}).get("pretokenizers", [])
-    rest = [step for step in steps if not step.get("pattern", {}).get("Regex", "").startswith(" [\ufe0f")]
-    if len(rest) < len(steps):
-        single = len(rest) == 1 and steps.count(steps[-2]) == 1
-        stored["pre_tokenizer"] = (
-            rest[0] if single else {"type": "Sequence", "pretokenizers": rest} if rest else None
-        )
-        backend = Tokenizer.from_str(json.dumps(stored))
     model = stored["model"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges") or []]
     parts = {key: value for key, value in model.items() if key not in ("vocab", "merges")}
@@ -267,10 +259,13 @@ def _without_defaults(part: dict[str, Any]) -> dict[str, Any]:
 
 
 class TextTokenizer:
-    """A private, unchanging copy of a fast tokenizer, `with_symbols_apart`; threads may share it."""
+    """A private, unchanging copy of a fast tokenizer; safe to use from several threads.
+
+    Texts with `SYMBOLS` are read by another copy, `with_symbols_apart`.
+    """
 
     def __init__(self, tokenizer: Any):
-        self._backend = with_symbols_apart(plain_backend(tokenizer))
+        self._backend = plain_backend(tokenizer)
         sample = self._backend.encode("a")
         special = np.array(sample.special_tokens_mask, dtype=bool)
         content = np.flatnonzero(~special)
@@ -284,6 +279,11 @@ class TextTokenizer:
         """The hash that an app records of the tokenizer that it was trained with."""
         return backend_sha256(self._backend)
 
+    @functools.cached_property
+    def apart(self) -> Any:
+        """The backend for texts with `SYMBOLS`, which reads other texts as the tokenizer itself does."""
+        return with_symbols_apart(copy.deepcopy(self._backend))
+
     @property
     def special(self) -> int:
         """Special tokens around every window."""
@@ -294,6 +294,10 @@ class TextTokenizer:
         readable = [text if text.isascii() else _SURROGATES.sub("\ufffd", text) for text in texts]
         with in_one_sentence("The tokenizer cannot read a text"):
             encodings = self._backend.encode_batch(readable, add_special_tokens=False)
+            if special := [i for i, text in enumerate(readable) if not text.isascii() and _SYMBOL.search(text)]:
+                again = self.apart.encode_batch([readable[i] for i in special], add_special_tokens=False)
+                for i, encoding in zip(special, again, strict=True):
+                    encodings[i] = encoding
         return [Tokens(np.array(encoding.ids, dtype=np.int64), encoding) for encoding in encodings]
 
     def windows(self, text: int, tokens: int, max_length: int | None) -> list[Window]:
