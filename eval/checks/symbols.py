@@ -2,9 +2,10 @@
 
     python eval/checks/symbols.py --ner DATA --ner DATA --output eval/results/symbols.json
 
-One app is fitted on a few rows of each set, as they are. In the test texts a symbol follows every entity and
-a fifth of the other words: ``apart`` from it, ``glued`` to it, or ``between`` it and the next word, without a
-space. An entity is found where predict gives its characters and its type.
+One app is fitted on a few rows of each set, as they are. In the test texts an emoji, or a sign that BERT's
+vocabulary knows, follows every entity and a fifth of the other words: ``apart`` from it, ``glued`` to it, or
+``between`` it and the next word, without a space. An entity is found where predict gives its characters and
+its type.
 """
 
 import json
@@ -23,12 +24,12 @@ from modeling_mtpf.data.spans import Span
 from modeling_mtpf.metrics import span_scores
 from modeling_mtpf.settings import ScriptParser
 
-SYMBOLS = ["🙂", "👩🏽‍🚀", "🇵🇹", "❤️", "🎉🎉", "→", "★", "👍🏽"]
-FORMS = {"clean": None, "apart": " {} ", "glued": "{} ", "between": "{}"}
+SYMBOLS = {"emoji": ["🙂", "👩🏽‍🚀", "🇵🇹", "❤️", "🎉🎉", "👍🏽"], "signs": ["→", "★"]}
+FORMS = {"apart": " {} ", "glued": "{} ", "between": "{}"}
 
 
 def message(
-    words: list[str], tags: list[str], form: str | None, random: np.random.Generator
+    words: list[str], tags: list[str], kind: str, form: str, random: np.random.Generator
 ) -> tuple[str, list[Span]]:
     """Join words with spaces and symbols; return the text and its entities."""
     text = ""
@@ -40,7 +41,7 @@ def message(
         elif tag[0] == "B":
             spans.append(Span(start, len(text), tag[2:]))
         follows = random.random() < (1.0 if tag != "O" else 0.2) and following[0] != "I"
-        text += form.format(random.choice(SYMBOLS)) if form and follows else " "
+        text += form.format(random.choice(SYMBOLS[kind])) if form and follows else " "
     return text, spans
 
 
@@ -50,9 +51,12 @@ def measure(source: str, sizes: dict[str, int]) -> dict[str, Any]:
     assert data.test is not None
     app = fit_app(data, "ner", backbone=open_backbone("packaged", None), settings=FitSettings())
     scores = {}
-    for name, form in FORMS.items():
+    forms = [(f"{kind} {name}", kind, form) for kind in SYMBOLS for name, form in FORMS.items()]
+    for name, kind, form in [("clean", "", ""), *forms]:
         random = np.random.default_rng(0)
-        rows = [message(*row, form, random) for row in zip(data.test.inputs, data.test.labels, strict=True)]
+        rows = [
+            message(*row, kind, form, random) for row in zip(data.test.inputs, data.test.labels, strict=True)
+        ]
         results = app.model.predict([text for text, _ in rows], adapters=[app.name])[app.name]
         predicted = [[Span(r["start"], r["end"], r["entity_group"]) for r in result] for result in results]
         scored = span_scores([spans for _, spans in rows], predicted)

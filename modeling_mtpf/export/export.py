@@ -449,7 +449,7 @@ def _manifest(
 
 
 def _save_tokenizer(tokenizer: Any, file: Path) -> tuple[list[int], list[int]]:
-    """Write the tokenizer that `TextTokenizer` has for all texts; return the special tokens before and after a text."""
+    """Write `TextTokenizer.apart`, which reads all texts; return the special tokens before and after one."""
     backend = with_symbols_apart(plain_backend(tokenizer))
     backend.save(str(file))
     sample = backend.encode("a")

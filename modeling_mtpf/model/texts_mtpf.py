@@ -294,9 +294,9 @@ class TextTokenizer:
         readable = [text if text.isascii() else _SURROGATES.sub("\ufffd", text) for text in texts]
         with in_one_sentence("The tokenizer cannot read a text"):
             encodings = self._backend.encode_batch(readable, add_special_tokens=False)
-            if special := [i for i, text in enumerate(readable) if not text.isascii() and _SYMBOL.search(text)]:
-                again = self.apart.encode_batch([readable[i] for i in special], add_special_tokens=False)
-                for i, encoding in zip(special, again, strict=True):
+            if some := [i for i, text in enumerate(readable) if not text.isascii() and _SYMBOL.search(text)]:
+                again = self.apart.encode_batch([readable[i] for i in some], add_special_tokens=False)
+                for i, encoding in zip(some, again, strict=True):
                     encodings[i] = encoding
         return [Tokens(np.array(encoding.ids, dtype=np.int64), encoding) for encoding in encodings]
 
