@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +21,7 @@ from hub_cards import adapter_card
 from ..data.app_data import FAMILIES, AppData, check_app_data, load_app_data
 from ..data.backbones import open_backbone
 from ..data.sources import Source
+from ..data.words import IGNORE
 from ..errors import AdapterError, MtpfError, RecipeError, first_line
 from ..model.adapter_files_mtpf import (
     AdapterFiles,
@@ -35,16 +37,19 @@ from ..model.configuration_mtpf import max_tokens
 from ..model.delta_mtpf import write_delta
 from ..model.modeling_mtpf import MtpfModel
 from ..model.predict_mtpf import text_tokenizer
+from ..model.scope_mtpf import Scope
 from ..model.sources_mtpf import is_hub_id
 from ..settings import nearest
 from .calibration import calibrate
 from .methods import auto, lora, probe, sparse  # noqa: F401  they register themselves
 from .methods.registry import method_named
 from .rounding import round_to_stored
+from .scope import IN_SCOPE, MAX_TEXTS, fit_scope
 from .scoring import score_app
 from .settings import FitResult, FitSettings
 from .standalone import Standalone, fit_standalone
 from .tail_training import app_parameters
+from .text_vectors import embed_texts
 
 _START = "family-start"
 """Name in memory of the adapter that an app starts from."""
@@ -112,6 +117,8 @@ class FittedApp:
             if "ece_after" in calibration:
                 text = "calibration error when held out   {ece_before:.4f} -> {ece_after:.4f}"
             lines.append(f"  {text.format(**calibration)}  (temperature {calibration['temperature']:.2f})")
+            if share := calibration.get("in_scope"):
+                lines.append(f"  held-out texts in scope           {share:.4f}  (of predict with in_scope)")
         notes = self.record["data"]
         lines += [f"  {note.replace('_', ' ')}: {notes[note]}" for note in notes if note not in _NOT_SHOWN]
         if self.folder is not None:
@@ -205,6 +212,8 @@ def fit_app(
     if backbone_sha256(base.backbone) != digest:
         raise RuntimeError("The frozen backbone has changed while an app was fitted: this is a bug.")
     head: Any = model.heads[name]
+    if data.family == "tc" and not data.multi_label and not standalone:
+        head.scope = _scope(model, tokenizer, name, data, results[_best_seed(results)], settings)
     head.tokenizer_sha256 = text_tokenizer(model, tokenizer).sha256
     test = score_app(model, tokenizer, name, data.test) if data.test else None
     record = _record(data, method, settings, results, start_name, test)
@@ -272,6 +281,25 @@ def _fit_standalone(
         results[seed] = app.result
         best = app if seed == _best_seed(results) else best
     return results, best
+
+
+def _scope(model, tokenizer, name, data, result: Any, settings: FitSettings) -> Scope | None:
+    """Fit what tells texts out of scope, from vectors that the method had or from some training texts."""
+    if not result.held_out:
+        return None
+    if result.vectors is None:
+        size = min(len(data.train), MAX_TEXTS)
+        rows = np.random.default_rng(settings.seed).permutation(len(data.train))[:size]
+        some = data.train.take(rows)
+        options: dict[str, Any] = {"mixed_precision": settings.mixed_precision}
+        options["max_length"] = settings.max_length
+        result.vectors = embed_texts(model, tokenizer, some.inputs, name, **options), some.labels
+    index = {label: number for number, label in enumerate(data.labels)}
+    targets = np.array([index.get(label, IGNORE) for label in result.vectors[1]])
+    vectors, known = result.vectors[0][targets >= 0], targets[targets >= 0]
+    scores = result.held_out.of_labels(data.labels) / result.calibration["temperature"]
+    result.calibration["in_scope"] = IN_SCOPE
+    return fit_scope(model.heads[name], vectors, known, scores)
 
 
 def _best_seed(results: dict[int, FitResult]) -> int:

@@ -1,8 +1,11 @@
 """Settings that all adaptation methods share, and the result they give."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from ..devices import PRECISIONS
 from ..errors import RecipeError
@@ -175,6 +178,7 @@ class FitResult:
         held_out: Scores for rows that the head was not fitted on, for its temperature; without them the
             scores stay as they are.
         calibration: What `calibrate` returned, if the app was.
+        vectors: Mean vectors ``(texts, hidden)`` of fitted texts and their labels, if the method has them.
     """
 
     score: float
@@ -182,3 +186,4 @@ class FitResult:
     details: dict[str, Any] = field(default_factory=dict)
     held_out: HeldOut | None = None
     calibration: dict[str, float] = field(default_factory=dict)
+    vectors: tuple[np.ndarray, Sequence[str]] | None = None

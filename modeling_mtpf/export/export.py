@@ -10,6 +10,7 @@ An export is a folder that needs only onnxruntime, tokenizers and numpy:
     runner.py          a copy of the module `runner`
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -37,6 +38,7 @@ from ..model.hub_cache_mtpf import sha256_of
 from ..model.modeling_mtpf import MtpfModel
 from ..model.predict_mtpf import check_tokenizer, load_tokenizer, text_tokenizer
 from ..model.schemas_mtpf import MAX_LAYERS, MODULE, SHA256
+from ..model.scope_mtpf import Scope
 from ..model.sources_mtpf import is_hub_id
 from ..model.texts_mtpf import WINDOW_OVERLAP, backend_sha256, plain_backend, with_symbols_apart
 from ..model.trunk_mtpf import encoder_layers, lora_modules
@@ -269,11 +271,19 @@ def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _App
             "max_length": head.max_length,
             "backbone": sha256,
             **({"problem_type": head.problem_type} if head.problem_type else {}),
+            **({"scope": _as_text(head.scope)} if head.scope else {}),
         }
         arrays = {key: value.float().contiguous().numpy().copy() for key, value in tensors.items()}
         return _AppTensors(loaded, arrays, depth, targets, about)
     finally:
         model.delete_adapter(loaded)
+
+
+def _as_text(scope: Scope) -> dict[str, Any]:
+    """Return a scope as JSON has it, with base64 of float16: what runners do not know, they leave alone."""
+    arrays = {key: value.astype("<f2") for key, value in scope.tensors().items() if value.ndim}
+    coded = {key: [*value.shape, base64.b64encode(value.tobytes()).decode()] for key, value in arrays.items()}
+    return {**coded, "threshold": float(scope.threshold)}
 
 
 def _shape(model: MtpfModel, apps: list[_AppTensors], layers: int | None) -> TailShape:

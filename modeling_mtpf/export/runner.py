@@ -2,6 +2,7 @@
 """Run the apps of an `mtpf export` without torch: ``python runner.py --app entities < texts.txt``."""
 
 import argparse
+import base64
 import contextlib
 import hashlib
 import json
@@ -103,15 +104,29 @@ class Runner:
             ("number of labels", len(labels), inputs["head.weight"].shape[1:] == (len(labels),)),
             *((name, "not finite", np.isfinite(values).all()) for name, values in inputs.items()),
         )
+        if scope := app.get("scope"):
+            for name in ("projection", "means", "background"):
+                *shape, data = scope[name]
+                scope[name] = np.frombuffer(base64.b64decode(data), "<f2").astype(np.float32).reshape(shape)
+            shapes = scope["projection"].shape, scope["background"].shape, scope["means"].shape[1:]
+            axes = shapes[0][-1]
+            _check(
+                ("scope", shapes, shapes == ((len(labels), axes), (2, axes), (axes,))),
+                ("threshold of scope", scope["threshold"], np.isfinite(scope["threshold"])),
+            )
         return {**app, "inputs": inputs}
 
-    def predict(self, texts, apps, batch_size=32):
+    def predict(self, texts, apps, batch_size=32, in_scope=False):
         """Return for each app one result per text, as ``MtpfModel.predict`` does."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         if wrong := [(i, type(text).__name__) for i, text in enumerate(texts) if not isinstance(text, str)]:
             raise RunnerError(f"Text {wrong[0][0]} is {wrong[0][1]}, not a string.")
         if unknown := [name for name in apps if name not in self.apps]:
             raise RunnerError(f"There is no app {unknown[0]!r}; this export has: {', '.join(self.apps)}.")
+        kinds = {name: self.apps[name].get("problem_type") or self.apps[name]["kind"] for name in apps}
+        scopeless = [n for n in apps if kinds[n] != "token-classification" and not self.apps[n].get("scope")]
+        if in_scope and scopeless:
+            raise RunnerError(f"App {scopeless[0]!r} cannot say what is out of scope; leave out in_scope.")
         lone = dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)  # surrogates, which no tokenizer takes
         with _refused("The tokenizer cannot read a text"):
             encoded = self.tokenizer.encode_batch(
@@ -140,9 +155,13 @@ class Runner:
         for name, by_text in pieces.items():
             result = self._label if self.apps[name]["kind"] == "text-classification" else self._entities
             rows = zip(texts, encoded, map(sorted, by_text), strict=True)
-            several = self.apps[name].get("problem_type") == "multi_label_classification"
-            result = self._label_set if several else result
+            result = self._label_set if kinds[name] == "multi_label_classification" else result
             pieces[name] = [result(*row, self.apps[name]["labels"]) for row in rows]
+            if in_scope and kinds[name] == "text-classification":
+                for row, parts in zip(pieces[name], by_text, strict=True):
+                    row["in_scope"] = _contains(
+                        self.apps[name]["scope"], _average(parts, lambda logits: logits)
+                    )
         return pieces
 
     def _windows(self, sizes, apps):
@@ -215,6 +234,15 @@ def _average(pieces, probabilities):
     return np.average(every, axis=0, weights=[len(logits) for _, logits, _ in pieces])
 
 
+def _contains(scope, logits):
+    """Say whether a text's logits lie where those of the training texts do, as ``Scope.contains`` does."""
+    logits = logits - logits.max()
+    point = logits @ scope["projection"]
+    near = ((point - scope["means"]) ** 2).sum(-1).min()
+    far = ((point - scope["background"][0]) ** 2 * scope["background"][1]).sum()
+    return bool(far - near - np.log(np.exp(logits).sum()) >= scope["threshold"])
+
+
 def _softmax(logits):
     return (powers := np.exp(logits - logits.max(-1, keepdims=True))) / powers.sum(-1, keepdims=True)
 
@@ -222,10 +250,11 @@ def _softmax(logits):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Apply apps to the lines of standard input.")
     parser.add_argument("--app", action="append", required=True, help="may be given several times")
-    chosen = parser.parse_args().app
+    parser.add_argument("--in_scope", action="store_true", help="say which texts are about what an app knows")
+    options = parser.parse_args()
     lines = [line.decode("utf-8", "replace").rstrip("\r\n") for line in sys.stdin.buffer]
     try:
-        results = Runner(Path(__file__).parent).predict(lines, chosen)
+        results = Runner(Path(__file__).parent).predict(lines, options.app, in_scope=options.in_scope)
     except RunnerError as error:
         sys.exit(f"error: {error}")
     for line in zip(*results.values(), strict=True):
