@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -22,7 +22,7 @@ from ..data.app_data import FAMILIES, AppData, check_app_data, load_app_data
 from ..data.backbones import open_backbone
 from ..data.sources import Source
 from ..data.words import IGNORE
-from ..errors import AdapterError, MtpfError, RecipeError, first_line
+from ..errors import AdapterError, DataError, MtpfError, RecipeError, first_line
 from ..model.adapter_files_mtpf import (
     AdapterFiles,
     backbone_sha256,
@@ -128,8 +128,8 @@ class FittedApp:
 
 
 def fit_app(
-    data: Source | AppData,
-    family: str,
+    data: Source | AppData | tuple[Sequence, Sequence],
+    family: str | Sequence | None = None,
     *,
     backbone: str | tuple[MtpfModel, PreTrainedTokenizerBase] = "packaged",
     adapter: str | Path | None = None,
@@ -147,8 +147,10 @@ def fit_app(
     """Fit one app on the frozen backbone, and save it as an adapter folder.
 
     Args:
-        data: A path, a Hub id or a table in memory (see `load_app_data`), or data that is read already.
-        family: ``ner`` or ``tc``.
+        data: A path, a Hub id or a table in memory (see `load_app_data`), or data that is read already; or
+            texts, with their labels as a second argument or in a pair: a label or a list of labels each, or
+            of NER a list of spans, or words with a list of tags.
+        family: ``ner`` or ``tc``; found by itself for texts with labels.
         backbone: ``packaged``, a folder or a Hub id; or a model and its tokenizer, to fit several apps.
         adapter: Folder or Hub id of the family's LoRA to start from; by default a fresh one.
         output_dir: New folder for the app; by default nothing is saved.
@@ -170,12 +172,12 @@ def fit_app(
 
     Example:
         >>> app = fit_app("intents.csv", "tc", output_dir="apps/intent")  # doctest: +SKIP
+        >>> app = fit_app(["Lunch at 1?", "Wake me at 7"] * 20, ["meal", "alarm"] * 20)  # doctest: +SKIP
         >>> app.model.predict(["Lunch at 1?"], adapters=[app.name])  # doctest: +SKIP
     """
     started = time.time()
     settings = settings or FitSettings()
-    if family not in FAMILIES:
-        raise RecipeError(f"Unknown family {family!r}; {nearest(family, list(FAMILIES))}choose ner or tc.")
+    data, family = _with_family(data, family)
     method, fit = method_named(family, method)
     if seeds < 1 or settings.seed + seeds > 2**31:
         raise RecipeError(f"seeds is {seeds}; it must be at least 1, and all seeds below 2^31.")
@@ -225,6 +227,33 @@ def fit_app(
         write = partial(_write_standalone, base, best) if standalone else _write_app
         _save(folder, write, model, name, dtype=dtype, task=record, **source)
     return FittedApp(name, model, record["metrics"], record, folder)
+
+
+def _with_family(data: Any, family: Any) -> tuple[Any, str]:
+    """Return the data, of texts with labels as rows, and its family, which these tell."""
+    if family is not None and not isinstance(family, str):
+        data, family = (data, family), None
+    if isinstance(data, tuple) and len(data) == 2:
+        data, found = _rows_of(*data)
+        family = family or found
+    if family not in FAMILIES:
+        hint = nearest(str(family), list(FAMILIES))
+        raise RecipeError(f"Unknown family {family!r}; {hint}choose ner or tc.")
+    return data, family
+
+
+def _rows_of(texts: Any, labels: Any) -> tuple[list[dict[str, Any]], str]:
+    """Return texts with their labels as rows, and their family."""
+    inputs, targets = (part.tolist() if hasattr(part, "tolist") else list(part) for part in (texts, labels))
+    if len(inputs) != len(targets):
+        raise DataError(
+            f"There are {len(inputs):,} texts but {len(targets):,} labels; give one for each text."
+        )
+    several = next((target[0] for target in targets if isinstance(target, (list, tuple)) and target), "")
+    words, spans = any(not isinstance(text, str) for text in inputs[:1]), not isinstance(several, str)
+    keys = ("tokens", "ner_tags") if words else ("text", "spans") if spans else ("text", "label")
+    rows = [dict(zip(keys, pair, strict=True)) for pair in zip(inputs, targets, strict=True)]
+    return rows, "ner" if words or spans else "tc"
 
 
 def _data_of(data: Source | AppData, family: str, seed: int, options: dict[str, Any]) -> AppData:

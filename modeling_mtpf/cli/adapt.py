@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..adaptation import FitSettings, fit_app
+from ..adaptation import FitSettings, fit_app, zero_shot_app
 from ..devices import available_cores
 from ..errors import RecipeError
 from ..model.schemas_mtpf import NAME_PATTERN
@@ -18,6 +18,7 @@ EXAMPLES = """\
       --output_dir apps/entities
   mtpf adapt --family tc --data intents.csv --output_dir apps/intent
   mtpf adapt --family tc --data tickets.csv.gz --columns.text body --columns.label team --output_dir apps/team
+  mtpf adapt --family tc --zero_shot --labels billing,delivery --test tickets.csv --output_dir apps/topic
   mtpf adapt --family ner --data owner/set --train_fraction 0.1 --seeds 3 --output_dir apps/low"""
 
 
@@ -51,6 +52,7 @@ class AdaptSettings(FitSettings):
             (train, validation, test) or written by save_to_disk; or a Hub data set
             owner/name[:config][@revision].
         output_dir: New folder for the app.
+        zero_shot: Make the app of the names in ``--labels`` alone, without ``--data`` (tc).
         backbone: ``packaged``, a folder or a Hub id, a stock encoder included.
         backbone_revision: Commit of the backbone's repo.
         adapter: Folder or Hub id of the family's LoRA to start from; a fresh one by default.
@@ -75,8 +77,9 @@ class AdaptSettings(FitSettings):
     """
 
     family: str
-    data: str
+    data: str | None = None
     output_dir: str
+    zero_shot: bool = False
     backbone: str = "packaged"
     backbone_revision: str | None = None
     adapter: str | None = None
@@ -99,6 +102,12 @@ class AdaptSettings(FitSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.zero_shot and (self.family != "tc" or self.data or self.adapter or not self.labels):
+            raise RecipeError(
+                "--zero_shot is for --family tc with --labels a,b,c, without --data and --adapter."
+            )
+        if not self.zero_shot and self.data is None:
+            raise RecipeError("--data is missing: a file, a folder or a Hub data set with labels.")
         if self.threads < 0:
             raise RecipeError(f"threads is {self.threads}; it must be at least 0.")
         if self.name is None:  # apps/My Intents becomes my-intents: PEFT takes no other letters
@@ -121,4 +130,8 @@ def run(arguments: list[str], prog: str) -> str:
     values["columns"] = {role: name for role, name in vars(settings.columns).items() if name is not None}
     if values["labels"]:
         values["labels"] = [label.strip() for label in values["labels"].split(",")]
+    if values.pop("zero_shot"):
+        keys = ("backbone", "backbone_revision", "output_dir", "name", "test")
+        options = {key: values[key] for key in keys}
+        return str(zero_shot_app(values["labels"], max_length=fit.max_length, **options))
     return str(fit_app(settings=fit, **values))
