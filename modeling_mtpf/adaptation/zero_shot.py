@@ -86,7 +86,7 @@ def zero_shot_app(
     fitted: Any = model.heads[name]
     fitted.tokenizer_sha256 = text_tokenizer(model, tokenizer).sha256
     scores = score_app(model, tokenizer, name, examples) if examples else {}
-    record = {
+    record: dict[str, Any] = {
         "family": "tc",
         "method": "zero_shot",
         "start": "fresh",

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..model.texts_mtpf import TextTokenizer
+from ..model.texts_mtpf import TextTokenizer, has_symbols
 from .words import pad_id
 
 CHUNK = 2048
@@ -60,15 +60,16 @@ def encode_rows(
 ) -> EncodedRows:
     """Tokenize texts as prediction does, or sentences split into words, each cut at ``max_length`` tokens."""
     encoded = EncodedRows({"input_ids": []}, pad_id(tokenizer))
-    if all(isinstance(row, str) for row in rows[:1]):
+    split = bool(rows) and not isinstance(rows[0], str)
+    if not split and any(map(has_symbols, rows)):
         return _encode_texts(TextTokenizer(tokenizer), list(rows), max_length, encoded)
     for start in range(0, len(rows), CHUNK):
         part = list(rows[start : start + CHUNK])
-        encoding = tokenizer(part, truncation=True, max_length=max_length, is_split_into_words=True)
+        encoding = tokenizer(part, truncation=True, max_length=max_length, is_split_into_words=split)
         for key in filter(encoding.__contains__, tokenizer.model_input_names):
             encoded.columns.setdefault(key, []).extend(np.asarray(x, dtype=np.int32) for x in encoding[key])
         encoded.cut += [bool(row.overflowing) for row in encoding.encodings]
-        for words in map(encoding.word_ids, range(len(part))):
+        for words in map(encoding.word_ids, range(len(part))) if split else ():
             encoded.word_ids.append(np.array([-1 if w is None else w for w in words], dtype=np.int32))
     return encoded
 

@@ -200,6 +200,11 @@ def plain_backend(tokenizer: Any) -> Any:
     return backend
 
 
+def has_symbols(text: str) -> bool:
+    """Say whether a text has any of `SYMBOLS`."""
+    return not text.isascii() and _SYMBOL.search(text) is not None
+
+
 def with_symbols_apart(backend: Any) -> Any:
     """Let words end where a run of `SYMBOLS` begins, in place, and leave out those without a token.
 
@@ -294,7 +299,7 @@ class TextTokenizer:
         readable = [text if text.isascii() else _SURROGATES.sub("\ufffd", text) for text in texts]
         with in_one_sentence("The tokenizer cannot read a text"):
             encodings = self._backend.encode_batch(readable, add_special_tokens=False)
-            if some := [i for i, text in enumerate(readable) if not text.isascii() and _SYMBOL.search(text)]:
+            if some := [i for i, text in enumerate(readable) if has_symbols(text)]:
                 again = self.apart.encode_batch([readable[i] for i in some], add_special_tokens=False)
                 for i, encoding in zip(some, again, strict=True):
                     encodings[i] = encoding
