@@ -10,7 +10,7 @@ FLOORS = (
     ("errors", "devices"),
     ("files", "metrics", "settings", "hub", "data", "serving", "hub_cards"),
     ("labelling", "adaptation", "export"),
-    ("pretraining", "evaluation"),
+    ("pretraining", "evaluation", "sklearn", "spacy"),
     ("cli",),
     ("train", "eval"),
 )

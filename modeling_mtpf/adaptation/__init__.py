@@ -6,5 +6,6 @@ require_extra("train", "sklearn", "datasets", "tqdm")
 
 from .app import FittedApp, fit_app  # noqa: E402
 from .settings import FitSettings  # noqa: E402
+from .zero_shot import zero_shot_app  # noqa: E402
 
-__all__ = ["FitSettings", "FittedApp", "fit_app"]
+__all__ = ["FitSettings", "FittedApp", "fit_app", "zero_shot_app"]

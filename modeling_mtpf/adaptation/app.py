@@ -5,13 +5,14 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -20,7 +21,8 @@ from hub_cards import adapter_card
 from ..data.app_data import FAMILIES, AppData, check_app_data, load_app_data
 from ..data.backbones import open_backbone
 from ..data.sources import Source
-from ..errors import AdapterError, MtpfError, RecipeError, first_line
+from ..data.words import IGNORE
+from ..errors import AdapterError, DataError, MtpfError, RecipeError, first_line
 from ..model.adapter_files_mtpf import (
     AdapterFiles,
     backbone_sha256,
@@ -35,16 +37,19 @@ from ..model.configuration_mtpf import max_tokens
 from ..model.delta_mtpf import write_delta
 from ..model.modeling_mtpf import MtpfModel
 from ..model.predict_mtpf import text_tokenizer
+from ..model.scope_mtpf import Scope
 from ..model.sources_mtpf import is_hub_id
 from ..settings import nearest
 from .calibration import calibrate
 from .methods import auto, lora, probe, sparse  # noqa: F401  they register themselves
 from .methods.registry import method_named
 from .rounding import round_to_stored
+from .scope import IN_SCOPE, MAX_TEXTS, fit_scope
 from .scoring import score_app
 from .settings import FitResult, FitSettings
 from .standalone import Standalone, fit_standalone
 from .tail_training import app_parameters
+from .text_vectors import embed_texts
 
 _START = "family-start"
 """Name in memory of the adapter that an app starts from."""
@@ -112,6 +117,8 @@ class FittedApp:
             if "ece_after" in calibration:
                 text = "calibration error when held out   {ece_before:.4f} -> {ece_after:.4f}"
             lines.append(f"  {text.format(**calibration)}  (temperature {calibration['temperature']:.2f})")
+            if share := calibration.get("in_scope"):
+                lines.append(f"  held-out texts in scope           {share:.4f}  (of predict with in_scope)")
         notes = self.record["data"]
         lines += [f"  {note.replace('_', ' ')}: {notes[note]}" for note in notes if note not in _NOT_SHOWN]
         if self.folder is not None:
@@ -121,8 +128,8 @@ class FittedApp:
 
 
 def fit_app(
-    data: Source | AppData,
-    family: str,
+    data: Source | AppData | tuple[Sequence, Sequence],
+    family: str | Sequence | None = None,
     *,
     backbone: str | tuple[MtpfModel, PreTrainedTokenizerBase] = "packaged",
     adapter: str | Path | None = None,
@@ -140,8 +147,10 @@ def fit_app(
     """Fit one app on the frozen backbone, and save it as an adapter folder.
 
     Args:
-        data: A path, a Hub id or a table in memory (see `load_app_data`), or data that is read already.
-        family: ``ner`` or ``tc``.
+        data: A path, a Hub id or a table in memory (see `load_app_data`), or data that is read already; or
+            texts, with their labels as a second argument or in a pair: a label or a list of labels each, or
+            of NER a list of spans, or words with a list of tags.
+        family: ``ner`` or ``tc``; found by itself for texts with labels.
         backbone: ``packaged``, a folder or a Hub id; or a model and its tokenizer, to fit several apps.
         adapter: Folder or Hub id of the family's LoRA to start from; by default a fresh one.
         output_dir: New folder for the app; by default nothing is saved.
@@ -163,11 +172,11 @@ def fit_app(
 
     Example:
         >>> app = fit_app("intents.csv", "tc", output_dir="apps/intent")  # doctest: +SKIP
+        >>> app = fit_app(["Lunch at 1?", "Wake me at 7"] * 20, ["meal", "alarm"] * 20)  # doctest: +SKIP
         >>> app.model.predict(["Lunch at 1?"], adapters=[app.name])  # doctest: +SKIP
     """
     started = time.time()
-    if family not in FAMILIES:
-        raise RecipeError(f"Unknown family {family!r}; {nearest(family, list(FAMILIES))}choose ner or tc.")
+    data, family = _with_family(data, family)
     settings = (settings or FitSettings()).for_family(family, started=adapter is not None)
     method, fit = method_named(family, method)
     if seeds < 1 or settings.seed + seeds > 2**31:
@@ -205,6 +214,8 @@ def fit_app(
     if backbone_sha256(base.backbone) != digest:
         raise RuntimeError("The frozen backbone has changed while an app was fitted: this is a bug.")
     head: Any = model.heads[name]
+    if data.family == "tc" and not data.multi_label and not standalone:
+        head.scope = _scope(model, tokenizer, name, data, results[_best_seed(results)], settings)
     head.tokenizer_sha256 = text_tokenizer(model, tokenizer).sha256
     test = score_app(model, tokenizer, name, data.test) if data.test else None
     record = _record(data, method, settings, results, start_name, test)
@@ -216,6 +227,33 @@ def fit_app(
         write = partial(_write_standalone, base, best) if standalone else _write_app
         save_app(folder, model, name, write, dtype=dtype, task=record, **source)
     return FittedApp(name, model, record["metrics"], record, folder)
+
+
+def _with_family(data: Any, family: Any) -> tuple[Any, str]:
+    """Return the data, of texts with labels as rows, and its family, which these tell."""
+    if family is not None and not isinstance(family, str):
+        data, family = (data, family), None
+    if isinstance(data, tuple) and len(data) == 2:
+        data, found = _rows_of(*data)
+        family = family or found
+    if family not in FAMILIES:
+        hint = nearest(str(family), list(FAMILIES))
+        raise RecipeError(f"Unknown family {family!r}; {hint}choose ner or tc.")
+    return data, family
+
+
+def _rows_of(texts: Any, labels: Any) -> tuple[list[dict[str, Any]], str]:
+    """Return texts with their labels as rows, and their family."""
+    inputs, targets = (part.tolist() if hasattr(part, "tolist") else list(part) for part in (texts, labels))
+    if len(inputs) != len(targets):
+        raise DataError(
+            f"There are {len(inputs):,} texts but {len(targets):,} labels; give one for each text."
+        )
+    several = next((target[0] for target in targets if isinstance(target, (list, tuple)) and target), "")
+    words, spans = any(not isinstance(text, str) for text in inputs[:1]), not isinstance(several, str)
+    keys = ("tokens", "ner_tags") if words else ("text", "spans") if spans else ("text", "label")
+    rows = [dict(zip(keys, pair, strict=True)) for pair in zip(inputs, targets, strict=True)]
+    return rows, "ner" if words or spans else "tc"
 
 
 def data_of(data: Source | AppData, family: str, seed: int, options: dict[str, Any]) -> AppData:
@@ -272,6 +310,25 @@ def _fit_standalone(
         results[seed] = app.result
         best = app if seed == _best_seed(results) else best
     return results, best
+
+
+def _scope(model, tokenizer, name, data, result: Any, settings: FitSettings) -> Scope | None:
+    """Fit what tells texts out of scope, from vectors that the method had or from some training texts."""
+    if not result.held_out:
+        return None
+    if result.vectors is None:
+        size = min(len(data.train), MAX_TEXTS)
+        rows = np.random.default_rng(settings.seed).permutation(len(data.train))[:size]
+        some = data.train.take(rows)
+        options: dict[str, Any] = {"mixed_precision": settings.mixed_precision}
+        options["max_length"] = settings.max_length
+        result.vectors = embed_texts(model, tokenizer, some.inputs, name, **options), some.labels
+    index = {label: number for number, label in enumerate(data.labels)}
+    targets = np.array([index.get(label, IGNORE) for label in result.vectors[1]])
+    vectors, known = result.vectors[0][targets >= 0], targets[targets >= 0]
+    scores = result.held_out.of_labels(data.labels) / result.calibration["temperature"]
+    result.calibration["in_scope"] = IN_SCOPE
+    return fit_scope(model.heads[name], vectors, known, scores)
 
 
 def _best_seed(results: dict[int, FitResult]) -> int:

@@ -25,10 +25,20 @@ class HeldOut:
         scores: Logits or log-probabilities ``(rows, labels)``; of a multi-label app logits.
         targets: Number of each row's label ``(rows,)``; negative where only the best label is known to be
             wrong. Of a multi-label app whether each has each label, bool ``(rows, labels)``.
+        names: Labels of the columns, where they are not those of the head in its order.
     """
 
     scores: np.ndarray
     targets: np.ndarray
+    names: list[str] | None = None
+
+    def of_labels(self, labels: list[str]) -> np.ndarray:
+        """Return the scores in the order of a head ``(rows, labels)``; a missing label has the lowest."""
+        if self.names is None:
+            return self.scores
+        scores = np.full((len(self.scores), len(labels)), self.scores.min(initial=0.0))
+        scores[:, [labels.index(name) for name in self.names]] = self.scores
+        return scores
 
     def calibration_error(self, temperature: float = 1.0) -> float:
         """Return the expected calibration error of the best labels at a temperature."""

@@ -1,9 +1,11 @@
 """Settings that all adaptation methods share, and the result they give."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from typing_extensions import Self
 
 from ..devices import PRECISIONS
@@ -185,6 +187,7 @@ class FitResult:
         held_out: Scores for rows that the head was not fitted on, for its temperature; without them the
             scores stay as they are.
         calibration: What `calibrate` returned, if the app was.
+        vectors: Mean vectors ``(texts, hidden)`` of fitted texts and their labels, if the method has them.
     """
 
     score: float
@@ -192,3 +195,4 @@ class FitResult:
     details: dict[str, Any] = field(default_factory=dict)
     held_out: HeldOut | None = None
     calibration: dict[str, float] = field(default_factory=dict)
+    vectors: tuple[np.ndarray, Sequence[str]] | None = None

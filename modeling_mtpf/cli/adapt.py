@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..adaptation import FitSettings, fit_app
+from ..adaptation import FitSettings, fit_app, zero_shot_app
 from ..adaptation.bundle import BundleSettings, fit_bundle
 from ..adaptation.bundle.registry import bundle_method
 from ..adaptation.bundle.settings import read_parts
@@ -22,6 +22,7 @@ EXAMPLES = """\
   mtpf adapt --family tc --data intents.csv --output_dir apps/intent
   mtpf adapt --family tc --data tickets.csv.gz --columns.text body --columns.label team --output_dir apps/team
   mtpf adapt --bundle parts.yaml --method joint --output_dir apps/both
+  mtpf adapt --family tc --zero_shot --labels billing,delivery --test tickets.csv --output_dir apps/topic
   mtpf adapt --family ner --data owner/set --train_fraction 0.1 --seeds 3 --output_dir apps/low"""
 
 
@@ -59,6 +60,7 @@ class AdaptSettings(FitSettings):
             (train, validation, test) or written by save_to_disk; or a Hub data set
             owner/name[:config][@revision].
         output_dir: New folder for the app.
+        zero_shot: Make the app of the names in ``--labels`` alone, without ``--data`` (tc).
         backbone: ``packaged``, a folder or a Hub id, a stock encoder included.
         backbone_revision: Commit of the backbone's repo.
         adapter: Folder or Hub id of the family's LoRA to start from; a fresh one by default.
@@ -89,6 +91,7 @@ class AdaptSettings(FitSettings):
     bundle: str | None = None
     temperature: float = 2.0
     rank: int | None = None
+    zero_shot: bool = False
     backbone: str = "packaged"
     backbone_revision: str | None = None
     adapter: str | None = None
@@ -111,7 +114,12 @@ class AdaptSettings(FitSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.bundle is None and (missing := [k for k in ("family", "data") if getattr(self, k) is None]):
+        if self.zero_shot and (self.family != "tc" or self.data or self.adapter or not self.labels):
+            raise RecipeError(
+                "--zero_shot is for --family tc with --labels a,b,c, without --data and --adapter."
+            )
+        needed = () if self.bundle or self.zero_shot else ("family", "data")
+        if missing := [key for key in needed if getattr(self, key) is None]:
             raise RecipeError(f"--{missing[0]} is missing; give --family and --data, or --bundle.")
         if self.threads < 0:
             raise RecipeError(f"threads is {self.threads}; it must be at least 0.")
@@ -153,4 +161,8 @@ def run(arguments: list[str], prog: str) -> str:
     values["columns"] = {role: name for role, name in vars(settings.columns).items() if name is not None}
     if values["labels"]:
         values["labels"] = [label.strip() for label in values["labels"].split(",")]
+    if values.pop("zero_shot"):
+        keys = ("backbone", "backbone_revision", "output_dir", "name", "test")
+        options = {key: values[key] for key in keys}
+        return str(zero_shot_app(values["labels"], max_length=fit.max_length, **options))
     return str(fit_app(settings=fit, **values))

@@ -27,9 +27,9 @@ EXAMPLES = """\
 Input is one text a line, or a table (.csv, .tsv) or JSON (.jsonl, .ndjson, .json), of which --column names
 the text; each may be packed (.gz). Output is one line of JSON a text, in order:
 {"text": ..., "results": {APP: ...}}, for a NER app a list of {"entity_group", "score", "word", "start",
-"end"}, for a TC app {"label", "score"}, with --top_k or of a multi-label app a list of them. With --format
-label-studio it is a list of tasks with predictions, for a project whose controls are named label (Labels) and
-choice (Choices), and its text text."""
+"end"}, for a TC app {"label", "score"}, with --in_scope also "in_scope", with
+--top_k or of a multi-label app a list of them. With --format label-studio it is a list of tasks with
+predictions, for a project whose controls are named label (Labels) and choice (Choices), and its text text."""
 
 FORMATS = ("jsonl", "label-studio")
 ENGINES = ("torch", "ray")
@@ -52,6 +52,7 @@ class PredictSettings:
         top_k: Labels of a TC app, as a list; 1 gives the best alone, 0 a list of all.
         threshold: Leave out entities and labels with a lower score; a single label becomes null. By default
             0, and 0.5 for multi-label apps.
+        in_scope: Also say of each text whether it is about anything that a TC app was fitted on.
         lines_ahead: Lines read before results come; more is faster, 1 answers at once.
         engine: ``torch`` in this process, or ``ray``: the files of folders in parallel, on a cluster where
             RAY_ADDRESS names one.
@@ -68,6 +69,7 @@ class PredictSettings:
     format: str = "jsonl"
     top_k: int = 1
     threshold: float | None = None
+    in_scope: bool = False
     lines_ahead: int = 1024
     engine: str = "torch"
     output_dir: str | None = None
@@ -81,6 +83,8 @@ class PredictSettings:
             raise MtpfError(f"--format is {self.format!r}; {hint}choose one of: {', '.join(FORMATS)}.")
         if self.top_k < 0:
             raise MtpfError(f"--top_k is {self.top_k}; it must be at least 1, or 0 for all labels.")
+        if self.in_scope and self.top_k != 1:
+            raise MtpfError("--in_scope belongs to a text's best label; leave out --top_k.")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise MtpfError(f"--threshold is {self.threshold}; it must be from 0 to 1.")
         if self.engine not in ENGINES:
@@ -143,6 +147,7 @@ def _results(
     settings: PredictSettings, model: Any, adapters: list[str], texts: Iterable[str]
 ) -> Iterator[Any]:
     options = {"portion": settings.lines_ahead, "threshold": settings.threshold}
+    options["in_scope"] = settings.in_scope
     return model.predict_stream(texts, adapters, top_k=settings.top_k or None, **options)
 
 

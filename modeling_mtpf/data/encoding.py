@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..model.texts_mtpf import TextTokenizer, has_symbols
 from .words import pad_id
 
 CHUNK = 2048
@@ -57,9 +58,11 @@ def padded(values: list[np.ndarray], length: int, fill: int) -> np.ndarray:
 def encode_rows(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[str] | Sequence[list[str]], max_length: int
 ) -> EncodedRows:
-    """Tokenize texts, or sentences that are split into words, each cut at ``max_length`` tokens."""
-    split = bool(rows) and not isinstance(rows[0], str)
+    """Tokenize texts as prediction does, or sentences split into words, each cut at ``max_length`` tokens."""
     encoded = EncodedRows({"input_ids": []}, pad_id(tokenizer))
+    split = bool(rows) and not isinstance(rows[0], str)
+    if not split and any(has_symbols(str(row)) for row in rows):
+        return _encode_texts(TextTokenizer(tokenizer), list(rows), max_length, encoded)
     for start in range(0, len(rows), CHUNK):
         part = list(rows[start : start + CHUNK])
         encoding = tokenizer(part, truncation=True, max_length=max_length, is_split_into_words=split)
@@ -68,4 +71,16 @@ def encode_rows(
         encoded.cut += [bool(row.overflowing) for row in encoding.encodings]
         for words in map(encoding.word_ids, range(len(part))) if split else ():
             encoded.word_ids.append(np.array([-1 if w is None else w for w in words], dtype=np.int32))
+    return encoded
+
+
+def _encode_texts(reader: TextTokenizer, texts: list, max_length: int, encoded: EncodedRows) -> EncodedRows:
+    """Add the tokens of texts to empty rows."""
+    for start in range(0, len(texts), CHUNK):
+        for tokens in reader(texts[start : start + CHUNK]):
+            ids = tokens.ids[: max_length - reader.special]
+            row = np.concatenate([reader.prefix, ids, reader.suffix]).astype(np.int32)
+            encoded.columns["input_ids"].append(row)
+            encoded.columns.setdefault("attention_mask", []).append(np.ones_like(row))
+            encoded.cut.append(len(ids) < len(tokens.ids))
     return encoded

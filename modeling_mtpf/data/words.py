@@ -3,17 +3,19 @@
 from collections.abc import Sequence
 
 import numpy as np
-from tokenizers import Tokenizer
-from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
+from tokenizers import Regex, Tokenizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel, Split
+from tokenizers.pre_tokenizers import Sequence as Steps
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import DataError
+from ..model.texts_mtpf import SYMBOLS
 from ..model.tokenizer_gate_mtpf import open_tokenizer
 
 IGNORE = -100
 """Label of positions that a loss skips (PyTorch's ``ignore_index``)."""
 
-_SPLITTER = BertPreTokenizer()
+_SPLITTER = Steps([Split(Regex(SYMBOLS), "isolated"), BertPreTokenizer()])
 
 
 def load_word_tokenizer(encoder_id: str, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -44,7 +46,9 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def split_words(text: str) -> list[str]:
-    """Split at white space and around every punctuation mark, as BERT's basic tokenizer does.
+    """Split at white space and around every punctuation mark and run of `SYMBOLS`.
+
+    But for the symbols it is what BERT's basic tokenizer does.
 
     Example:
         >>> split_words("Lunch at 1?")

@@ -10,6 +10,7 @@ An export is a folder that needs only onnxruntime, tokenizers and numpy:
     runner.py          a copy of the module `runner`
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -37,8 +38,9 @@ from ..model.hub_cache_mtpf import sha256_of
 from ..model.modeling_mtpf import MtpfModel
 from ..model.predict_mtpf import check_tokenizer, load_tokenizer, text_tokenizer
 from ..model.schemas_mtpf import BUNDLE, MAX_LAYERS, MODULE, SHA256
+from ..model.scope_mtpf import Scope
 from ..model.sources_mtpf import is_hub_id
-from ..model.texts_mtpf import WINDOW_OVERLAP, backend_sha256, plain_backend
+from ..model.texts_mtpf import WINDOW_OVERLAP, backend_sha256, plain_backend, with_symbols_apart
 from ..model.trunk_mtpf import encoder_layers, lora_modules
 from ..version import versions
 from .graphs import OPSET, TAIL_FILE, TRUNK_FILE, TailShape, export_tail, export_trunk, tail_modules
@@ -267,6 +269,8 @@ def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _App
             tensors |= {f"{path}.lora_A": a, f"{path}.lora_B": b * module.scaling[loaded]}
         if loaded in heads:
             about = {"name": loaded, **about_head(heads[loaded]), "backbone": sha256}
+            if scope := heads[loaded].scope:
+                about["scope"] = _as_text(scope)
         else:  # the columns of the head are the parts' labels, one part after the other
             parts = [{"name": part_name(key), **about_head(head)} for key, head in heads.items()]
             least = min(head.max_length for head in heads.values())
@@ -275,6 +279,13 @@ def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _App
         return _AppTensors(loaded, arrays, depth, targets, about)
     finally:
         model.delete_adapter(loaded)
+
+
+def _as_text(scope: Scope) -> dict[str, Any]:
+    """Return a scope as JSON has it, with base64 of float16: what runners do not know, they leave alone."""
+    arrays = {key: value.astype("<f2") for key, value in scope.tensors().items() if value.ndim}
+    coded = {key: [*value.shape, base64.b64encode(value.tobytes()).decode()] for key, value in arrays.items()}
+    return {**coded, "threshold": float(scope.threshold)}
 
 
 def _shape(model: MtpfModel, apps: list[_AppTensors], layers: int | None) -> TailShape:
@@ -387,7 +398,8 @@ def _check_same_settings(folder: Path, manifest: dict, model: MtpfModel) -> None
         raise ExportError(f"{where}: {change}; name that one, or a new folder.")
     with in_one_sentence(f"{folder / TOKENIZER_FILE} is damaged, export into a new folder"):
         stored = backend_sha256(Tokenizer.from_file(str(folder / TOKENIZER_FILE)))
-    if stored != text_tokenizer(model).sha256:
+    reader = text_tokenizer(model)
+    if stored not in (reader.sha256, backend_sha256(reader.apart)):  # older exports: without its steps
         raise ExportError(f"{where}: it has another tokenizer; name that one, or a new folder.")
 
 
@@ -456,8 +468,8 @@ def _manifest(
 
 
 def _save_tokenizer(tokenizer: Any, file: Path) -> tuple[list[int], list[int]]:
-    """Write a tokenizer that neither cuts nor pads; return the special tokens before and after a text."""
-    backend = plain_backend(tokenizer)
+    """Write `TextTokenizer.apart`, which reads all texts; return the special tokens before and after one."""
+    backend = with_symbols_apart(plain_backend(tokenizer))
     backend.save(str(file))
     sample = backend.encode("a")
     text = [index for index, special in enumerate(sample.special_tokens_mask) if not special]

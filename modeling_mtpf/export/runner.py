@@ -2,6 +2,7 @@
 """Run the apps of an `mtpf export` without torch: ``python runner.py --app entities < texts.txt``."""
 
 import argparse
+import base64
 import contextlib
 import hashlib
 import json
@@ -105,6 +106,8 @@ class Runner:
             )
             total += len(labels)
             parts[name] = {**part, "columns": slice(total - len(labels), total)}
+            if scope := part.get("scope"):
+                parts[name]["scope"] = _read_scope(scope, len(labels))
         _check(
             ("max_length", app["max_length"], _whole(app["max_length"], 3, 10**6)),
             ("number of labels", total, parts and inputs["head.weight"].shape[1:] == (total,)),
@@ -124,7 +127,7 @@ class Runner:
             raise RunnerError(f"{what} {name!r}; this export has: {known}.")
         return fitting[0]
 
-    def predict(self, texts, apps, batch_size=32):
+    def predict(self, texts, apps, batch_size=32, in_scope=False):
         """Return for each app one result per text, as ``MtpfModel.predict`` does.
 
         A name is that of an app, of a bundle, ``bundle/part``, or a part's that nothing else has.
@@ -135,6 +138,14 @@ class Runner:
         meant, parts = {name: self._find(name) for name in apps}, {}
         for app, part in meant.values():
             parts.setdefault(app, set()).update(self.apps[app]["parts"] if part is None else [part])
+        about = {(app, part): self.apps[app]["parts"][part] for app in parts for part in parts[app]}
+        kinds = {key: part.get("problem_type") or part["kind"] for key, part in about.items()}
+        lacking = [
+            k for k, part in about.items() if kinds[k] != "token-classification" and not part.get("scope")
+        ]
+        if in_scope and lacking:
+            name = "/".join(filter(None, lacking[0]))
+            raise RunnerError(f"App {name!r} cannot say what is out of scope; leave out in_scope.")
         lone = dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)  # surrogates, which no tokenizer takes
         with _refused("The tokenizer cannot read a text"):
             encoded = self.tokenizer.encode_batch(
@@ -163,12 +174,17 @@ class Runner:
                         piece = batch[row][1], logits_of_part, windows[batch[row]][name]
                         pieces[name, part][batch[row][0]].append(piece)
         for (name, part), by_text in pieces.items():
-            about = self.apps[name]["parts"][part]
-            result = self._label if about["kind"] == "text-classification" else self._entities
+            of_part = about[name, part]
+            result = self._label if of_part["kind"] == "text-classification" else self._entities
             rows = zip(texts, encoded, map(sorted, by_text), strict=True)
-            several = about.get("problem_type") == "multi_label_classification"
+            several = kinds[name, part] == "multi_label_classification"
             result = self._label_set if several else result
-            pieces[name, part] = [result(*row, about["labels"]) for row in rows]
+            pieces[name, part] = [result(*row, of_part["labels"]) for row in rows]
+            if in_scope and kinds[name, part] == "text-classification":
+                for row, texts_pieces in zip(pieces[name, part], by_text, strict=True):
+                    row["in_scope"] = _contains(
+                        of_part["scope"], _average(texts_pieces, lambda logits: logits)
+                    )
         return {
             name: pieces[app, part]
             if part is not None
@@ -246,6 +262,29 @@ def _average(pieces, probabilities):
     return np.average(every, axis=0, weights=[len(logits) for _, logits, _ in pieces])
 
 
+def _read_scope(scope, labels):
+    read = {"threshold": scope["threshold"]}
+    for name in ("projection", "means", "background"):
+        *shape, data = scope[name]
+        read[name] = np.frombuffer(base64.b64decode(data), "<f2").astype(np.float32).reshape(shape)
+    shapes = read["projection"].shape, read["background"].shape, read["means"].shape[1:]
+    axes = shapes[0][-1]
+    _check(
+        ("scope", shapes, shapes == ((labels, axes), (2, axes), (axes,))),
+        ("threshold of scope", read["threshold"], np.isfinite(read["threshold"])),
+    )
+    return read
+
+
+def _contains(scope, logits):
+    """Say whether a text's logits lie where those of the training texts do, as ``Scope.contains`` does."""
+    logits = logits - logits.max()
+    point = logits @ scope["projection"]
+    near = ((point - scope["means"]) ** 2).sum(-1).min()
+    far = ((point - scope["background"][0]) ** 2 * scope["background"][1]).sum()
+    return bool(far - near - np.log(np.exp(logits).sum()) >= scope["threshold"])
+
+
 def _softmax(logits):
     return (powers := np.exp(logits - logits.max(-1, keepdims=True))) / powers.sum(-1, keepdims=True)
 
@@ -253,10 +292,11 @@ def _softmax(logits):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Apply apps to the lines of standard input.")
     parser.add_argument("--app", action="append", required=True, help="may be given several times")
-    chosen = parser.parse_args().app
+    parser.add_argument("--in_scope", action="store_true", help="say which texts are about what an app knows")
+    options = parser.parse_args()
     lines = [line.decode("utf-8", "replace").rstrip("\r\n") for line in sys.stdin.buffer]
     try:
-        results = Runner(Path(__file__).parent).predict(lines, chosen)
+        results = Runner(Path(__file__).parent).predict(lines, options.app, in_scope=options.in_scope)
     except RunnerError as error:
         sys.exit(f"error: {error}")
     for line in zip(*results.values(), strict=True):

@@ -32,6 +32,7 @@ from ..model.schemas_mtpf import (
     read_lora_header,
     read_task,
 )
+from ..model.scope_mtpf import SCOPE_FILE, check_scope
 from ..model.storage_methods_mtpf import HUB_FILES
 from ..model.tokenizer_gate_mtpf import TOKENIZER_CONFIG_FILE, has_vocabulary, open_tokenizer
 from ..model.trunk_mtpf import Encoder
@@ -182,6 +183,7 @@ def check_adapter(folder: Path, backbone: Backbone | None = None) -> tuple[dict[
         install_adapter(backbone.encoder, read_adapter(folder, backbone.encoder, check_backbone=False))
     else:
         read_lora_header(folder, config)
-        for name in (ADAPTER_WEIGHTS_FILE, *([HEAD_FILE] if check_head(folder, task) else [])):
+        head = [HEAD_FILE] if check_head(folder, task) else []
+        for name in (ADAPTER_WEIGHTS_FILE, *head, *([SCOPE_FILE] if check_scope(folder, task) else [])):
             read_tensors(folder / name)
     return config, task

@@ -18,6 +18,7 @@ from ..model.schemas_mtpf import (
     TASK_FILE,
     WEIGHTS_FILE,
 )
+from ..model.scope_mtpf import SCOPE_FILE
 from ..model.storage_methods_mtpf import HUB_FILES
 from ..model.tokenizer_gate_mtpf import TOKENIZER_FILES, VOCABULARY_FILES
 from .client import HubError
@@ -28,7 +29,7 @@ CARD_FILE = "README.md"
 TRAINING_FILE = "training.json"
 """What the card of a backbone tells of its run, as `hub_cards.training_summary` returns it."""
 BACKBONE_FILES = (CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE, *TOKENIZER_FILES)
-ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE)
+ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, SCOPE_FILE, TASK_FILE)
 MARKERS = {"backbone": "modeling_mtpf.py", "adapter": TASK_FILE}
 """Files that only this project publishes: another model's config.json must not make its repo fair game."""
 REFUSED_SUFFIXES = {

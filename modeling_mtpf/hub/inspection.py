@@ -24,6 +24,7 @@ from ..model.schemas_mtpf import (
     read_task,
     task_heads,
 )
+from ..model.scope_mtpf import SCOPE_FILE
 from ..model.sources_mtpf import backbone_hint, find_on_hub
 from ..model.tokenizer_gate_mtpf import TOKENIZER_CONFIG_FILE
 from .checks import (
@@ -41,7 +42,10 @@ from .download import download
 from .files import MARKERS, TRAINING_FILE, lora_parameters
 from .manifest import HubFile, Manifest, read_manifest
 
-SMALL_FILES = (CONFIG_FILE, TRAINING_FILE, TASK_FILE, ADAPTER_CONFIG_FILE, HEAD_FILE, ADAPTER_WEIGHTS_FILE)
+SMALL_FILES = (
+    *(CONFIG_FILE, TRAINING_FILE, TASK_FILE, ADAPTER_CONFIG_FILE),
+    *(HEAD_FILE, SCOPE_FILE, ADAPTER_WEIGHTS_FILE),
+)
 """What `inspect` fetches of a repo; of a backbone's weights it reads the header alone."""
 MAX_FETCH_BYTES = 200_000_000
 

@@ -19,6 +19,7 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load_file, save
 
 from .adapters_mtpf import (
@@ -68,10 +69,11 @@ from .schemas_mtpf import (
     stock_key,
     task_heads,
 )
+from .scope_mtpf import SCOPE_FILE, Scope, check_scope
 from .sources_mtpf import find_on_hub
 from .trunk_mtpf import Encoder, lora_modules
 
-ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, TASK_FILE)
+ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, SCOPE_FILE, TASK_FILE)
 MAX_ADAPTER_BYTES = 1_000_000_000
 """The most that `find_adapter` fetches; a LoRA of rank 32 on two layers has about a megabyte."""
 
@@ -186,6 +188,8 @@ def write_adapter(
         labels = {part_name(name): head.labels for name, head in heads.items()}
         metadata = {"labels": json.dumps(labels.get("", labels), ensure_ascii=False)}
         files[HEAD_FILE] = save(weights, metadata=metadata)
+    if name in heads and (scope := heads[name].scope) is not None:
+        files[SCOPE_FILE] = save_arrays(scope.tensors())
     files[TASK_FILE], files[ADAPTER_CONFIG_FILE] = json_bytes(record), json_bytes(config)
     with replaced_files(folder, ADAPTER_FILES, last=ADAPTER_CONFIG_FILE) as new:
         for file, content in files.items():
@@ -308,6 +312,7 @@ def read_adapter(
                 f"{folder} is damaged: 'max_length' in {TASK_FILE} is {record['max_length']:,}, but the "
                 f"backbone reads {most:,} tokens."
             )
+    has_scope = check_scope(folder, task)
     if check_backbone:
         recorded = task.get("backbone") or {}
         check_identity(folder, encoder, recorded, source)
@@ -322,6 +327,9 @@ def read_adapter(
         )
         head.load_state_dict({key: weights[head_key(part) + key] for key in ("weight", "bias")})
         head.tokenizer_sha256 = (task.get("backbone") or {}).get("tokenizer") if check_backbone else None
+        if has_scope:
+            stored = read_tensors(folder / SCOPE_FILE)
+            head.scope = Scope(**{key: tensor.float().numpy() for key, tensor in stored.items()})
         head.eval()
     fallback = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-_0123456789")
     name = name or task.get("name") or fallback

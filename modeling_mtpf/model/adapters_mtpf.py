@@ -17,6 +17,7 @@ from torch import nn
 from .configuration_mtpf import encoder_layout
 from .errors_mtpf import AdapterError
 from .schemas_mtpf import KINDS, LABEL, MULTI_LABEL, NAME_PATTERN
+from .scope_mtpf import Scope
 from .trunk_mtpf import (
     NUMBER,
     Encoder,
@@ -370,6 +371,7 @@ class AdapterHead(nn.Linear):
         self.labels = list(labels)
         self.max_length = max_length
         self.tokenizer_sha256: str | None = None  # of the tokenizer that it was trained with, if known
+        self.scope: Scope | None = None  # by which texts out of scope are told, if known
 
 
 def named_heads(name: str, heads: AdapterHead | Mapping[str, AdapterHead] | None) -> dict[str, AdapterHead]:

@@ -195,7 +195,7 @@ class MtpfModel(MtpfPreTrainedModel):
             column: Where ``texts`` is a table or yields dicts: what to read; ``text`` by default.
             tokenizer: The backbone's tokenizer; by default read from where the backbone came from.
             token: Hub token, to read the tokenizer from a private repo; by default that of ``hf auth login``.
-            **options: ``top_k``, ``threshold``, ``batch_tokens``, ``batch_size``, ``portion``,
+            **options: ``top_k``, ``threshold``, ``in_scope``, ``batch_tokens``, ``batch_size``, ``portion``,
                 ``max_characters`` of `Predictor`.
 
         Returns:

@@ -58,7 +58,7 @@ class _Portion:
     """Texts that are processed together, with the indices of the apps that each wants.
 
     ``scores`` has for each (text, token app) the log-probabilities ``(sub-words, labels)``, ``sums`` for each
-    (text, text app) the weighted sum of probabilities, and the weight.
+    (text, text app) the weighted sum of probabilities (and logits, for the scope), and the weight.
     """
 
     texts: list[str]
@@ -86,6 +86,8 @@ class Predictor:
             is left out, the result is ``{"label": None, "score": …}`` with its score. By default all scores
             are accepted, but those of a multi-label app from 0.5 on; it gives a list also for a ``top_k`` of
             1, which does not limit it.
+        in_scope: A TC app's result also says, as ``in_scope``, whether the text is about anything that the
+            app was fitted on; ``top_k`` is then 1. The results of NER apps are as without it.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Predictor:
         max_characters: int = MAX_CHARACTERS,
         top_k: int | None = 1,
         threshold: float | None = None,
+        in_scope: bool = False,
     ):
         sizes = {"batch_tokens": batch_tokens, "batch_size": batch_size, "portion": portion, "top_k": top_k}
         for name, value in sizes.items():
@@ -108,7 +111,9 @@ class Predictor:
         number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
         if threshold is not None and not (number and 0 <= threshold <= 1):
             raise ValueError(f"threshold is {threshold!r}; it must be a number from 0 to 1.")
-        self.threshold = threshold
+        if in_scope and top_k != 1:
+            raise ValueError(f"in_scope belongs to a text's best label; leave top_k, which is {top_k}, at 1.")
+        self.threshold, self.in_scope = threshold, in_scope
         self.model = model
         self.tokenizer = text_tokenizer(model, tokenizer, token)
         self.device = execution_device(model)
@@ -166,6 +171,8 @@ class Predictor:
             adapter, named = find_heads(encoder, heads, name)
             for key, head in named.items():
                 check_tokenizer(key, head, self.tokenizer)
+                if self.in_scope:
+                    check_has_scope(key, head)
             layers = inference_views(encoder).tail(encoder, adapter)
             limits = [head.max_length for head in heads_of(heads, adapter).values()]
         limit = min(*limits, max_tokens(self.model.config.encoder_config))
@@ -313,8 +320,10 @@ class Predictor:
             mean = states.sum(1) / torch.from_numpy(lengths).to(states.device, states.dtype)[:, None]
             logits = app.head(mean).float()
             scores = logits.sigmoid() if app.head.problem_type else logits.softmax(-1)
-            probabilities = scores.cpu().numpy()
-            for window, length, row in zip(batch, lengths.tolist(), probabilities, strict=True):
+            if self.in_scope:
+                scores = torch.cat([scores, logits], -1)
+            rows = scores.cpu().numpy()
+            for window, length, row in zip(batch, lengths.tolist(), rows, strict=True):
                 entry = portion.sums[window.text, index]
                 entry[0], entry[1] = entry[0] + row * length, entry[1] + length
             return
@@ -327,10 +336,13 @@ class Predictor:
         if app.scheme is None:
             total, weight = portion.sums[text, index]
             _check_numbers(app, total)
+            total, logits = np.split(total, [len(app.head.labels)]) if self.in_scope else (total, None)
             top_k, threshold = self.top_k, self.threshold
             if app.head.problem_type:
                 top_k, threshold = top_k if top_k != 1 else None, 0.5 if threshold is None else threshold
-            return text_labels(total / weight, app.head.labels, top_k, threshold or 0.0)
+            result = text_labels(total / weight, app.head.labels, top_k, threshold or 0.0)
+            scope = {} if logits is None else {"in_scope": app.head.scope.contains(logits / weight)}
+            return {**result, **scope} if scope else result
         scores = portion.scores[text, index]
         _check_numbers(app, scores)
         if not (app.scheme.group_of[scores.argmax(-1)] >= 0).any():
@@ -396,6 +408,18 @@ def check_tokenizer(name: str, head: Any, tokenizer: TextTokenizer) -> None:
         raise AdapterError(
             f"App {name!r} was trained with another tokenizer (sha256 {head.tokenizer_sha256[:12]}…, here "
             f"{tokenizer.sha256[:12]}…); use the one of its backbone, or load it with check_backbone=False."
+        )
+
+
+def check_has_scope(name: str, head: Any) -> None:
+    """Raise `AdapterError` for a text app that cannot tell which texts are out of scope."""
+    if head.kind == "text-classification" and head.scope is None:
+        why = (
+            "may give several labels or none" if head.problem_type else "has no record of its training texts"
+        )
+        raise AdapterError(
+            f"App {name!r} cannot say what is out of scope: it {why}; leave out in_scope, or fit it as a "
+            "plain app of one label a text (parts of bundles, standalone and older apps cannot)."
         )
 
 

@@ -40,6 +40,7 @@ HUB_FILES = (
     "predict_mtpf.py",
     "results_mtpf.py",
     "schemas_mtpf.py",
+    "scope_mtpf.py",
     "sources_mtpf.py",
     "storage_methods_mtpf.py",
     "texts_mtpf.py",

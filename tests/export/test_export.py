@@ -34,6 +34,7 @@ from modeling_mtpf.export.int8 import quantize_tables
 from modeling_mtpf.model.hub_cache_mtpf import sha256_of
 from modeling_mtpf.model.results_mtpf import TagScheme
 from modeling_mtpf.model.schemas_mtpf import MULTI_LABEL
+from modeling_mtpf.model.scope_mtpf import Scope
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -43,6 +44,7 @@ AWKWARD = [
     " \t\n ",
     "Ada\tLovelace\r\nmet  her",
     "e\u0301te\u0301 👩‍👩‍👧 שלום עולם مرحبا 東京タワー",
+    "Ada🙂 in London→5pm❤️, #Monday🇵🇹 5\ufe0f\u20e3",
     "\ud800 lonely surrogate".encode("utf-8", "replace").decode(),
     "x" * 400,
     "Ada Lovelace met Charles Babbage in London on Monday. " * 40,
@@ -202,6 +204,36 @@ def test_the_runner_gives_the_labels_of_a_multi_label_app(copied, folders, tmp_p
     assert len({len(rows) for rows in results["moods"]}) > 1
 
 
+def test_the_runner_says_what_is_in_scope_as_predict_does(copied, folders, tmp_path):
+    app = make_app(tmp_path, folders / "backbone", "topics", LoraSettings(r=2))
+    model = torch_model(folders / "backbone", app, folders / "entities")
+    generator = np.random.default_rng(0)
+    arrays = [generator.normal(size=shape) for shape in ((3, 2), (3, 2), (2, 2))]
+    scope = Scope(*arrays, np.zeros(())).rounded()
+    model.heads["topics"].scope = scope
+    texts, taken = [*AWKWARD, *(" ".join(text.split()[:2]) for text in AWKWARD)], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Scope, "contains", lambda self, logits: bool(taken.append(self.scores(logits[None])[0]))
+        )
+        model.predict(texts, ["topics"], in_scope=True)
+    ordered = np.unique(taken)  # a threshold that no text meets just so
+    gap = len(ordered) // 4 + np.diff(ordered)[len(ordered) // 4 : -len(ordered) // 4].argmax()
+    scope.threshold = np.asarray(ordered[gap : gap + 2].mean(), np.float32)
+    export_onnx(folders / "backbone", [model.save_adapter(tmp_path / "scoped", "topics")], copied)
+    run = runner_of(copied).Runner(copied)
+    results = run.predict(texts, ["topics", "entities"], in_scope=True)
+    expected = model.predict(texts, ["topics", "entities"], in_scope=True)
+    assert [row.pop("in_scope") for row in results["topics"]] == [
+        row.pop("in_scope") for row in expected["topics"]
+    ]
+    assert_close(results, expected)
+    with pytest.raises(
+        run.predict.__globals__["RunnerError"], match="App 'intent' cannot say what is out of"
+    ):
+        run.predict(["Ada"], ["intent"], in_scope=True)
+
+
 def test_the_runner_decodes_tags_as_predict_does():
     generator = np.random.default_rng(0)
     labels = ["I-LOC", "B-PER", "O", "B-LOC", "I-PER", "I-ORG"]
@@ -238,7 +270,7 @@ def test_threads_share_a_runner(exported):
 
 def test_runner_is_short_and_needs_three_packages(exported):
     lines = (exported / "runner.py").read_text("utf-8").splitlines()
-    assert len(lines) <= 270
+    assert len(lines) <= 300
     imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
     assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime", "tokenizers"}
 

@@ -79,7 +79,7 @@ def fit_probe(
         "chosen_by": f"{FOLDS} stratified folds" if folded else "validation",
         "refitted_with_validation": True,
     }
-    return FitResult(best.score, best.validation, details, best.held_out)
+    return FitResult(best.score, best.validation, details, best.held_out, vectors=both)
 
 
 def choose_probe(
@@ -154,7 +154,7 @@ def _result(labels: Sequence[str], probabilities: np.ndarray, names: list[str]) 
     pairs = zip(probabilities, labels, strict=True)
     right = [row[columns[label]] if label in columns else 0.0 for row, label in pairs]
     targets = np.array([columns.get(label, IGNORE) for label in labels])
-    held_out = HeldOut(np.log(np.maximum(probabilities, 1e-12)), targets)
+    held_out = HeldOut(np.log(np.maximum(probabilities, 1e-12)), targets, names)
     result = FitResult(scores["accuracy"], scores, held_out=held_out)
     return result, -float(np.log(np.maximum(right, 1e-12)).mean())
 
