@@ -33,7 +33,7 @@ def heads(width: int = 32) -> dict[str, AdapterHead]:
     for seed, (name, (kind, labels, limit)) in enumerate(PARTS.items()):
         torch.manual_seed(seed)
         made[name] = AdapterHead(kind, labels, width, limit)
-        torch.nn.init.normal_(made[name].weight, 0, 5)
+        torch.nn.init.normal_(made[name].weight, 0, 5 if kind.startswith("token") else 0.3)
     made["moods"].problem_type = "multi_label_classification"
     return made
 
