@@ -270,7 +270,7 @@ def test_threads_share_a_runner(exported):
 
 def test_runner_is_short_and_needs_three_packages(exported):
     lines = (exported / "runner.py").read_text("utf-8").splitlines()
-    assert len(lines) <= 300
+    assert len(lines) <= 305
     imported = {line.split()[1].split(".")[0] for line in lines if line.startswith(("import ", "from "))}
     assert imported - sys.stdlib_module_names == {"numpy", "onnxruntime", "tokenizers"}
 
