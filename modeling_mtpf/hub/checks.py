@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+from safetensors import safe_open
 from transformers import AutoModel
 
 from ..model.adapter_files_mtpf import install_adapter, read_adapter, read_tensors
-from ..model.backbone_identity_mtpf import check_settings
+from ..model.backbone_identity_mtpf import check_finite, check_settings
 from ..model.configuration_mtpf import AUTO_MAP, MtpfConfig, encoder_layout
 from ..model.gate_mtpf import read_json
 from ..model.schemas_mtpf import (
@@ -65,7 +66,11 @@ def check_backbone(folder: Path, shapes: Shapes | None = None) -> Backbone:
     Raises:
         HubError: Something is missing, damaged, or not a backbone of this project.
     """
-    shapes = check_checkpoint(folder, shapes)
+    local, shapes = shapes is None, check_checkpoint(folder, shapes)
+    if local:
+        with safe_open(folder / WEIGHTS_FILE, "pt") as weights:
+            for key in weights.keys():  # noqa: SIM118  it is no dict; one at a time, a backbone may be large
+                check_finite(folder / WEIGHTS_FILE, {key: weights.get_tensor(key)}, HubError)
     config = read_config(folder)
     check_code_references(CONFIG_FILE, config)
     if config.get("auto_map") != AUTO_MAP or not isinstance(config.get("mtpf"), dict):

@@ -234,6 +234,14 @@ def test_weights_must_be_those_of_the_config(hub, backbone, change, message):
     pushes_nothing(hub, lambda: push_backbone(backbone, BACKBONE), message)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -2e9], ids=["NaN", "infinite", "huge"])
+def test_weights_that_loading_refuses_are_neither_pushed_nor_unseen(hub, backbone, value):
+    shrink(backbone, lambda w: w["embeddings.LayerNorm.bias"].fill_(value))
+    message = "'embeddings.LayerNorm.bias' holds numbers that are not finite or beyond 1e"
+    pushes_nothing(hub, lambda: push_backbone(backbone, BACKBONE), message)
+    assert any(message in finding for finding in inspect(backbone).findings)
+
+
 @pytest.mark.parametrize(
     "file, changes, message",
     [
