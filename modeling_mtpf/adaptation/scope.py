@@ -34,7 +34,10 @@ def fit_scope(head: Any, vectors: np.ndarray, targets: np.ndarray, held_out: np.
     means = np.stack([points[numbers == label].mean(0) for label in range(len(labels))])
     inside, whole = points - means[numbers], points - points.mean(0)
     # Axes along which labels differ most, in units of the spread within labels; few texts tell it roughly.
-    within, least = (inside.T @ inside) / len(points), LEAST * whole.var(0).mean()
+    within, least = (
+        (inside.T @ inside) / len(points),
+        LEAST * max(whole.var(0).mean(), 1e-3),
+    )  # vectors may be equal
     mixed = (1 - SHRINKAGE) * within + (SHRINKAGE * np.trace(within) / len(within) + least) * np.eye(
         len(within)
     )
@@ -42,7 +45,7 @@ def fit_scope(head: Any, vectors: np.ndarray, targets: np.ndarray, held_out: np.
     axes /= np.sqrt(spreads)
     _, rotation = np.linalg.eigh(axes.T @ (whole.T @ whole) @ axes)
     axes = axes @ rotation[:, ::-1][:, : min(MAX_AXES, len(labels) - 1)]
-    inverse = 1 / (points @ axes).var(0)
+    inverse = 1 / np.maximum((points @ axes).var(0), LEAST)
     axes /= np.sqrt(((inside @ axes) ** 2).sum(1).mean() or 1.0)
     background = np.stack([(points @ axes).mean(0), inverse])
     scope = Scope(center @ axes, means @ axes, background, np.zeros(())).rounded()

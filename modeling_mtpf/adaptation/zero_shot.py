@@ -103,6 +103,9 @@ def zero_shot_app(
     }
     if folder is not None:
         named = is_hub_id(backbone) and not Path(backbone).exists()
-        source: dict[str, Any] = {"backbone_id": backbone if named else None, "backbone_revision": backbone_revision}
+        source: dict[str, Any] = {
+            "backbone_id": backbone if named else None,
+            "backbone_revision": backbone_revision,
+        }
         save_app(folder, model, name, dtype=torch.float16, task=record, **source)
     return FittedApp(name, model, record["metrics"], record, folder)

@@ -118,7 +118,7 @@ class AdaptSettings(FitSettings):
             raise RecipeError(
                 "--zero_shot is for --family tc with --labels a,b,c, without --data and --adapter."
             )
-        needed = () if self.bundle or self.zero_shot else ("family", "data")
+        needed = () if self.bundle is not None or self.zero_shot else ("family", "data")
         if missing := [key for key in needed if getattr(self, key) is None]:
             raise RecipeError(f"--{missing[0]} is missing; give --family and --data, or --bundle.")
         if self.threads < 0:
