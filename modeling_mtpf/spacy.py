@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from .errors import require_extra
+from .errors import AdapterError, require_extra
 
 require_extra("spacy", "spacy")
 
@@ -36,6 +36,8 @@ class MtpfEntities:
     def __init__(self, nlp: Language, name: str, app: str, backbone: str):
         self.model = load_backbone(backbone).eval()
         self.app = self.model.load_adapter(app)
+        if [head.kind for head in self.model.parts(self.app).values()] != ["token-classification"]:
+            raise AdapterError(f"{app} is not a NER app; the component mtpf_ner takes one.")
 
     def __call__(self, doc: Doc) -> Doc:
         """Add the entities of one text."""

@@ -179,6 +179,8 @@ def fit_app(
     data, family = _with_family(data, family)
     settings = (settings or FitSettings()).for_family(family, started=adapter is not None)
     method, fit = method_named(family, method)
+    if settings.refit and (method not in ("lora", "auto") or standalone):
+        raise RecipeError(f"refit is for the methods lora and auto, not for {method}; leave it out.")
     if seeds < 1 or settings.seed + seeds > 2**31:
         raise RecipeError(f"seeds is {seeds}; it must be at least 1, and all seeds below 2^31.")
     if seeds > 1 and method == "probe":
@@ -326,6 +328,8 @@ def _scope(model, tokenizer, name, data, result: Any, settings: FitSettings) -> 
     index = {label: number for number, label in enumerate(data.labels)}
     targets = np.array([index.get(label, IGNORE) for label in result.vectors[1]])
     vectors, known = result.vectors[0][targets >= 0], targets[targets >= 0]
+    if len(set(known)) < 2:
+        return None  # nothing to tell apart
     scores = result.held_out.of_labels(data.labels) / result.calibration["temperature"]
     result.calibration["in_scope"] = IN_SCOPE
     return fit_scope(model.heads[name], vectors, known, scores)

@@ -41,7 +41,7 @@ SIZES = {
     "tpl": LoraShape(2, 32),
     "small": LoraShape(2, 16, ["all"]),
     "medium": LoraShape(4, 16, ["all"]),
-    "large": LoraShape(24, 16, ["all"]),
+    "large": LoraShape(256, 16, ["all"]),
 }
 """Shapes by name; of an encoder with fewer layers all. docs/apps.md compares them."""
 

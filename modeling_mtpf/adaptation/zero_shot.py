@@ -13,6 +13,7 @@ from ..data.backbones import open_backbone
 from ..data.sources import Source
 from ..errors import RecipeError
 from ..model.adapters_mtpf import AdapterHead, check_adapter_name
+from ..model.configuration_mtpf import max_tokens
 from ..model.predict_mtpf import text_tokenizer
 from ..model.sources_mtpf import is_hub_id
 from .app import FittedApp, new_folder, save_app
@@ -74,6 +75,8 @@ def zero_shot_app(
         rows = read_one_split(test, "test", "tc", Reading(labels, {}, None))
         examples = Examples(rows.inputs, rows.labels)
     model, tokenizer = open_backbone(backbone, backbone_revision)
+    if not 4 <= max_length <= (limit := max_tokens(model.config.encoder_config)):
+        raise RecipeError(f"max_length is {max_length}; this encoder reads 4 to {limit} tokens.")
     vectors = torch.from_numpy(embed_texts(model, tokenizer, texts, None, max_length=max_length))
     norms = vectors.norm(dim=1, keepdim=True)
     head = AdapterHead("text-classification", labels, model.config.hidden_size, max_length)

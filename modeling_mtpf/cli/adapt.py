@@ -118,6 +118,8 @@ class AdaptSettings(FitSettings):
             raise RecipeError(
                 "--zero_shot is for --family tc with --labels a,b,c, without --data and --adapter."
             )
+        if self.bundle is None and (self.rank is not None or self.temperature != 2.0):
+            raise RecipeError("--rank and --temperature are for a --bundle.")
         needed = () if self.bundle is not None or self.zero_shot else ("family", "data")
         if missing := [key for key in needed if getattr(self, key) is None]:
             raise RecipeError(f"--{missing[0]} is missing; give --family and --data, or --bundle.")
@@ -163,6 +165,11 @@ def run(arguments: list[str], prog: str) -> str:
         values["labels"] = [label.strip() for label in values["labels"].split(",")]
     if values.pop("zero_shot"):
         keys = ("backbone", "backbone_revision", "output_dir", "name", "test")
+        used = {*keys, "bundle", "family", "zero_shot", "labels", "max_length", "threads", "progress"}
+        default = vars(AdaptSettings(output_dir="", name="x", bundle=""))
+        differs = (key for key, value in vars(settings).items() if value != default[key])
+        if extra := [key for key in differs if key not in used]:
+            raise RecipeError(f"--{extra[0]} is not for --zero_shot, which fits nothing; leave it out.")
         options = {key: values[key] for key in keys}
         return str(zero_shot_app(values["labels"], max_length=fit.max_length, **options))
     return str(fit_app(settings=fit, **values))

@@ -1,9 +1,11 @@
 """``mtpf apply-delta``: write the whole model of a standalone app: a backbone, and an ordinary app on it."""
 
+import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import MtpfError
+from ..errors import MtpfError, first_line
 from ..settings import POSITIONAL, read_settings
 
 EXAMPLES = """\
@@ -42,8 +44,17 @@ def run(arguments: list[str], prog: str) -> str:
     folder = find_adapter(settings.delta, settings.revision)
     if not is_delta(folder):
         raise MtpfError(f"{settings.delta} is not a standalone app.")
-    model = MtpfModel.from_pretrained(folder, backbone=settings.backbone)
-    model.save_pretrained(output / "backbone")
+    try:
+        model = MtpfModel.from_pretrained(folder, backbone=settings.backbone)
+    except OSError as error:
+        what = f"the backbone {settings.backbone}" if settings.backbone else "the backbone that the app names"
+        raise MtpfError(f"{what} cannot be loaded: {first_line(error)}; give one with --backbone.") from error
     (name,) = model.adapters
-    model.save_adapter(output / "app", name)
+    temporary = output.with_name(f".{output.name[:50]}.{os.getpid()}.tmp")
+    try:
+        model.save_pretrained(temporary / "backbone")
+        model.save_adapter(temporary / "app", name)
+        temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return f"{output / 'backbone'}\n{output / 'app'}"

@@ -116,9 +116,7 @@ def run(arguments: list[str], prog: str) -> str | None:
         from ..serving.ray import predict_files
 
         # Workers start in a folder of their own.
-        absolute = [
-            os.path.abspath(source) if Path(source).exists() else source for source in settings.adapter
-        ]
+        absolute = [_absolute(source) for source in settings.adapter]
         backbone = settings.backbone and (
             os.path.abspath(settings.backbone) if Path(settings.backbone).exists() else settings.backbone
         )
@@ -246,6 +244,14 @@ def split_revision(source: str) -> tuple[str, str | None]:
     """Split ``owner/name@revision``; a folder may have such a name."""
     name, _, revision = source.partition("@")
     return (source, None) if Path(source).is_dir() or not (name and revision) else (name, revision)
+
+
+def _absolute(source: str) -> str:
+    """Return an app's source, part and revision included, as another folder's process finds it."""
+    whole, revision, part = _split_source(source)
+    if not Path(whole).exists():
+        return source
+    return "/".join(filter(None, [os.path.abspath(whole), part])) + (f"@{revision}" if revision else "")
 
 
 def _split_source(source: str) -> tuple[str, str | None, str | None]:

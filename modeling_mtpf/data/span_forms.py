@@ -93,7 +93,7 @@ def label_studio_task(text: str, results: Mapping[str, Any]) -> dict[str, Any]:
 def _by_head(results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield name and result of each app, and of each part of a bundle."""
     for app, found in results.items():
-        if isinstance(found, dict) and "score" not in found:
+        if isinstance(found, dict) and not isinstance(found.get("score"), float):
             yield from ((f"{app}/{part}", of_part) for part, of_part in found.items())
         else:
             yield app, found

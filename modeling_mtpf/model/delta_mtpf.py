@@ -51,6 +51,7 @@ from .schemas_mtpf import (
     read_task,
 )
 from .trunk_mtpf import Encoder, shallow_view, uncompiled
+from .views_mtpf import CHANGES
 
 ROWS = ".rows"
 """Ending of the key of a mask of changed rows."""
@@ -60,19 +61,20 @@ _CACHES = ("_mtpf_tokenizer", "_mtpf_text_tokenizer", "_written_adapters", "_dis
 
 def own_model(model: Any, share: bool = True) -> Any:
     """Return a model with the same encoder, without adapters; it shares the parameters, or copies them."""
-    encoder = uncompiled(model.backbone)
-    memo: dict[int, Any] = {id(p): p for key, p in encoder.named_parameters() if share or ".lora_" in key}
-    if apps := encoder.__dict__.get(STANDALONE):
-        memo[id(apps)] = {}  # they are not the copy's
-    own: Any = shallow_view(model)
-    backbone, config = copy.deepcopy((encoder, model.config), memo)
-    for name in adapter_names(backbone):
-        remove_lora(backbone, name)
-    own.__dict__["_modules"] = {"backbone": backbone, "heads": nn.ModuleDict()}
-    own.__dict__["config"] = config
-    for key in _CACHES:
-        own.__dict__.pop(key, None)
-    return own
+    with CHANGES:  # another thread may be adding an adapter
+        encoder = uncompiled(model.backbone)
+        memo: dict[int, Any] = {id(p): p for key, p in encoder.named_parameters() if share or ".lora_" in key}
+        if apps := encoder.__dict__.get(STANDALONE):
+            memo[id(apps)] = {}  # they are not the copy's
+        own: Any = shallow_view(model)
+        backbone, config = copy.deepcopy((encoder, model.config), memo)
+        for name in adapter_names(backbone):
+            remove_lora(backbone, name)
+        own.__dict__["_modules"] = {"backbone": backbone, "heads": nn.ModuleDict()}
+        own.__dict__["config"] = config
+        for key in _CACHES:
+            own.__dict__.pop(key, None)
+        return own
 
 
 def add_tokens(tokenizer: Any, tokens: list[str]) -> Any:

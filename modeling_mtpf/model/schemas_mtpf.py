@@ -118,7 +118,7 @@ _BUNDLE = Schema(
     {
         "parts": list_of(object_of(ANYTHING, 100), MAX_PARTS),
         "composition": either(NONE, object_of(ANYTHING, 100)),
-        **dict.fromkeys(("labels", "problem_type", "max_length"), ABSENT),
+        **dict.fromkeys(("labels", "problem_type", "max_length", "delta"), ABSENT),
     },
     error=AdapterError,
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..errors import AdapterError, MtpfError
 from ..model.adapter_files_mtpf import ADAPTER_FILES, MAX_ADAPTER_BYTES, TASK_FILE, find_adapter
 from ..model.folders_mtpf import read_unchanged
+from ..model.schemas_mtpf import DELTA_FILE
 from ..model.sources_mtpf import find_on_hub, is_hub_id
 
 
@@ -54,6 +55,11 @@ def read_app(source: str, revision: str | None = None) -> AppFiles:
 
 def _read_folder(folder: Path, shown: str, check: Callable[[Path], None] = lambda path: None) -> AppFiles:
     """Read the files of a folder; again if it is replaced meanwhile."""
+    if (folder / DELTA_FILE).is_file():
+        raise AdapterError(
+            f"{shown} is a standalone app, which shares no trunk; mtpf apply-delta makes a backbone and app "
+            "of it."
+        )
 
     def read() -> dict[str, bytes]:
         files: dict[str, bytes] = {}

@@ -9,6 +9,7 @@ from ..devices import precision
 from ..errors import AdapterError, MtpfError
 from ..model.adapter_files_mtpf import read_task
 from ..model.bound_calls_mtpf import execution_device
+from ..model.schemas_mtpf import BUNDLE
 from .apps import AppFiles
 
 _SHOWN = ("kind", "family", "labels", "max_length", "problem_type", "parts")
@@ -85,6 +86,11 @@ class OnnxEngine:
         self.apps = {}
         for name, app in runner.apps.items():
             shown = {key: copy.copy(app[key]) for key in _SHOWN if app.get(key) is not None}
+            if app["kind"] != BUNDLE:
+                shown.pop("parts", None)  # the runner's own table of heads
+            else:
+                heads = app["parts"].values()
+                shown["parts"] = [{key: part[key] for key in ("name", "kind", "labels")} for part in heads]
             revision = runner.manifest["apps"][name]["sha256"][:40]
             self.apps[name] = {"name": name, "source": "export", "revision": revision, **shown}
 

@@ -133,7 +133,11 @@ def predict_files(
     Raises:
         DataError: Some files could not be predicted; the others have their results.
     """
-    every = dict(_results(files))
+    every: dict[str, str] = {}
+    for name, file in _results(files):
+        if name in every:
+            raise DataError(f"{every[name]} and {file} would both be written to {name}; predict them apart.")
+        every[name] = file
     todo = [{"file": file, "result": name} for name, file in every.items() if not (output / name).exists()]
     rows: list[dict[str, Any]] = []
     if todo:

@@ -36,6 +36,7 @@ from modeling_mtpf.adaptation.tail_training import (
 )
 from modeling_mtpf.adaptation.text_vectors import embed_texts
 from modeling_mtpf.adaptation.trunk_cache import TrunkCache
+from modeling_mtpf.cli.main import main
 from modeling_mtpf.data.app_data import AppData, Examples
 from modeling_mtpf.data.backbones import open_backbone
 from modeling_mtpf.data.batches import row_batches
@@ -338,6 +339,32 @@ def test_a_size_is_a_shape(setting, family_adapter, size, start, shape, layers, 
     carriers = [module for _, module in lora_modules(model.backbone) if "app" in module.lora_A]
     assert model.adapter_depth("app") == layers and len(carriers) == layers * modules
     assert {module.r["app"] for module in carriers} == {rank}
+
+
+def test_refitting_leaves_out_texts_with_labels_that_train_lacks(setting):
+    data = tc_data(2)
+    unknown = Examples([*data.validation.inputs, "a new one"], [*data.validation.labels, "label x"])
+    settings = FitSettings(steps=3, refit=True, **FLOAT)
+    arguments = replace(data, validation=unknown), "tc"
+    app = fit_app(*arguments, method="lora", backbone=setting, settings=settings)
+    assert app.record["seeds"]["0"]["refitted_with_validation"]
+    with pytest.raises(RecipeError, match="refit is for the methods lora and auto, not for sparse"):
+        fit_app(*arguments, method="sparse", backbone=setting, settings=settings)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--zero_shot", "--labels", "a,b", "--refit", "true"], "--refit is not for --zero_shot"),
+        (["--zero_shot", "--labels", "a,b", "--max_length", "1000"], "max_length is 1000"),
+        (["--data", "x.csv", "--rank", "3"], "--rank and --temperature are for a --bundle"),
+        (["--zero_shot", "--data", "x.csv", "--labels", "a,b"], "--zero_shot is for --family tc"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(encoders, tmp_path, capsys, arguments, message):
+    command = ["adapt", "--family", "tc", *arguments, "--backbone", str(encoders["bert"])]
+    assert main([*command, "--output_dir", str(tmp_path / "app")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "app").exists()
 
 
 def test_an_unknown_size_is_refused():

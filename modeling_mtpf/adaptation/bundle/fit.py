@@ -113,8 +113,7 @@ def fit_bundle(
         >>> both.model.predict(["Call Ada at 5pm"], adapters=["both/intent"])  # doctest: +SKIP
     """
     started, how = time.time(), bundle_method(method)
-    family = "tc" if all(part.family == "tc" for part in parts) else "ner"
-    settings = (settings or BundleSettings()).for_family(family, started=adapter is not None)
+    settings = settings or BundleSettings()
     _check_parts(parts, method, how)
     if seeds < 1 or settings.seed + seeds > 2**31:
         raise RecipeError(f"seeds is {seeds}; it must be at least 1, and all seeds below 2^31.")
@@ -136,6 +135,8 @@ def fit_bundle(
         if how.needs == "apps":
             for number, part in enumerate(parts):
                 _load_app(model, part, read[number], _APP.format(number))
+        family = "tc" if all(part.family == "tc" for part in read) else "ner"
+        job.settings = job.settings.for_family(family, started=adapter is not None)
         job.settings = settings = _within_limits(job)
         fits: dict[int, BundleFit] = {}
         for seed in range(settings.seed, settings.seed + seeds):

@@ -102,7 +102,11 @@ def fresh_heads(job: Job) -> dict[str, AdapterHead]:
 
 def app_heads(job: Job) -> dict[str, AdapterHead]:
     """Return copies of the apps' heads."""
-    return {part.name: copy.deepcopy(job.model.heads[part.app]) for part in job.parts}  # type: ignore
+    apps: Any = job.model.heads
+    heads = {part.name: copy.deepcopy(apps[part.app]) for part in job.parts}
+    for head in heads.values():
+        head.scope = None  # it is that of the app's own LoRA
+    return heads
 
 
 def bundle_tail(model: MtpfModel, parametrisation: Parametrisation, settings: BundleSettings) -> BundleTail:

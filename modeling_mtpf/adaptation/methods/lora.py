@@ -233,8 +233,11 @@ def fit_lora(
     result = fit.result(fit.fit())
     if settings.refit:
         model.delete_adapter(name)
-        both = [*data.train.inputs, *data.validation.inputs], [*data.train.labels, *data.validation.labels]
-        longer = 1 + len(data.validation) / len(data.train)
+        more = data.validation
+        if data.family == "tc" and not data.multi_label:  # a label that train lacks has no number
+            more = more.take([row for row, label in enumerate(more.labels) if label in data.labels])
+        both = [*data.train.inputs, *more.inputs], [*data.train.labels, *more.labels]
+        longer = 1 + len(more) / len(data.train)
         steps = round(settings.steps_for(len(fit.train.encoded)) * longer)
         again = replace(data, train=Examples(*both), validation=data.validation.take([]))
         fit = _start(model, tokenizer, name, again, start_from, replace(settings, steps=steps))
