@@ -8,6 +8,7 @@ settings but for the number of pairs, on the same rows; nothing is chosen by val
 """
 
 import json
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -48,7 +49,11 @@ def setfit(rows: dict[str, Any], encoder: str, seed: int, iterations: int) -> fl
 
     model = SetFitModel.from_pretrained(encoder)
     settings = TrainingArguments(
-        output_dir="/tmp/setfit", num_iterations=iterations, seed=seed, report_to="none", save_strategy="no"
+        output_dir=tempfile.mkdtemp(),
+        num_iterations=iterations,
+        seed=seed,
+        report_to="none",
+        save_strategy="no",
     )
     texts, labels = (rows["train"][side] + rows["validation"][side] for side in (0, 1))
     trainer = Trainer(model, settings, train_dataset=Dataset.from_dict({"text": texts, "label": labels}))

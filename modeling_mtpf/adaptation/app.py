@@ -177,10 +177,8 @@ def fit_app(
     """
     started = time.time()
     data, family = _with_family(data, family)
-    settings = (settings or FitSettings()).for_family(family, started=adapter is not None)
     method, fit = method_named(family, method)
-    if settings.refit and (method not in ("lora", "auto") or standalone):
-        raise RecipeError(f"refit is for the methods lora and auto, not for {method}; leave it out.")
+    settings = _settings_for(settings or FitSettings(), method, family, started=adapter is not None)
     if seeds < 1 or settings.seed + seeds > 2**31:
         raise RecipeError(f"seeds is {seeds}; it must be at least 1, and all seeds below 2^31.")
     if seeds > 1 and method == "probe":
@@ -229,6 +227,19 @@ def fit_app(
         write = partial(_write_standalone, base, best) if standalone else _write_app
         save_app(folder, model, name, write, dtype=dtype, task=record, **source)
     return FittedApp(name, model, record["metrics"], record, folder)
+
+
+def _settings_for(settings: FitSettings, method: str, family: str, started: bool) -> FitSettings:
+    """Fill in what depends on the family, after refusing what the method does not use."""
+    if settings.refit and method not in ("lora", "auto"):
+        raise RecipeError(f"refit is for the methods lora and auto, not for {method}; leave it out.")
+    if method == "sparse" and (settings.size or settings.lora.targets):
+        raise RecipeError(
+            "size and lora.targets are not for the method sparse, which chooses matrices by itself; "
+            "lora.layers says in how many layers, sparse.budget how much of them."
+        )
+    settings = settings.for_family(family, started=started)
+    return replace(settings, size=None) if method in ("probe", "sparse") else settings
 
 
 def _with_family(data: Any, family: Any) -> tuple[Any, str]:

@@ -87,10 +87,16 @@ class Label(BaseModel):
     score: float
 
 
-class Predictions(BaseModel):
-    """For each app its results, one a text, and the revision of the app that gave them."""
+Result = Label | list[Label] | list[Entity]
 
-    results: dict[str, list[Label | list[Label] | list[Entity]]]
+
+class Predictions(BaseModel):
+    """For each app its results, one a text, and the revision of the app that gave them.
+
+    The result of a bundle has those of its parts by name.
+    """
+
+    results: dict[str, list[Result | dict[str, Result]]]
     revisions: dict[str, str]
 
 

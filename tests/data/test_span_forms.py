@@ -11,6 +11,7 @@ from modeling_mtpf.adaptation.tagged_texts import TaggedTexts
 from modeling_mtpf.cli.main import main
 from modeling_mtpf.data.app_data import AppData, Examples, load_app_data
 from modeling_mtpf.data.app_sources import read_splits
+from modeling_mtpf.data.span_forms import label_studio_task
 from modeling_mtpf.data.spans import Span, join_words, tags_of, text_and_spans
 from modeling_mtpf.data.words import load_word_tokenizer
 from modeling_mtpf.errors import DataError
@@ -265,3 +266,8 @@ def test_an_app_is_fitted_on_spans_and_scored_by_what_predict_gives(load, encode
     delivered = [{(r["start"], r["end"], r["entity_group"]) for r in row} for row in found]
     right = sum(len(a & b) for a, b in zip(gold, delivered, strict=True))
     assert app.metrics["recall"] == round(right / 24, 4) > 0.5
+
+
+def test_a_part_named_score_is_a_part():
+    task = label_studio_task("Hi", {"both": {"score": {"label": "high", "score": 0.5}, "mood": []}})
+    assert [row["model_version"] for row in task["predictions"]] == ["both/score", "both/mood"]

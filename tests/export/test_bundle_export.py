@@ -49,6 +49,8 @@ def test_the_runner_gives_what_predict_gives(folders, bundle, exported, capsys, 
     module = runner_of(exported)
     runner = module.Runner(exported, threads=1)
     assert_close(runner.predict(AWKWARD, NAMES), expected)
+    labels = [row["score"] for row in runner.predict(AWKWARD, ["intent", "goal"])["goal"]]
+    assert labels == pytest.approx([row["goal"]["score"] for row in expected["both"]], abs=1e-4)
     assert list(runner.predict(["Hi"], ["both"])["both"][0]) == ["words", "goal", "moods"]
     assert read_manifest(exported)["apps"]["both"]["kind"] == "bundle"
     calls, tail = [], runner.tail

@@ -248,6 +248,7 @@ def with_composition(**changes):
         (lambda task: task.update(parts=[]), "'parts' in task.json must have different names"),
         (lambda task: task.pop("parts"), "'parts' in task.json must have different names"),
         (lambda task: task.update(parts={}), "'parts'"),
+        (lambda task: task.update(delta={"rows": 1, "tokens": []}), "'delta'"),
         (lambda task: task.update(parts=[1, 2]), "'parts'"),
         (lambda task: task.update(labels=["a"]), "'labels' in task.json .* left out"),
         (with_part(name="entities"), "'parts' in task.json must have different names"),

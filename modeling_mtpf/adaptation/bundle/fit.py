@@ -25,6 +25,7 @@ from ..app import data_of, find_start, new_folder, save_app
 from ..calibration import calibrate
 from ..rounding import round_to_stored
 from ..scoring import score_app
+from ..settings import LoraShape
 from . import composition, joint  # noqa: F401  they register themselves
 from .low_rank import depth_of, install
 from .registry import BundleFit, BundleMethod, Job, JobPart, bundle_method
@@ -114,6 +115,10 @@ def fit_bundle(
     """
     started, how = time.time(), bundle_method(method)
     settings = settings or BundleSettings()
+    shaped = settings.size is not None or settings.lora != LoraShape()
+    if settings.refit or (shaped and how.needs == "apps"):
+        what = "refit" if settings.refit else "size or lora"
+        raise RecipeError(f"The method {method} does not use {what}; leave it out.")
     _check_parts(parts, method, how)
     if seeds < 1 or settings.seed + seeds > 2**31:
         raise RecipeError(f"seeds is {seeds}; it must be at least 1, and all seeds below 2^31.")
