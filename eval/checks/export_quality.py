@@ -1,6 +1,6 @@
 """What an export costs in quality: apps on real tasks, in torch and as ONNX, on the same test rows.
 
-    python eval/checks/export_quality.py --apps runs/apps --exports runs/exports --calibration texts.parquet \
+    python eval/checks/export_quality.py --apps runs/apps --exports runs/exports \
         --output eval/results/export-quality.json
     python eval/checks/export_quality.py --tasks ner/fin,tc/emotion --apps runs/apps --exports runs/exports --output out.json
 
@@ -55,7 +55,6 @@ METRICS = {"ner": "entity_f1", "tc": "accuracy"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {"int8": False},
     "int8": {"int8": True},
-    "int8-static": {"int8": True, "calibration": None},
 }
 
 
@@ -107,7 +106,6 @@ def main(arguments: list[str] | None = None) -> int:
         "--exports", type=Path, required=True, help="folder of the exports; missing ones are made"
     )
     parser.add_argument("--variants", default=",".join(VARIANTS), help="separated by commas")
-    parser.add_argument("--calibration", help="raw text for the static variant")
     parser.add_argument("--test_rows", type=int, default=600)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--fit_only", action="store_true")
@@ -165,18 +163,11 @@ def export(tasks: list[Task], options: argparse.Namespace) -> dict[str, Path]:
     """Export all apps in each variant; an existing export is used, and missing apps are added to it."""
     folders = {}
     for variant in options.variants.split(","):
-        arguments = dict(VARIANTS[variant])
-        if "calibration" in arguments and options.calibration is None:
-            continue
         folder = folders[variant] = options.exports / variant
         exported = read_manifest(folder)["apps"] if folder.exists() else {}
         missing = [options.apps / app_name(task) for task in tasks if app_name(task) not in exported]
-        if "calibration" in arguments:
-            arguments["calibration"] = options.calibration
-        if exported:
-            arguments.pop("calibration", None)  # existing graphs are not quantized again
         if missing:
-            print(export_onnx("packaged", missing, folder, **arguments), flush=True)
+            print(export_onnx("packaged", missing, folder, **VARIANTS[variant]), flush=True)
     return folders
 
 
@@ -193,6 +184,7 @@ def score(task: Task, folders: dict[str, Path], options: argparse.Namespace) -> 
         values[key] = round(float(score_app(contestant, tokenizer, name, test)[metric]), 4)
         seconds[key] = round(time.perf_counter() - started, 1)
     app = read_task(options.apps / app_name(task))
+    agree = {key: agreement(folders[key], name, test.inputs, options.threads) for key in folders}
     difference = {key: round(100 * (values[key] - values["torch"]), 2) for key in folders}
     print(f"{task.key:<32}{metric:<12}", *(f"{key} {values[key]:.4f}" for key in values), flush=True)
     return {
@@ -204,6 +196,7 @@ def score(task: Task, folders: dict[str, Path], options: argparse.Namespace) -> 
         "value": values["torch"],
         "exported": {key: values[key] for key in folders},
         "difference": difference,
+        "same_in_batch": agree,
         "seconds": seconds,
         "method": app["method"],
         "training_data": app["training_data"],
@@ -212,6 +205,21 @@ def score(task: Task, folders: dict[str, Path], options: argparse.Namespace) -> 
         "versions": versions("torch", "transformers", "onnx", "onnxruntime"),
         "date": today(),
     }
+
+
+def agreement(folder: Path, name: str, inputs: list[Any], threads: int) -> float:
+    """Return the share of texts with equal labels or entities one by one and in batches of 32."""
+    texts = [text if isinstance(text, str) else " ".join(text) for text in inputs]
+    runner = Runner(folder, threads)
+    results = [runner.predict(texts, [name], batch_size=size)[name] for size in (1, 32)]
+
+    def decided(result: Any) -> Any:
+        if isinstance(result, dict):
+            return result["label"]
+        return [(entity["start"], entity["end"], entity["label"]) for entity in result]
+
+    same = [decided(one) == decided(batch) for one, batch in zip(*results, strict=True)]
+    return round(sum(same) / len(same), 4)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ class ExportSettings:
         adapter: ``[NAME=]A``, folder or repo of an app; may be given several times.
         output: A new folder, or an export to add to.
         int8: 8-bit weights: a quarter of the size.
-        calibration: With int8: raw text that fixes the activations' ranges.
         layers: Last layers in the tail; by default what the apps need.
         web: Add a page that runs the export in a browser; needs npm.
     """
@@ -30,7 +29,6 @@ class ExportSettings:
     adapter: list[str] = field(default_factory=list, metadata=REPEATED)
     output: str
     int8: bool = False
-    calibration: str | None = None
     layers: int | None = None
     web: bool = False
 

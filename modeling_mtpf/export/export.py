@@ -44,7 +44,7 @@ from ..model.texts_mtpf import WINDOW_OVERLAP, backend_sha256, plain_backend, wi
 from ..model.trunk_mtpf import encoder_layers, lora_modules
 from ..version import versions
 from .graphs import OPSET, TAIL_FILE, TRUNK_FILE, TailShape, export_tail, export_trunk, tail_modules
-from .int8 import check_calibration, quantize_export
+from .int8 import quantize_export
 
 MANIFEST_FILE, TOKENIZER_FILE, RUNNER_FILE, APPS_FOLDER = "export.json", "tokenizer.json", "runner.py", "apps"
 FORMAT_VERSION = 1
@@ -121,7 +121,6 @@ def export_onnx(
     output_dir: str | os.PathLike,
     *,
     int8: bool = False,
-    calibration: str | os.PathLike | None = None,
     layers: int | None = None,
     revision: str | None = None,
 ) -> Export:
@@ -135,8 +134,6 @@ def export_onnx(
         adapters: Folders or Hub ids of apps; ``NAME=ID`` gives one another name.
         output_dir: A new folder, or an export.
         int8: Store weights in 8 bits and multiply in them.
-        calibration: Raw text on which the ranges of the activations are measured, for a runtime that cannot
-            measure them itself; see docs/onnx.md.
         layers: How many of the last layers the tail holds; by default as many as the apps need, at least the
             backbone's ``num_tail_layers``. Apps added later can have LoRA on these layers only.
         revision: Commit of the backbone's repo.
@@ -152,16 +149,12 @@ def export_onnx(
         >>> export_onnx("my/backbone", ["my/entities"], "phone", int8=True)  # doctest: +SKIP
     """
     require_extra("onnx", "onnx", "onnxscript", "onnxruntime")
-    if calibration is not None:
-        if not int8:
-            raise ExportError("--calibration is for int8 graphs; add --int8.")
-        check_calibration(calibration)
     with disk_errors(Path(output_dir)):
         folder = Path(output_dir).resolve()
         _is_export(folder)  # before anything is loaded
     with locked(folder):
         precision = "int8" if int8 else "float32"
-        return _export(backbone, adapters, folder, precision, calibration, layers, revision)
+        return _export(backbone, adapters, folder, precision, layers, revision)
 
 
 def _export(
@@ -169,7 +162,6 @@ def _export(
     adapters: Sequence[str | os.PathLike],
     folder: Path,
     precision: str,
-    calibration: str | os.PathLike | None,
     layers: int | None,
     revision: str | None,
 ) -> Export:
@@ -180,7 +172,7 @@ def _export(
     model = _open(str(backbone), revision)
     sha256 = backbone_sha256(model.backbone)
     if manifest is not None:
-        _check_same(folder, manifest, sha256, precision, calibration, layers)
+        _check_same(folder, manifest, sha256, precision, layers)
         _check_same_settings(folder, manifest, model)
     apps = [_read_app(model, adapter, sha256) for adapter in adapters]
     names = [app.name for app in apps]
@@ -198,7 +190,7 @@ def _export(
     with disk_errors(folder):
         if manifest is None:
             manifest = _manifest(model, str(backbone), sha256, shape, precision)
-            _create(folder, model, shape, manifest, calibration, apps)
+            _create(folder, model, shape, manifest, apps)
         else:
             _write_apps(folder, manifest, apps)
     return Export(folder, read_manifest(folder), created, names, known)
@@ -370,10 +362,8 @@ def _write_apps(folder: Path, manifest: dict[str, Any], apps: list[_AppTensors])
 # ------------------------------------------------------------------------------------------------ folder
 
 
-def _check_same(
-    folder: Path, manifest: dict, sha256: str, precision: str, calibration: Any, layers: Any
-) -> None:
-    """Refuse to add to an export of other weights, precision, calibration or depth."""
+def _check_same(folder: Path, manifest: dict, sha256: str, precision: str, layers: Any) -> None:
+    """Refuse to add to an export of other weights, precision or depth."""
     known = manifest["backbone"]["sha256"]
     if known != sha256:
         raise ExportError(
@@ -385,9 +375,8 @@ def _check_same(
             f"{folder} is an export in {manifest['precision']}; to add apps to it "
             f"{'add' if manifest['precision'] == 'int8' else 'leave out'} --int8, or name a new folder."
         )
-    if calibration is not None or layers not in (None, manifest["tail"]["layers"]):
-        option = "--calibration" if calibration is not None else "--layers"
-        raise ExportError(f"{folder} already has its graphs; leave out {option}, or name a new folder.")
+    if layers not in (None, manifest["tail"]["layers"]):
+        raise ExportError(f"{folder} already has its graphs; leave out --layers, or name a new folder.")
 
 
 def _check_same_settings(folder: Path, manifest: dict, model: MtpfModel) -> None:
@@ -408,7 +397,6 @@ def _create(
     model: MtpfModel,
     shape: TailShape,
     manifest: dict[str, Any],
-    calibration: str | os.PathLike | None,
     apps: list[_AppTensors],
 ) -> None:
     """Write everything into a temporary folder, then move it to its place in one step."""
@@ -422,8 +410,7 @@ def _create(
         export_trunk(model.backbone, shape, temporary / TRUNK_FILE)
         export_tail(model.backbone, shape, temporary / TAIL_FILE)
         if manifest["precision"] == "int8":
-            tensors = [app.tensors for app in apps]
-            manifest["quantization"] = quantize_export(temporary, tokenizer, calibration, tensors)
+            manifest["quantization"] = quantize_export(temporary)
         manifest["pad_token_id"] = tokenizer.pad_token_id or 0
         manifest["special_tokens"] = _save_tokenizer(tokenizer, temporary / TOKENIZER_FILE)
         shutil.copyfile(Path(__file__).with_name("runner.py"), temporary / RUNNER_FILE)

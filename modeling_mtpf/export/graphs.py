@@ -119,7 +119,7 @@ def export_trunk(encoder: Encoder, shape: TailShape, file: Path) -> None:
     """
     mask = torch.ones(2, 7, dtype=torch.int64)
     mask[1, 5:] = 0
-    _export(
+    export_graph(
         _Trunk(encoder, shape.layers),
         (torch.full_like(mask, 5), mask),
         ({0: "batch", 1: "tokens"}, {0: "batch", 1: "tokens"}),
@@ -149,7 +149,7 @@ def export_tail(encoder: Encoder, shape: TailShape, file: Path) -> None:
         pairs.append((torch.zeros(base.in_features, 3), torch.zeros(3, base.out_features)))
         shapes.append(({1: f"rank_{number}"}, {0: f"rank_{number}"}))
         names += [f"{path}.lora_A", f"{path}.lora_B"]
-    _export(
+    export_graph(
         tail,
         (torch.zeros(2, 7, hidden), mask, pairs, (torch.zeros(hidden, 4), torch.zeros(4))),
         ({0: "batch", 1: "tokens"}, {0: "batch", 1: "tokens"}, shapes, ({1: "labels"}, {0: "labels"})),
@@ -159,7 +159,10 @@ def export_tail(encoder: Encoder, shape: TailShape, file: Path) -> None:
     )
 
 
-def _export(module: nn.Module, inputs: tuple, shapes: Any, names: list, outputs: list, file: Path) -> None:
+def export_graph(
+    module: nn.Module, inputs: tuple, shapes: Any, names: list[str], outputs: list[str], file: Path
+) -> None:
+    """Write the graph of a module; ``shapes`` names the dimensions of ``inputs`` that may change."""
     import onnx
 
     with torch.no_grad(), quietly():

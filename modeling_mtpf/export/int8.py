@@ -1,130 +1,82 @@
-"""Int8 graphs: 8-bit weights, and activations that are rounded to 8 bits while the graph runs.
+"""Int8 graphs: 8-bit weights and tables, and activations that are rounded to 8 bits while the graph runs.
 
-The choices were measured (docs/log.md, 2026-11-26): weights are unsigned with a scale for each column, since
-products of unsigned activations with signed 8-bit weights overflow 16 bits on processors with AVX2 alone.
-Rows of the embedding tables have a scale each.
+The choices were measured (docs/log.md, 2026-11-28). Each token has a scale of its own, so that a text's
+result does not depend on the texts next to it, and one large value does not take the precision from all
+others. Weights are signed, which processors with 8-bit dot products multiply fastest, and use 7 of the 8
+bits, since on other processors sums of two products overflow 16 bits. Rows of the embedding tables have a
+scale each.
 """
 
-import os
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import MtpfError, require_extra
-from .graphs import IR_VERSION, TAIL_FILE, TRUNK_FILE, quietly
+from .graphs import IR_VERSION, TAIL_FILE, TRUNK_FILE
 
 SMALLEST_TABLE = 65_536
 """Tables with fewer values stay in float32: they hardly count in the file's size."""
-CALIBRATION_TEXTS, CALIBRATION_TOKENS = 128, 128
+WEIGHT_LIMIT, ACTIVATION_LIMIT, ZERO = 63, 127, 128
+"""Largest rounded weight and activation, and what stands for an activation of zero."""
 
 
-def quantize_export(
-    folder: Path, tokenizer: Any, calibration: str | os.PathLike | None, apps: list[dict[str, np.ndarray]]
-) -> dict[str, Any]:
-    """Replace both graphs of an export by int8 ones.
-
-    The ranges of the activations are measured on the raw text ``calibration`` with the apps' tensors and then
-    fixed; without it each run measures its own. Returns what was done, for the manifest.
-
-    Raises:
-        MtpfError: There is no text or no app to calibrate with.
-    """
-    feeds: dict[str, list[dict[str, np.ndarray]]] = {}
-    if calibration is not None:
-        if not apps:
-            raise MtpfError("--calibration measures the tail with apps; name at least one with --adapter.")
-        feeds = _calibration_feeds(folder, tokenizer, calibration, apps)
+def quantize_export(folder: Path) -> dict[str, str]:
+    """Replace both graphs of an export by int8 ones; return what was done, for the manifest."""
     for name in (TRUNK_FILE, TAIL_FILE):
-        with quietly():
-            if calibration is None:
-                _dynamic(folder / name)
-            else:
-                _static(folder / name, feeds[name])
+        quantize_products(folder / name)
         quantize_tables(folder / name)
     return {
-        "activations": "static" if calibration is not None else "dynamic",
-        "weights": "uint8, a scale for each column",
+        "activations": "uint8, a scale for each token",
+        "weights": "int8 of 7 bits, a scale for each column",
         "tables": "int8, a scale for each row",
     }
 
 
-def _dynamic(file: Path) -> None:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+def quantize_products(file: Path) -> None:
+    """Multiply by constant matrices in 8 bits, in place; attention and LoRA stay in float32.
 
-    quantize_dynamic(
-        file,
-        file,
-        op_types_to_quantize=["MatMul"],
-        per_channel=True,
-        weight_type=QuantType.QUInt8,
-        extra_options={"MatMulConstBOnly": True},  # neither attention nor LoRA
-    )
+    onnxruntime's quantizer has one scale for all activations of a batch.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
 
+    model = onnx.load(file)
+    tables = {table.name: table for table in model.graph.initializer}
+    nodes: list[Any] = []
+    rounded: set[str] = set()
 
-def _static(file: Path, feeds: list[dict[str, np.ndarray]]) -> None:
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
+    def constant(name: str, array: Any) -> None:
+        tables[name] = numpy_helper.from_array(np.asarray(array), name)
 
-    class Feeds(CalibrationDataReader):
-        rest = iter(feeds)
+    def add(operator: str, inputs: list[str], output: str, **options: Any) -> None:
+        nodes.append(helper.make_node(operator, inputs, [output], **options))
 
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.rest, None)
-
-    quantize_static(
-        file,
-        file,
-        Feeds(),
-        quant_format=QuantFormat.QOperator,
-        op_types_to_quantize=["MatMul"],
-        per_channel=True,
-        reduce_range=True,  # weights are signed here, see above
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
-        extra_options={"MatMulConstBOnly": True},
-    )
-
-
-def check_calibration(source: str | os.PathLike) -> None:
-    """Raise `DataError` unless the raw text for the calibration exists."""
-    require_extra("train", "datasets", "pyarrow")
-    from ..data.sources import TextStream
-
-    TextStream(str(source))
-
-
-def _calibration_feeds(
-    folder: Path, tokenizer: Any, source: str | os.PathLike, apps: list[dict[str, np.ndarray]]
-) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Run the float32 trunk over some texts; return the inputs of trunk and tail, for each app in turn."""
-    require_extra("train", "datasets", "pyarrow")
-    import onnxruntime
-
-    from ..data.sources import TextStream
-
-    texts = [row.text for row in islice(TextStream(str(source)), 20 * CALIBRATION_TEXTS) if row.text]
-    texts = texts[:: max(1, len(texts) // CALIBRATION_TEXTS)][:CALIBRATION_TEXTS]
-    if not texts:
-        raise MtpfError(f"{source} has no text to calibrate with; it needs a column 'text'.")
-    trunk = onnxruntime.InferenceSession(folder / TRUNK_FILE, providers=["CPUExecutionProvider"])
-    feeds: dict[str, list] = {TRUNK_FILE: [], TAIL_FILE: []}
-    for number, text in enumerate(texts):
-        encoded = tokenizer([text], truncation=True, max_length=CALIBRATION_TOKENS, return_tensors="np")
-        inputs = {name: encoded[name].astype(np.int64) for name in ("input_ids", "attention_mask")}
-        feeds[TRUNK_FILE].append(inputs)
-        hidden = trunk.run(None, inputs)[0]
-        feeds[TAIL_FILE].append(
-            {"hidden_states": hidden, "attention_mask": inputs["attention_mask"], **apps[number % len(apps)]}
-        )
-    return feeds
+    constant("int8.step", np.float32(1 / ACTIVATION_LIMIT))
+    constant("int8.zero", np.uint8(ZERO))
+    constant("int8.axis", [-1])
+    for node in model.graph.node:
+        if node.op_type != "MatMul" or node.input[1] not in tables:
+            nodes.append(node)
+            continue
+        (source, matrix), out = node.input, node.output[0]
+        if source not in rounded:  # query, key and value have the same
+            rounded.add(source)
+            add("Abs", [source], f"{source}.size")
+            add("ReduceMax", [f"{source}.size", "int8.axis"], f"{source}.scale")
+            # 0 / 0 of a token of zeros becomes some integer, which the scale of 0 makes 0 in the end.
+            add("Div", [source, f"{source}.scale"], f"{source}.scaled")
+            add("QuantizeLinear", [f"{source}.scaled", "int8.step", "int8.zero"], f"{source}.rounded")
+        if f"{matrix}.rounded" not in tables:
+            values = numpy_helper.to_array(tables[matrix])
+            scale = np.abs(values).max(0) / WEIGHT_LIMIT
+            scale[scale == 0] = 1
+            constant(f"{matrix}.rounded", np.round(values / scale).astype(np.int8))
+            constant(f"{matrix}.scale", (scale / ACTIVATION_LIMIT).astype(np.float32))
+        add("MatMulInteger", [f"{source}.rounded", f"{matrix}.rounded", "int8.zero"], f"{out}.sum")
+        add("Cast", [f"{out}.sum"], f"{out}.cast", to=TensorProto.FLOAT)
+        add("Mul", [f"{out}.cast", f"{matrix}.scale"], f"{out}.columns")
+        add("Mul", [f"{out}.columns", f"{source}.scale"], out)
+    _save(model, nodes, tables, file)
 
 
 def quantize_tables(file: Path) -> None:
@@ -161,7 +113,14 @@ def quantize_tables(file: Path) -> None:
             helper.make_node("Cast", [f"{out}.rounded"], [f"{out}.cast"], to=TensorProto.FLOAT),
             helper.make_node("Mul", [f"{out}.cast", f"{out}.scale"], [out]),
         ]
-    used = {name for node in nodes for name in node.input}
+    _save(model, nodes, tables, file)
+
+
+def _save(model: Any, nodes: list[Any], tables: dict[str, Any], file: Path) -> None:
+    """Write a model with these nodes, and those tables that they use."""
+    import onnx
+
+    graph, used = model.graph, {name for node in nodes for name in node.input}
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(table for name, table in tables.items() if name in used)

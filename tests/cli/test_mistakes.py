@@ -73,7 +73,6 @@ def test_a_value_with_nul_or_too_long(command, index, value, capsys, monkeypatch
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["export", "nope", "--int8", "--calibration", "nope", "--output", "out"], "There is no file or folder nope"),
         (["adapt", "--family", "tc", "--data", "nope.csv", "--name", "X" * 300, "--output_dir", "o"], "Adapter name"),
         (["adapt", "--family", "tc", "--data", "nope.csv", "--output_dir", "y"], "--name 2 to 64 lower-case letters"),
         (["adapt", "--family", "tc", "--data", "nope.csv", "--name", "ab", "--output_dir", "y" * 300], "File name too long"),

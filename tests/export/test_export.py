@@ -30,7 +30,7 @@ from modeling_mtpf.cli.main import main
 from modeling_mtpf.errors import DataError, MissingExtraError
 from modeling_mtpf.export import ExportError, export, export_onnx, read_manifest, runner
 from modeling_mtpf.export.graphs import TailShape, tail_modules
-from modeling_mtpf.export.int8 import quantize_tables
+from modeling_mtpf.export.int8 import quantize_products, quantize_tables
 from modeling_mtpf.model.hub_cache_mtpf import sha256_of
 from modeling_mtpf.model.results_mtpf import TagScheme
 from modeling_mtpf.model.schemas_mtpf import MULTI_LABEL
@@ -285,17 +285,12 @@ def test_files_hold_no_paths_of_this_machine(exported):
 # -------------------------------------------------------------------------------------------------- int8
 
 
-@pytest.mark.parametrize("calibrated", [False, True])
-def test_int8_is_close_and_small(exported, folders, tmp_path, same_graphs, calibrated):
-    options = {}
-    if calibrated:
-        (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in SENTENCES))
-        options = {"calibration": tmp_path / "text.jsonl"}
+def test_int8_is_close_small_and_the_same_in_any_batch(exported, folders, tmp_path, same_graphs):
     small = tmp_path / "phone"
     apps = [folders / "entities", folders / "intent"]
-    export_onnx(folders / "backbone", apps, small, int8=True, **options)
+    export_onnx(folders / "backbone", apps, small, int8=True)
     manifest = read_manifest(small)
-    assert manifest["quantization"]["activations"] == ("static" if calibrated else "dynamic")
+    assert manifest["quantization"]["activations"] == "uint8, a scale for each token"
     results = [runner_of(f).Runner(f).predict(AWKWARD, ["intent"])["intent"] for f in (exported, small)]
     assert sum(a["label"] == b["label"] for a, b in zip(*results, strict=True)) >= 0.75 * len(AWKWARD)
     model = torch_model(folders / "backbone", folders / "entities")
@@ -304,6 +299,47 @@ def test_int8_is_close_and_small(exported, folders, tmp_path, same_graphs, calib
     assert rounding < error < 0.5
     sizes = [next(f.glob("apps/entities-*")).stat().st_size for f in (small, exported)]
     assert sizes[0] < 0.7 * sizes[1]
+    trunk = onnxruntime.InferenceSession(small / "trunk.onnx", providers=["CPUExecutionProvider"])
+    ids = np.random.default_rng(0).integers(5, 50, (8, 9))
+    mask = np.ones_like(ids)
+    together = trunk.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+    for row in range(len(ids)):
+        alone = trunk.run(None, {"input_ids": ids[row : row + 1], "attention_mask": mask[:1]})[0]
+        assert np.abs(alone[0] - together[row]).max() < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(7, 48), (2, 5, 48)], ids=["matrix", "batch"])
+def test_products_are_rounded_token_by_token(tmp_path, shape):
+    onnx = pytest.importorskip("onnx")
+    chance = np.random.default_rng(0)
+    weights = (chance.normal(size=(48, 20)) * np.geomspace(1e-3, 1e3, 20)).astype(np.float32)
+    weights[:, 3] = 0
+    inputs = chance.normal(size=shape).astype(np.float32)
+    inputs *= np.geomspace(1e-4, 1e4, shape[-2], dtype=np.float32)[:, None]
+    inputs[..., 1, :] = 0
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("MatMul", ["x", "w"], ["z"])],
+        "g",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info(name, kind, (*shape[:-1], 20)) for name in "yz"],
+        [onnx.numpy_helper.from_array(weights, "w")],
+    )
+    file = tmp_path / "g.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]), file)
+    quantize_products(file)
+    used = [node.op_type for node in onnx.load(file).graph.node]
+    assert used.count("QuantizeLinear") == 1 and used.count("MatMulInteger") == 2
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    y, z = session.run(None, {"x": inputs})
+    # The same in float64: weights in 7 bits by column, inputs in 8 bits by row.
+    by_column = np.abs(weights).max(0, initial=1e-30).astype(float) / 63
+    by_row = np.abs(inputs).max(-1, keepdims=True, initial=1e-30).astype(float) / 127
+    rounded = np.round(inputs / by_row) @ np.round(weights / by_column)
+    np.testing.assert_allclose(y, rounded * by_row * by_column, rtol=2e-2, atol=0)
+    np.testing.assert_array_equal(y, z)
+    exact = inputs.astype(float) @ weights
+    assert np.linalg.norm(y - exact) < 0.02 * np.linalg.norm(exact)
 
 
 def test_tables_are_rounded_row_by_row(tmp_path):
@@ -556,9 +592,6 @@ def test_foreign_folders_are_left_alone(folders, tmp_path, capsys):
     assert "export.json is damaged" in error and len(error.splitlines()) == 1
     assert main(["export", str(tmp_path / "nothing"), "--output", str(tmp_path / "new")]) == 2
     assert "cannot be loaded" in capsys.readouterr().err
-    arguments = ["--output", str(tmp_path / "new"), "--calibration", "text"]
-    assert main(["export", str(folders / "backbone"), *arguments]) == 2
-    assert "add --int8" in capsys.readouterr().err
 
 
 def test_failure_leaves_nothing_behind(folders, tmp_path, monkeypatch):
