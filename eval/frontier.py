@@ -40,13 +40,14 @@ LEARNING_RATE, EPOCHS, BATCH_SIZE = 3e-4, 12, 16
 
 
 def drawn(source: str, family: str, sizes: dict[str, int], seed: int) -> AppData:
-    """Return random rows of each split, and the labels of those of train."""
+    """Return random rows of each split, and the labels of those one fits on: of texts validation's, too."""
     data = load_app_data(source, family)
     for split, size in sizes.items():
         examples = getattr(data, split)
         rows = np.random.default_rng(seed).permutation(len(examples))[:size]
         setattr(data, split, examples.take(np.sort(rows)))
-    present = data.train.labels if family == "tc" else {tag for tags in data.train.labels for tag in tags}
+    train, validation = data.train.labels, data.validation.labels
+    present = {*train, *validation} if family == "tc" else {tag for tags in train for tag in tags}
     known = set(present) | {"O"} | {"I-" + tag[2:] for tag in present if tag.startswith("B-")}
     data.labels = [label for label in data.labels if label in known]
     return data

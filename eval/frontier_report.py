@@ -28,14 +28,14 @@ ROWS = {
     },
     "tc": {
         "probe": "`probe`",
-        "lora": "`lora`",
+        "small": "`lora`",
         "auto": "`auto` (default)",
         "linear": "sentence-transformers + logistic regression",
         "setfit": "SetFit",
         "full": "full fine-tuning",
     },
 }
-AGAINST = {"ner": "full", "tc": "linear"}
+AGAINST = {"ner": ("full",), "tc": ("linear", "setfit")}
 MARKERS = "<!-- frontier {} -->", "<!-- /frontier {} -->"
 
 Values = dict[str, dict[tuple[str, int], dict[str, Any]]]
@@ -49,7 +49,7 @@ def cells_of(records: list[dict[str, Any]], family: str) -> Values:
             name = record["regime"].partition(":")[0]
             values[name][record["task"], record["seed"]] = record
     for cell, probe in values.get("probe", {}).items():  # `auto` keeps the better one by validation
-        if lora := values.get("lora", {}).get(cell):
+        if lora := values.get("small", {}).get(cell):
             both = {"cpu_seconds": probe["cpu_seconds"] + lora["cpu_seconds"]}
             better = probe if probe["validation"] >= lora["validation"] else lora
             values["auto"][cell] = {**better, **both}
@@ -58,10 +58,11 @@ def cells_of(records: list[dict[str, Any]], family: str) -> Values:
 
 def table(records: list[dict[str, Any]], family: str) -> str:
     """Return the Markdown table of a family."""
-    values, reference = cells_of(records, family), AGAINST[family]
+    values, peers = cells_of(records, family), AGAINST[family]
     times = {r["regime"]: r for r in records if r["protocol"] == "frontier-times"}
     metric = "strict F1" if family == "ner" else "accuracy"
-    head = f"| | {metric} | against {ROWS[family][reference]} | sets × seeds | MB | CPU s |"
+    against = " | ".join(f"against {ROWS[family][peer]}" for peer in peers)
+    head = f"| | {metric} | {against} | sets × seeds | MB | CPU s |"
     head += " ms a text | ms, with a second |" if family == "ner" else ""
     lines = [head, "|" + "---|" * (head.count("|") - 1)]
     for regime, name in ROWS[family].items():
@@ -71,8 +72,8 @@ def table(records: list[dict[str, Any]], family: str) -> str:
         mean = np.mean([np.mean([r["value"] for (t, _), r in cells.items() if t == task]) for task in tasks])
         size = np.median([r["bytes"] for r in cells.values() if r.get("bytes")] or [np.nan]) / 1e6
         seconds = np.median([r["cpu_seconds"] for r in cells.values()])
-        columns = [name, f"{100 * mean:.1f}", difference(values, regime, reference), str(len(cells))]
-        columns += ["–" if np.isnan(size) else f"{size:.2f}", f"{seconds:.0f}"]
+        columns = [name, f"{100 * mean:.1f}", *(difference(values, regime, peer) for peer in peers)]
+        columns += [str(len(cells)), "–" if np.isnan(size) else f"{size:.2f}", f"{seconds:.0f}"]
         if family == "ner":
             time = times.get(regime, {})
             columns += [f"{time[key]:.1f}" if key in time else "–" for key in ("alone", "two")]
