@@ -59,7 +59,7 @@ class AdaptSettings(FitSettings):
             Prodigy, Label Studio, BRAT or GLiNER have them; a folder of such files named after their splits
             (train, validation, test) or written by save_to_disk; or a Hub data set
             owner/name[:config][@revision].
-        output_dir: New folder for the app.
+        output_dir: New folder for the app. A stopped fit of a bundle resumes with the same command.
         zero_shot: Make the app of the names in ``--labels`` alone, without ``--data`` (tc).
         backbone: ``packaged``, a folder or a Hub id, a stock encoder included.
         backbone_revision: Commit of the backbone's repo.
@@ -67,7 +67,9 @@ class AdaptSettings(FitSettings):
         adapter_revision: Commit of the adapter's repo.
         method: ``lora``, or ``probe`` for tc, which takes seconds; ``auto``: lora for ner, for tc the better
             of both by validation; ``sparse``: the most sensitive matrices of the last layers. Of a bundle
-            ``joint``.
+            ``joint`` (default), ``shared`` (parts take turns), ``multilora``; or ``mtl-lora``, ``poly``,
+            ``c-poly``, ``moe-lora``, which give each part an app in a folder of ``output_dir``, see
+            docs/many_apps.md.
         name: Adapter name; made from that of the folder by default.
         validation: Another source for validation; by default the split, else a held-out share of train.
         test: Another source for the test set.

@@ -96,6 +96,14 @@ def truncated(matrices: Matrices, rank: int) -> Matrices:
     return {path: low_rank(pair.down, pair.up, rank) for path, pair in matrices.items()}
 
 
+def copied(matrices: Matrices) -> Matrices:
+    """Return a copy that shares no memory with what it was computed from."""
+    return {
+        path: LowRank(down.clone(), up.clone(), None if bias is None else bias.clone())
+        for path, (down, up, bias) in matrices.items()
+    }
+
+
 def low_rank(down: torch.Tensor, up: torch.Tensor, rank: int) -> LowRank:
     """Return the best approximation of B A of at most a rank; the singular values are shared by both."""
     if len(down) <= rank:
@@ -108,8 +116,10 @@ def low_rank(down: torch.Tensor, up: torch.Tensor, rank: int) -> LowRank:
     return LowRank(new_down.to(down.dtype).contiguous(), new_up.to(up.dtype).contiguous())
 
 
-def install(model: MtpfModel, name: str, matrices: Matrices, heads: dict[str, AdapterHead]) -> None:
-    """Put a bundle into the model: a stock LoRA of scale 1, of the rank that each module needs."""
+def install(
+    model: MtpfModel, name: str, matrices: Matrices, heads: AdapterHead | dict[str, AdapterHead]
+) -> None:
+    """Put an app or a bundle into the model: a stock LoRA of scale 1, of the rank that each module needs."""
     encoder: Any = model.backbone
     ranks = {path: len(pair.down) for path, pair in sorted(matrices.items())}
     rank = max(ranks.values())
