@@ -391,6 +391,11 @@ def find_start(adapter: str | Path, revision: str | None, family: str | None) ->
             f"The adapter {adapter} is of the family {task['family']!r}, the app of {family!r}; "
             f"start from the LoRA of {family!r}, or without --adapter from a fresh one."
         )
+    if task.get("prefix"):
+        raise RecipeError(
+            f"The adapter {adapter} has a prefix, which what starts from it or is composed of it would lose; "
+            "name an adapter without one."
+        )
     return folder, task.get("name", folder.name) if Path(adapter).is_dir() else str(adapter)
 
 

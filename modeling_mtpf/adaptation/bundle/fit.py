@@ -30,7 +30,7 @@ from ..fit_state import FitStates
 from ..rounding import round_to_stored
 from ..scoring import score_app
 from ..settings import LoraShape
-from . import composition, joint, rivals  # noqa: F401  they register themselves
+from . import composition, joint, prefix, rivals  # noqa: F401  they register themselves
 from .low_rank import depth_of, install, lora_matrices
 from .registry import BundleFit, BundleMethod, Job, JobPart, bundle_method
 from .settings import BundleSettings, Part
@@ -101,7 +101,8 @@ def fit_bundle(
     Args:
         parts: The apps, of any families and label sets.
         method: Trains from the parts' data (``joint``, ``shared``, ``mtl-lora``, ``multilora``, ``poly``,
-            ``c-poly``, ``moe-lora``; see docs/many_apps.md) or composes their apps (docs/compose.md).
+            ``c-poly``, ``moe-lora``, ``peml``, ``prefix``; see docs/many_apps.md) or composes their apps
+            (docs/compose.md).
         backbone: ``packaged``, a folder or a Hub id; or a model and its tokenizer.
         output_dir: New folder for the bundle; by default nothing is saved. Methods that give each part a LoRA
             write an app for each into it, named by its part. A stopped fit with the same arguments resumes.
@@ -184,6 +185,8 @@ def _check_settings(
     if settings.refit or (shaped and how.needs == "apps"):
         what = "refit" if settings.refit else "size or lora"
         raise RecipeError(f"The method {method} does not use {what}; leave it out.")
+    if method not in prefix.METHODS and (key := settings.changed_prefix()):
+        raise RecipeError(f"The method {method} does not use {key}; leave it out, or choose peml.")
     if how.needs == "data" and (texts or settings.loss == "distil"):
         raise RecipeError(f"The method {method} trains from labels; leave out texts and the loss distil.")
     if seeds < 1 or settings.seed + seeds > 2**31:
@@ -223,7 +226,7 @@ def _identity(job: Job, method: str, backbone: str) -> str:
 def _install(job: Job, fit: BundleFit, adapters: dict[str, str]) -> None:
     """Put the bundle, or the app of each part, into the model."""
     if not fit.apart:
-        install(job.model, job.name, fit.matrices, fit.heads)
+        install(job.model, job.name, fit.matrices, fit.heads, fit.prefixes)
     for part, matrices in fit.apart.items():
         install(job.model, adapters[part], matrices, fit.heads[part])
 
@@ -316,6 +319,7 @@ def _round(job: Job, fit: BundleFit) -> tuple[torch.dtype, dict[str, dict[str, f
             calibrations[part] = calibrate(head, held_out)
     pairs = [tensor for lora in fit.loras for pair in lora.values() for tensor in (pair.down, pair.up)]
     values = [p.data for head in fit.heads.values() for p in head.parameters()]
+    values += [tensor for slots in fit.prefixes.values() for tensor in (slots.key, slots.value)]
     return round_to_stored([*pairs, *values], job.settings), calibrations
 
 

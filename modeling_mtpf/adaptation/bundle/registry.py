@@ -12,6 +12,7 @@ from ...data.app_data import AppData
 from ...errors import RecipeError
 from ...model.adapters_mtpf import AdapterHead
 from ...model.modeling_mtpf import MtpfModel
+from ...model.prefix_mtpf import Prefixes
 from ...model.trunk_mtpf import TrunkOutput
 from ...settings import nearest
 from ..calibration import HeldOut
@@ -21,7 +22,10 @@ from .settings import BundleSettings
 
 
 class Parametrisation(Protocol):
-    """How the LoRA of a bundle is made from what is trained."""
+    """How the LoRA of a bundle is made from what is trained.
+
+    One that makes a prefix, too, has a method ``prefixes()``.
+    """
 
     parameters: list[nn.Parameter]
 
@@ -121,6 +125,7 @@ class BundleFit:
         details: Of the fit: steps, scores of evaluations, ...
         composition: More for the record of how the LoRA was made.
         apart: LoRA of each part, of a method that gives each part one.
+        prefixes: The prefix of the bundle, of a method that makes one.
     """
 
     matrices: Matrices
@@ -129,6 +134,7 @@ class BundleFit:
     details: dict[str, Any] = field(default_factory=dict)
     composition: dict[str, Any] = field(default_factory=dict)
     apart: dict[str, Matrices] = field(default_factory=dict)
+    prefixes: Prefixes = field(default_factory=dict)
 
     @property
     def loras(self) -> list[Matrices]:

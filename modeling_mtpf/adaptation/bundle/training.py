@@ -15,6 +15,7 @@ from ...devices import precision
 from ...errors import RecipeError
 from ...model.adapters_mtpf import AdapterHead
 from ...model.modeling_mtpf import MtpfModel
+from ...model.prefix_mtpf import Prefix, Prefixes
 from ...model.trunk_mtpf import TrunkOutput
 from ..methods.lora import label_kind, labels_of
 from ..tail_training import optimise, tail_outputs, training_batches
@@ -137,9 +138,14 @@ def bundle_tail(model: MtpfModel, parametrisation: Parametrisation, settings: Bu
 
     def tail(trunk: TrunkOutput, part: str | None) -> torch.Tensor:
         with precision(model.device, settings.mixed_precision):
-            return run_with(model.backbone, trunk, parametrisation.matrices(part)).float()
+            slots = _prefixes_of(parametrisation)
+            return run_with(model.backbone, trunk, parametrisation.matrices(part), slots).float()
 
     return tail
+
+
+def _prefixes_of(parametrisation: Parametrisation) -> Prefixes:
+    return parametrisation.prefixes() if hasattr(parametrisation, "prefixes") else {}
 
 
 def train_bundle(
@@ -177,12 +183,12 @@ def train_bundle(
     if not train_heads:  # which then stay as they are
         scored = {part: validation._replace(held_out=None) for part, validation in scored.items()}
     learned = objective.record if trained and objective is not None else {}
-    return BundleFit(fixed.matrices(None), heads, scored, details, dict(learned), fixed.apart)
+    return BundleFit(fixed.matrices(None), heads, scored, details, dict(learned), fixed.apart, fixed.slots)
 
 
 @torch.no_grad()
 def _folded(job: Job, parametrisation: Parametrisation) -> "Fixed":
-    """Return the LoRA as it is now, of all parts or of each."""
+    """Return the LoRA as it is now, of all parts or of each, and the prefix."""
 
     def folded(part: str | None) -> Matrices:
         matrices = parametrisation.matrices(part)
@@ -190,15 +196,23 @@ def _folded(job: Job, parametrisation: Parametrisation) -> "Fixed":
 
     if job.apart:
         return Fixed({}, {part.name: folded(part.name) for part in job.parts})
-    return Fixed(folded(None))
+    slots = _prefixes_of(parametrisation).items()
+    copies = {number: Prefix(slot.key.clone(), slot.value.clone()) for number, slot in slots}
+    return Fixed(folded(None), slots=copies)
 
 
 class Fixed:
-    """A LoRA, or one of each part, that is not trained."""
+    """A LoRA, or one of each part, and maybe a prefix, that is not trained."""
 
-    def __init__(self, matrices: Matrices, apart: dict[str, Matrices] | None = None):
+    def __init__(
+        self, matrices: Matrices, apart: dict[str, Matrices] | None = None, slots: Prefixes | None = None
+    ):
         self.parameters: list[nn.Parameter] = []
-        self._matrices, self.apart = matrices, apart or {}
+        self._matrices, self.apart, self.slots = matrices, apart or {}, slots or {}
+
+    def prefixes(self) -> Prefixes:
+        """Return the prefix."""
+        return self.slots
 
     def matrices(self, part: str | None) -> Matrices:
         """Return the LoRA of a part."""
