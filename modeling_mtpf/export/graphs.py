@@ -60,8 +60,9 @@ def tail_modules(encoder: Encoder, shape: TailShape) -> list[str]:
 def tail_prefixes(encoder: Encoder, shape: TailShape, length: int) -> Prefixes:
     """Return zeros for each layer that takes a prefix; with a length of 0 the prefixes of an app without."""
     total, heads = len(encoder_layers(encoder)), encoder.config.num_attention_heads
-    slots = torch.zeros(heads, length, encoder.config.hidden_size // heads)
-    return {n: Prefix(slots, slots) for n in range(total - shape.layers, total) if shape.prefix}
+    size = heads, length, encoder.config.hidden_size // heads
+    layers = range(total - shape.layers, total) if shape.prefix else ()
+    return {n: Prefix(torch.zeros(size), torch.zeros(size)) for n in layers}  # each an input of its own
 
 
 class _Trunk(nn.Module):

@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -128,8 +129,10 @@ def test_the_tail_equals_an_encoder_whose_attention_is_written_out(
     with torch.no_grad():
         found = model.encode_adapters(["slots"], **inputs)["slots"]
         with model.use_adapter("slots"):
-            assert torch.equal(model(**inputs).last_hidden_state, found)
-        for row, mask in enumerate(inputs["attention_mask"].bool()):
+            plain = model(**inputs).last_hidden_state
+        real = inputs["attention_mask"].bool()
+        assert torch.equal(plain[real], found[real])
+        for row, mask in enumerate(real):
             alone = model.encode_adapters(["slots"], input_ids=inputs["input_ids"][row : row + 1, mask])
             assert torch.allclose(alone["slots"][0], found[row, mask], atol=1e-6)
     layers = list(encoder_layers(model.backbone))
@@ -138,12 +141,10 @@ def test_the_tail_equals_an_encoder_whose_attention_is_written_out(
     def eager(module, query, key, value, mask, scaling, **kwargs):
         return explicit_attention(query, key, value, mask, scaling, of_module[id(module)]), None
 
-    file = type(layers[0]).forward.__globals__
-    monkeypatch.setitem(file, "eager_attention_forward", eager)
+    monkeypatch.setattr(sys.modules[type(layers[0]).__module__], "eager_attention_forward", eager)
     model.backbone.set_attn_implementation("eager")
     with torch.no_grad(), model.use_adapter("slots"):
         expected = model.backbone(**inputs).last_hidden_state
-    real = inputs["attention_mask"].bool()
     assert torch.allclose(found[real], expected[real], atol=1e-9)
 
 
@@ -171,7 +172,7 @@ def test_training_mode_and_checkpointing_give_the_same_gradients(load, batch):
     found = []
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
             model.train()
             for module in model.modules():
                 if isinstance(module, torch.nn.Dropout):
@@ -209,10 +210,8 @@ print(json.dumps(model.predict({SENTENCES!r}, adapters=["slots", "entities"])))
 """
     assert_close(fresh_process(code, package=False), expected)
     model.delete_adapter("entities")
-    without = model.save_adapter(again, "slots")  # an adapter without a prefix takes the file away
-    assert (without / PREFIX_FILE).exists()
     model.load_adapter(folders / "intent", adapter_name="slots", replace=True)
-    model.save_adapter(again, "slots")
+    model.save_adapter(again, "slots")  # an adapter without a prefix takes the file away
     assert not (again / PREFIX_FILE).exists() and MtpfModel.load_adapter(model, again, "more") == "more"
 
 
@@ -244,7 +243,9 @@ def test_plain_forwards_pipelines_and_outputs_use_the_prefix(saved, folders):
     words.load_adapter(saved)
     app = pipeline("token-classification", model=words, tokenizer=tokenizer, aggregation_strategy="first")
     expected = model.predict(SENTENCES[0], ["slots"])["slots"][0]
-    assert [row["word"].lower() for row in app(SENTENCES[0])] == [row["word"].lower() for row in expected]
+    assert [(row["start"], row["end"]) for row in app(SENTENCES[0])] == [
+        (row["start"], row["end"]) for row in expected
+    ]
 
 
 def test_replacing_copying_deleting_and_memory(model, saved, folders):
@@ -349,8 +350,8 @@ def test_a_damaged_prefix_is_refused_in_one_sentence(model, saved, tmp_path, cha
 
 
 def test_what_cannot_run_a_prefix_is_refused_when_it_runs(model):
-    model.backbone.config._attn_implementation_internal = "flex_attention"
     trunk = run_trunk(model.backbone, 2, inputs_embeds=torch.zeros(1, 3, 32))
+    model.backbone.config._attn_implementation_internal = "flex_attention"
     layers = with_prefixes(model.backbone, list(encoder_layers(model.backbone))[-2:], random_prefixes(2), 2)
     with pytest.raises(AdapterError, match="with a prefix cannot use flex_attention; load the backbone with"):
         run_layers(model.backbone, trunk, layers)
