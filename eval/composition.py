@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -152,7 +152,7 @@ class Unit:
             cost = {
                 "bytes": size,
                 "cpu_seconds": round(seconds, 1),
-                "cpu_ms_a_text": self.milliseconds(names),
+                "cpu_ms_a_text": milliseconds(self.opened, data["intents"].test.inputs, list(names.values())),
             }
         finally:
             for folder in folders:
@@ -207,15 +207,16 @@ class Unit:
         following = names[(names.index(self.task) + 1) % len(names)]
         return load_composition(following, self.data, self.plan["rows"], self.seed).intents.train.inputs
 
-    def milliseconds(self, names: dict[str, str]) -> float:
-        """Median CPU time of one text with all parts."""
-        model, tokenizer = self.opened
-        times = []
-        for text in self.part_data("intents").test.inputs[:TIMED]:
-            started = time.process_time()
-            model.predict([text], adapters=list(names.values()), tokenizer=tokenizer)
-            times.append(time.process_time() - started)
-        return round(1000 * statistics.median(times), 3)
+
+def milliseconds(opened: Any, texts: list[str], names: list[str]) -> float:
+    """Median CPU time of one text with all apps."""
+    model, tokenizer = opened
+    times = []
+    for text in texts[:TIMED]:
+        started = time.process_time()
+        model.predict([text], adapters=names, tokenizer=tokenizer)
+        times.append(time.process_time() - started)
+    return round(1000 * statistics.median(times), 3)
 
 
 def name_of(part: str) -> str:
@@ -223,8 +224,8 @@ def name_of(part: str) -> str:
     return part.replace("/", "-")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Compute all records of the plan that are not there."""
+def read_plan(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Return the plan and the chosen methods; set the number of threads."""
     plan = yaml.safe_load(options.plan.read_text("utf-8"))
     torch.set_num_threads(options.threads)
     methods = options.only or list(plan["methods"])
@@ -234,6 +235,12 @@ def run(options: argparse.Namespace) -> None:
     ):
         if unknown := set(names) - set(known):
             raise RecipeError(f"--{option}: the plan has no {min(unknown)!r}; it has: {', '.join(known)}.")
+    return plan, methods
+
+
+def run(options: argparse.Namespace) -> None:
+    """Compute all records of the plan that are not there."""
+    plan, methods = read_plan(options)
     options.work.mkdir(parents=True, exist_ok=True)
     for named in options.backbone:
         name, _, source = named.rpartition("=")
@@ -246,7 +253,7 @@ def run(options: argparse.Namespace) -> None:
                         compute(unit, group, method, options.records)
 
 
-def compute(unit: Unit, group: str, method: str, output: Path) -> None:
+def compute(unit: Any, group: str, method: str, output: Path) -> None:
     """Add the records of a method, unless all are there."""
 
     def check(records: list[dict[str, Any]]) -> None:
@@ -275,21 +282,40 @@ def report(options: argparse.Namespace) -> None:
         print(file)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run from the command line."""
-    parser = ScriptParser(description=__doc__)
+def study(
+    description: str,
+    run: Callable[[argparse.Namespace], None],
+    report: Callable[[argparse.Namespace], None],
+    files: tuple[Path, Path],
+    groups: str,
+    arguments: list[str] | None,
+    **more: str,
+) -> int:
+    """Run a study from the command line.
+
+    Args:
+        description: Of the script.
+        run: Computes records.
+        report: Shows them.
+        files: Plan and records by default.
+        groups: The group that is computed by default.
+        arguments: Of the command line.
+        **more: Further folders that ``run`` needs, with their help.
+    """
+    parser = ScriptParser(description=description)
     commands = parser.add_subparsers(required=True)
     for function in (run, report):
         command = commands.add_parser(function.__name__, help=function.__doc__)
         command.set_defaults(function=function)
-        command.add_argument("--records", type=Path, default=RECORDS, help="file of the raw records")
+        command.add_argument("--records", type=Path, default=files[1], help="file of the raw records")
         if function is run:
-            command.add_argument("--work", type=Path, required=True, help="folder of the fitted apps")
-            command.add_argument("--plan", type=Path, default=PLAN)
+            for name, text in more.items():
+                command.add_argument(f"--{name}", type=Path, required=True, help=text)
+            command.add_argument("--plan", type=Path, default=files[0])
             command.add_argument("--data", help="folder of the data; by default that of MTPF_DATA")
             command.add_argument("--only", nargs="+", help="methods; by default all of the plan")
             command.add_argument("--seeds", type=int, nargs="+", help="by default all of the plan")
-            command.add_argument("--groups", nargs="+", default=["two"], help="of the plan")
+            command.add_argument("--groups", nargs="+", default=[groups], help="of the plan")
             command.add_argument(
                 "--backbone", nargs="+", default=["packaged"], help="NAME=FOLDER, or packaged"
             )
@@ -301,6 +327,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line."""
+    return study(
+        str(__doc__), run, report, (PLAN, RECORDS), "two", arguments, work="folder of the fitted apps"
+    )
 
 
 if __name__ == "__main__":

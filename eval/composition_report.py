@@ -1,7 +1,7 @@
 """Tables and picture of the study of composed apps, from its records, and the page that holds them."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,16 @@ from modeling_mtpf.evaluation.statistics import Cells, mean_interval, tasks_of
 PAGE, PICTURE = "composition_results.md", "composition.svg"
 PROTOCOLS = {"slots": "slots, strict F1", "intents": "intent, accuracy", "further": "further apps"}
 REFERENCES = ("separate", "separate-heads", "joint")
-MARK = re.compile(r"<!-- composition: (\w+) -->.*?<!-- end -->", flags=re.DOTALL)
-
 Records = Sequence[dict[str, Any]]
 
 
-def groups_of(records: Records) -> dict[str, list[str]]:
-    """Return ``backbone/group`` → its methods, those of `REFERENCES` first."""
+def groups_of(records: Records, references: Sequence[str] = REFERENCES) -> dict[str, list[str]]:
+    """Return ``backbone/group`` → its methods, the references first."""
     groups: dict[str, list[str]] = {}
     for regime in sorted({record["regime"] for record in records}):
         group, _, method = regime.rpartition("/")
         groups.setdefault(group, []).append(method)
-    order = {method: number for number, method in enumerate(REFERENCES)}
+    order = {method: number for number, method in enumerate(references)}
     return {group: sorted(methods, key=lambda m: order.get(m, 9)) for group, methods in groups.items()}
 
 
@@ -87,19 +85,24 @@ def tasks(records: Records) -> str:
 TABLES = {"averages": averages, "differences": differences, "tasks": tasks}
 
 
-def fill(document: str, records: Records) -> str:
-    """Return the document with what is between ``<!-- composition: NAME -->`` and ``<!-- end -->`` computed.
+def fill(
+    document: str,
+    records: Records,
+    tables: Mapping[str, Callable[[Records], str]] = TABLES,
+    study: str = "composition",
+) -> str:
+    """Return the document with what is between ``<!-- STUDY: NAME -->`` and ``<!-- end -->`` computed.
 
     Raises:
         DataError: A mark names a table that does not exist, or there are no records.
     """
 
     def filled(mark: re.Match) -> str:
-        if mark[1] not in TABLES:
-            raise DataError(f"There is no table {mark[1]!r} of the composition; known: {', '.join(TABLES)}.")
-        return f"<!-- composition: {mark[1]} -->\n\n{TABLES[mark[1]](records)}\n\n<!-- end -->"
+        if mark[1] not in tables:
+            raise DataError(f"There is no table {mark[1]!r} of the {study}; known: {', '.join(tables)}.")
+        return f"<!-- {study}: {mark[1]} -->\n\n{tables[mark[1]](records)}\n\n<!-- end -->"
 
-    return MARK.sub(filled, document)
+    return re.sub(rf"<!-- {study}: (\w+) -->.*?<!-- end -->", filled, document, flags=re.DOTALL)
 
 
 def draw(records: Records, file: Path) -> None:

@@ -265,7 +265,7 @@ def adapter_card(
     kinds = {part.get("name"): part["kind"] for part in parts}
     tags = ["mtpf", "lora", *family, kind]
     metadata = {
-        "library_name": "peft",
+        "library_name": "transformers" if task.get("prefix") else "peft",
         "pipeline_tag": pipeline,
         "base_model": backbone.get("id"),
         "datasets": datasets or None,
@@ -291,6 +291,7 @@ def adapter_card(
         kind=task["kind"],
         is_app=is_app,
         is_bundle=is_bundle,
+        prefix=(task.get("prefix") or {}).get("length"),
         parts=parts,
         is_multi_label=bool(task.get("problem_type")),
         labels=task.get("labels") or [],

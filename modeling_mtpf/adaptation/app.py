@@ -224,7 +224,7 @@ def fit_app(
     if folder is not None:
         named = isinstance(backbone, str) and is_hub_id(backbone) and not Path(backbone).exists()
         source = {"backbone_id": backbone if named else None, "backbone_revision": backbone_revision}
-        write = partial(_write_standalone, base, best) if standalone else _write_app
+        write = partial(_write_standalone, base, best) if standalone else write_app
         save_app(folder, model, name, write, dtype=dtype, task=record, **source)
     return FittedApp(name, model, record["metrics"], record, folder)
 
@@ -391,6 +391,11 @@ def find_start(adapter: str | Path, revision: str | None, family: str | None) ->
             f"The adapter {adapter} is of the family {task['family']!r}, the app of {family!r}; "
             f"start from the LoRA of {family!r}, or without --adapter from a fresh one."
         )
+    if task.get("prefix"):
+        raise RecipeError(
+            f"The adapter {adapter} has a prefix, which what starts from it or is composed of it would lose; "
+            "name an adapter without one."
+        )
     return folder, task.get("name", folder.name) if Path(adapter).is_dir() else str(adapter)
 
 
@@ -421,7 +426,7 @@ def save_app(
     Raises:
         MtpfError: The app is not in the folder; the message says where it is.
     """
-    write = write or _write_app
+    write = write or write_app
     temporary = folder.with_name(f".{folder.name[:50]}.{os.getpid()}.tmp")
     try:
         write(temporary, model, name, options)
@@ -448,7 +453,8 @@ def save_app(
         ) from error
 
 
-def _write_app(folder: Path, model: MtpfModel, name: str, options: dict[str, Any]) -> None:
+def write_app(folder: Path, model: MtpfModel, name: str, options: dict[str, Any]) -> None:
+    """Write an adapter folder with its card; the options are those of `MtpfModel.save_adapter`."""
     model.save_adapter(folder, name, **options)
     config = model.backbone.peft_config[name].to_dict()
     config["target_modules"] = sorted(config["target_modules"])

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..errors import DataError
 from ..model.adapters_mtpf import AdapterHead, LoraSettings, copy_lora, extend_lora
 from ..model.modeling_mtpf import MtpfModel
 from ..model.trunk_mtpf import TrunkOutput, run_layers, tail_views
+from .fit_state import FitState
 from .settings import FitSettings, LoraShape
 from .trunk_cache import TrunkCache
 
@@ -134,18 +136,22 @@ def adapter_tail(
 
 
 def training_batches(
-    train: TrunkCache, settings: FitSettings, stream: Sequence[int] = (2,)
+    train: TrunkCache, settings: FitSettings, stream: Sequence[int] = (2,), start: int = 0
 ) -> Iterator[tuple[TrunkOutput, np.ndarray]]:
-    """Yield trunk outputs and row numbers of random batches without end; ``stream`` extends the seed."""
+    """Yield trunk outputs and row numbers of random batches without end, from the one numbered ``start`` on.
+
+    ``stream`` extends the seed.
+    """
     few_shapes = wants_few_shapes(train.model.device, settings.mixed_precision)
     generator = np.random.default_rng([settings.seed, *stream])
-    for rows, length in shuffled_batches(
+    batches = shuffled_batches(
         train.encoded.lengths,
         settings.batch_size,
         settings.max_length,
         generator,
         LENGTH_MULTIPLE if few_shapes else 1,
-    ):
+    )
+    for rows, length in islice(batches, start, None):
         yield train.batch(rows, length), rows
 
 
@@ -157,6 +163,7 @@ def optimise(
     settings: FitSettings,
     name: str,
     until: int | None = None,
+    state: FitState | None = None,
 ) -> dict[str, Any]:
     """Take a step for each loss, and restore the best state of the parameters by validation.
 
@@ -169,6 +176,8 @@ def optimise(
         settings: Learning rate, evaluations, patience, ...
         name: For the progress bar.
         until: Take this many of the steps, and leave the last state; nothing is scored.
+        state: Where the state is written at each evaluation; the losses of the steps that it tells of are
+            not among ``losses``.
 
     Returns:
         Steps taken, step of the best state, and the scores of all evaluations.
@@ -183,10 +192,12 @@ def optimise(
     for parameter in parameters:
         parameter.requires_grad_(True)
     every = math.ceil(steps / settings.evaluations)
-    scores: list[float] = []
-    best: dict[str, Any] = {"score": -math.inf}
-    taken = _take_steps(groups, losses, steps)
-    with tqdm(taken, total=steps, desc=name, disable=not settings.progress) as progress:
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
+    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
+    step, scores, best = _resume(state, parameters, optimizer, schedule)
+    over = step > 0 and len(scores) - best["evaluation"] >= settings.patience
+    taken = _take_steps(optimizer, schedule, losses, range(step + 1, 0 if over else steps + 1))
+    with tqdm(taken, total=steps, initial=step, desc=name, disable=not settings.progress) as progress:
         for step in progress:
             if until is not None:
                 if step == until:
@@ -197,25 +208,46 @@ def optimise(
             scores.append(score())
             progress.set_postfix(validation=f"{scores[-1]:.4f}")
             if scores[-1] > best["score"]:
-                state = [parameter.detach().clone() for parameter in parameters]
-                best = {"score": scores[-1], "step": step, "evaluation": len(scores), "state": state}
-            elif len(scores) - best["evaluation"] >= settings.patience:
+                values = [parameter.detach().clone() for parameter in parameters]
+                best = {"score": scores[-1], "step": step, "evaluation": len(scores), "state": values}
+            if state:
+                now = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+                now |= {"parameters": [p.data for p in parameters], "random": torch.get_rng_state()}
+                state.write(step, scores=scores, best=best, **now)
+            if len(scores) - best["evaluation"] >= settings.patience:
                 break
     for parameter in parameters:
         parameter.grad = None
     if until is not None:
         return {"steps": until}
-    for parameter, value in zip(parameters, best["state"], strict=True):
-        parameter.data.copy_(value)
+    _restore(parameters, best["state"])
     return {"steps": step, "best_step": best["step"], "validation_scores": [round(s, 4) for s in scores]}
 
 
-def _take_steps(groups: list[dict], losses: Iterator[torch.Tensor], steps: int) -> Iterator[int]:
+def _resume(
+    state: FitState | None, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, schedule: Any
+) -> tuple[int, list[float], dict[str, Any]]:
+    """Restore what a stopped training had; return steps taken, scores of evaluations, and the best state."""
+    if state is None or state.step == 0:
+        return 0, [], {"score": -math.inf}
+    _restore(parameters, state.values["parameters"])
+    optimizer.load_state_dict(state.values["optimizer"])
+    schedule.load_state_dict(state.values["schedule"])
+    torch.set_rng_state(state.values["random"])
+    return state.step, state.values["scores"], state.values["best"]
+
+
+def _restore(parameters: list[nn.Parameter], values: list[torch.Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.data.copy_(value)
+
+
+def _take_steps(
+    optimizer: torch.optim.Optimizer, schedule: Any, losses: Iterator[torch.Tensor], steps: range
+) -> Iterator[int]:
     """Yield the number of each optimiser step once it is taken."""
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
-    schedule = get_linear_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
-    for step, loss in zip(range(1, steps + 1), losses, strict=False):
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for step, loss in zip(steps, losses, strict=False):
         if not torch.isfinite(loss):
             raise DataError(f"The loss at step {step} is not finite; lower the learning rate.")
         _set_gradients(parameters, loss)

@@ -26,6 +26,10 @@ EXAMPLES = """\
   mtpf adapt --family ner --data owner/set --train_fraction 0.1 --seeds 3 --output_dir apps/low"""
 
 
+OF_BUNDLE = ("temperature", "rank", "prefix", "prefix_length", "prefix_width")
+"""Settings of bundles alone."""
+
+
 @dataclass(kw_only=True)
 class Columns:
     """Where the data is, if not found by itself: names, in files without names the numbers of columns.
@@ -54,12 +58,15 @@ class AdaptSettings(FitSettings):
             maybe a ``weight`` of its loss, which are trained together, see docs/compose.md.
         temperature: Of a bundle: a step's part is drawn by size^(1/temperature).
         rank: Of a bundle: rank of the result, by SVD.
+        prefix: Of a bundle by ``peml`` or ``prefix``: ``fixed``, ``searched``, ``random`` or ``none``.
+        prefix_length: Slots of a fixed prefix.
+        prefix_width: Width of the network that makes a fixed prefix.
         family: ``ner`` (a label for each word) or ``tc`` (a label for each text).
         data: CoNLL, JSON-lines, Parquet or delimited file, or texts with character spans as doccano, spaCy,
             Prodigy, Label Studio, BRAT or GLiNER have them; a folder of such files named after their splits
             (train, validation, test) or written by save_to_disk; or a Hub data set
             owner/name[:config][@revision].
-        output_dir: New folder for the app.
+        output_dir: New folder for the app. A stopped fit of a bundle resumes with the same command.
         zero_shot: Make the app of the names in ``--labels`` alone, without ``--data`` (tc).
         backbone: ``packaged``, a folder or a Hub id, a stock encoder included.
         backbone_revision: Commit of the backbone's repo.
@@ -67,7 +74,9 @@ class AdaptSettings(FitSettings):
         adapter_revision: Commit of the adapter's repo.
         method: ``lora``, or ``probe`` for tc, which takes seconds; ``auto``: lora for ner, for tc the better
             of both by validation; ``sparse``: the most sensitive matrices of the last layers. Of a bundle
-            ``joint``.
+            ``joint`` (default), ``shared`` (parts take turns), ``multilora``; ``peml``, with a key/value
+            prefix, or ``prefix``, a prefix alone; or ``mtl-lora``, ``poly``, ``c-poly``, ``moe-lora``, which
+            give each part an app in a folder of ``output_dir``, see docs/many_apps.md.
         name: Adapter name; made from that of the folder by default.
         validation: Another source for validation; by default the split, else a held-out share of train.
         test: Another source for the test set.
@@ -91,6 +100,9 @@ class AdaptSettings(FitSettings):
     bundle: str | None = None
     temperature: float = 2.0
     rank: int | None = None
+    prefix: str = "fixed"
+    prefix_length: int = 8
+    prefix_width: int = 128
     zero_shot: bool = False
     backbone: str = "packaged"
     backbone_revision: str | None = None
@@ -118,8 +130,10 @@ class AdaptSettings(FitSettings):
             raise RecipeError(
                 "--zero_shot is for --family tc with --labels a,b,c, without --data and --adapter."
             )
-        if self.bundle is None and (self.rank is not None or self.temperature != 2.0):
-            raise RecipeError("--rank and --temperature are for a --bundle.")
+        default = {f.name: f.default for f in fields(AdaptSettings)}
+        changed = [name for name in OF_BUNDLE if getattr(self, name) != default[name]]
+        if self.bundle is None and changed:
+            raise RecipeError(f"--{changed[0]} is for a --bundle.")
         needed = () if self.bundle is not None or self.zero_shot else ("family", "data")
         if missing := [key for key in needed if getattr(self, key) is None]:
             raise RecipeError(f"--{missing[0]} is missing; give --family and --data, or --bundle.")
@@ -158,7 +172,7 @@ def run(arguments: list[str], prog: str) -> str:
         return _bundle(settings)
     values = vars(settings).copy()
     fit = FitSettings(**{f.name: values.pop(f.name) for f in fields(FitSettings)})
-    for name in ("threads", "bundle", "temperature", "rank"):
+    for name in ("threads", "bundle", *OF_BUNDLE):
         del values[name]
     values["columns"] = {role: name for role, name in vars(settings.columns).items() if name is not None}
     if values["labels"]:

@@ -37,13 +37,23 @@ from ..model.gate_mtpf import Schema, list_of, matching, object_of, one_of, reco
 from ..model.hub_cache_mtpf import sha256_of
 from ..model.modeling_mtpf import MtpfModel
 from ..model.predict_mtpf import check_tokenizer, load_tokenizer, text_tokenizer
+from ..model.prefix_mtpf import prefix_tensors, prefixes_of
 from ..model.schemas_mtpf import BUNDLE, MAX_LAYERS, MODULE, SHA256
 from ..model.scope_mtpf import Scope
 from ..model.sources_mtpf import is_hub_id
 from ..model.texts_mtpf import WINDOW_OVERLAP, backend_sha256, plain_backend, with_symbols_apart
 from ..model.trunk_mtpf import encoder_layers, lora_modules
 from ..version import versions
-from .graphs import OPSET, TAIL_FILE, TRUNK_FILE, TailShape, export_tail, export_trunk, tail_modules
+from .graphs import (
+    OPSET,
+    TAIL_FILE,
+    TRUNK_FILE,
+    TailShape,
+    export_tail,
+    export_trunk,
+    tail_modules,
+    tail_prefixes,
+)
 from .int8 import quantize_export
 
 MANIFEST_FILE, TOKENIZER_FILE, RUNNER_FILE, APPS_FOLDER = "export.json", "tokenizer.json", "runner.py", "apps"
@@ -112,6 +122,7 @@ class _AppTensors:
     tensors: dict[str, np.ndarray]
     layers: int
     targets: set[str]
+    prefix: bool
     about: dict[str, Any]
 
 
@@ -182,7 +193,8 @@ def _export(
     if manifest is None:
         shape = _shape(model, apps, layers)
     else:
-        shape = TailShape(manifest["tail"]["layers"], tuple(manifest["tail"]["targets"]))
+        tail = manifest["tail"]
+        shape = TailShape(tail["layers"], tuple(tail["targets"]), tail.get("prefix", False))
     for app in apps:
         _check_fits(folder, app, shape, manifest)
         _fill(app, model, shape)
@@ -259,6 +271,8 @@ def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _App
             index, _, target = path.removeprefix(prefix).partition(".")
             depth, targets = max(depth, total - int(index)), targets | {target}
             tensors |= {f"{path}.lora_A": a, f"{path}.lora_B": b * module.scaling[loaded]}
+        if prefixes := prefixes_of(model.backbone, loaded):
+            depth, tensors = model.adapter_depth(loaded), tensors | prefix_tensors(model.backbone, prefixes)
         if loaded in heads:
             about = {"name": loaded, **about_head(heads[loaded]), "backbone": sha256}
             if scope := heads[loaded].scope:
@@ -268,7 +282,7 @@ def _read_app(model: MtpfModel, adapter: str | os.PathLike, sha256: str) -> _App
             least = min(head.max_length for head in heads.values())
             about = {"name": loaded, "kind": BUNDLE, "parts": parts, "max_length": least, "backbone": sha256}
         arrays = {key: value.float().contiguous().numpy().copy() for key, value in tensors.items()}
-        return _AppTensors(loaded, arrays, depth, targets, about)
+        return _AppTensors(loaded, arrays, depth, targets, bool(prefixes), about)
     finally:
         model.delete_adapter(loaded)
 
@@ -293,7 +307,7 @@ def _shape(model: MtpfModel, apps: list[_AppTensors], layers: int | None) -> Tai
     default = encoder_layout(model.config.encoder_config.model_type).lora_targets
     targets = sorted(set(default).union(*(app.targets for app in apps)))
     lora_targets(model.backbone, LoraSettings(layers=layers, targets=targets))  # raises for missing ones
-    return TailShape(layers, tuple(targets))
+    return TailShape(layers, tuple(targets), any(app.prefix for app in apps))
 
 
 def _check_fits(folder: Path, app: _AppTensors, shape: TailShape, manifest: dict | None) -> None:
@@ -309,20 +323,23 @@ def _check_fits(folder: Path, app: _AppTensors, shape: TailShape, manifest: dict
             f"App {app.name!r} has LoRA on the last {app.layers} layers, but the tail of {folder} holds "
             f"{shape.layers}; export into a new folder with --layers {app.layers}."
         )
-    foreign = sorted(app.targets - set(shape.targets))
+    foreign = [f"LoRA on {target!r}" for target in sorted(app.targets - set(shape.targets))]
+    foreign += ["a prefix"] if app.prefix and not shape.prefix else []
     if foreign:
         raise ExportError(
-            f"App {app.name!r} has LoRA on {foreign[0]!r}, which the tail of {folder} cannot take; export it "
+            f"App {app.name!r} has {foreign[0]}, which the tail of {folder} cannot take; export it "
             "together with the others into a new folder."
         )
 
 
 def _fill(app: _AppTensors, model: MtpfModel, shape: TailShape) -> None:
-    """Add zeros of rank 1 where the tail takes LoRA and the app has none: every input needs a tensor."""
+    """Add zeros of rank 1, or no slots, where the tail takes what the app lacks: inputs need a tensor."""
     for path in tail_modules(model.backbone, shape):
         linear = model.backbone.get_submodule(path)
         app.tensors.setdefault(f"{path}.lora_A", np.zeros((linear.in_features, 1), np.float32))
         app.tensors.setdefault(f"{path}.lora_B", np.zeros((1, linear.out_features), np.float32))
+    for name, slots in prefix_tensors(model.backbone, tail_prefixes(model.backbone, shape, 0)).items():
+        app.tensors.setdefault(name, slots.numpy())
 
 
 def _app_bytes(app: _AppTensors, precision: str) -> bytes:
@@ -440,7 +457,11 @@ def _manifest(
             "layers": len(encoder_layers(model.backbone)),
             "hidden_size": model.config.hidden_size,
         },
-        "tail": {"layers": shape.layers, "targets": list(shape.targets)},
+        "tail": {
+            "layers": shape.layers,
+            "targets": list(shape.targets),
+            **({"prefix": True} if shape.prefix else {}),
+        },
         "precision": precision,
         "app_precision": APP_PRECISION[precision],
         "quantization": None,

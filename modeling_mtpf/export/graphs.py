@@ -18,7 +18,17 @@ import torch
 from torch import nn
 
 from ..model.configuration_mtpf import encoder_layout
-from ..model.trunk_mtpf import Encoder, TrunkOutput, encoder_layers, run_tail, run_trunk, shallow_view
+from ..model.prefix_mtpf import Prefix, Prefixes, prefix_tensors
+from ..model.trunk_mtpf import (
+    Encoder,
+    TrunkOutput,
+    encoder_layers,
+    run_layers,
+    run_trunk,
+    shallow_view,
+    tail_views,
+    with_prefixes,
+)
 
 OPSET = 20
 """The first opset with Gelu as one operator; onnxruntime 1.17 and later read it."""
@@ -30,10 +40,11 @@ TRUNK_FILE, TAIL_FILE = "trunk.onnx", "tail.onnx"
 
 @dataclass(frozen=True)
 class TailShape:
-    """What the tail holds: N last layers, and the linear modules in each that take LoRA, sorted."""
+    """What the tail holds: N last layers, the modules in each that take LoRA, sorted, and maybe prefixes."""
 
     layers: int
     targets: tuple[str, ...]
+    prefix: bool = False
 
 
 def tail_modules(encoder: Encoder, shape: TailShape) -> list[str]:
@@ -44,6 +55,14 @@ def tail_modules(encoder: Encoder, shape: TailShape) -> list[str]:
         for index in range(total - shape.layers, total)
         for target in shape.targets
     ]
+
+
+def tail_prefixes(encoder: Encoder, shape: TailShape, length: int) -> Prefixes:
+    """Return zeros for each layer that takes a prefix; with a length of 0 the prefixes of an app without."""
+    total, heads = len(encoder_layers(encoder)), encoder.config.num_attention_heads
+    size = heads, length, encoder.config.hidden_size // heads
+    layers = range(total - shape.layers, total) if shape.prefix else ()
+    return {n: Prefix(torch.zeros(size), torch.zeros(size)) for n in layers}  # each an input of its own
 
 
 class _Trunk(nn.Module):
@@ -86,6 +105,7 @@ class _Tail(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor,
         lora: list[tuple[torch.Tensor, torch.Tensor]],
+        prefixes: list[tuple[torch.Tensor, torch.Tensor]],
         head: tuple[torch.Tensor, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         for linear, pair in zip(self.linears, lora, strict=True):
@@ -99,7 +119,11 @@ class _Tail(nn.Module):
             inputs_embeds=hidden_states[..., :width],
             attention_mask=attention_mask,
         ).calls
-        last = run_tail(self.encoder, TrunkOutput(hidden_states, calls[-self.shape.layers :]), None)
+        first = len(calls) - self.shape.layers
+        layers = tail_views(self.encoder, self.shape.layers, None)
+        slots = {number: Prefix(*pair) for number, pair in enumerate(prefixes, first)}
+        layers = with_prefixes(self.encoder, layers, slots, first)
+        last = run_layers(self.encoder, TrunkOutput(hidden_states, calls[first:]), layers)
         return last, last @ head[0] + head[1]
 
 
@@ -134,7 +158,8 @@ def export_tail(encoder: Encoder, shape: TailShape, file: Path) -> None:
 
     Its inputs are ``hidden_states`` ``(batch, tokens, hidden)``, ``attention_mask`` ``(batch, tokens)``,
     for each module that takes LoRA ``<path>.lora_A`` ``(in, rank)`` and ``<path>.lora_B`` ``(rank, out)`` of
-    any rank from 1, and ``head.weight`` ``(hidden, labels)`` and ``head.bias`` ``(labels,)``. Its outputs are
+    any rank from 1, ``head.weight`` ``(hidden, labels)`` and ``head.bias`` ``(labels,)``, and where the shape
+    says so ``<layer>.prefix_key`` and ``.prefix_value`` ``(heads, slots, width)``, slots from 0. Outputs are
     ``last_hidden_state`` ``(batch, tokens, hidden)`` and ``logits`` ``(batch, tokens, labels)``.
     """
     hidden = encoder.config.hidden_size
@@ -149,10 +174,20 @@ def export_tail(encoder: Encoder, shape: TailShape, file: Path) -> None:
         pairs.append((torch.zeros(base.in_features, 3), torch.zeros(3, base.out_features)))
         shapes.append(({1: f"rank_{number}"}, {0: f"rank_{number}"}))
         names += [f"{path}.lora_A", f"{path}.lora_B"]
+    slots = tail_prefixes(encoder, shape, 3)
+    names += prefix_tensors(encoder, slots)
+    by_layer = [({1: f"slots_{number}"}, {1: f"slots_{number}"}) for number in slots]
+    prefixes = [(slot.key, slot.value) for slot in slots.values()]
     export_graph(
         tail,
-        (torch.zeros(2, 7, hidden), mask, pairs, (torch.zeros(hidden, 4), torch.zeros(4))),
-        ({0: "batch", 1: "tokens"}, {0: "batch", 1: "tokens"}, shapes, ({1: "labels"}, {0: "labels"})),
+        (torch.zeros(2, 7, hidden), mask, pairs, prefixes, (torch.zeros(hidden, 4), torch.zeros(4))),
+        (
+            {0: "batch", 1: "tokens"},
+            {0: "batch", 1: "tokens"},
+            shapes,
+            by_layer,
+            ({1: "labels"}, {0: "labels"}),
+        ),
         ["hidden_states", "attention_mask", *names, "head.weight", "head.bias"],
         ["last_hidden_state", "logits"],
         file,

@@ -18,6 +18,7 @@ from ..model.adapter_files_mtpf import install_adapter, read_adapter, read_tenso
 from ..model.backbone_identity_mtpf import check_finite, check_settings
 from ..model.configuration_mtpf import AUTO_MAP, MtpfConfig, encoder_layout
 from ..model.gate_mtpf import read_json
+from ..model.prefix_mtpf import PREFIX_FILE, check_prefix
 from ..model.schemas_mtpf import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -188,7 +189,11 @@ def check_adapter(folder: Path, backbone: Backbone | None = None) -> tuple[dict[
         install_adapter(backbone.encoder, read_adapter(folder, backbone.encoder, check_backbone=False))
     else:
         read_lora_header(folder, config)
-        head = [HEAD_FILE] if check_head(folder, task) else []
-        for name in (ADAPTER_WEIGHTS_FILE, *head, *([SCOPE_FILE] if check_scope(folder, task) else [])):
+        more = {
+            HEAD_FILE: check_head(folder, task),
+            SCOPE_FILE: check_scope(folder, task),
+            PREFIX_FILE: check_prefix(folder, config, task),
+        }
+        for name in (ADAPTER_WEIGHTS_FILE, *(name for name, exists in more.items() if exists)):
             read_tensors(folder / name)
     return config, task

@@ -10,15 +10,7 @@ from huggingface_hub import CommitOperationAdd
 
 from ..model import modeling_mtpf
 from ..model.gate_mtpf import Tensor, parse_json
-from ..model.schemas_mtpf import (
-    ADAPTER_CONFIG_FILE,
-    ADAPTER_WEIGHTS_FILE,
-    CONFIG_FILE,
-    HEAD_FILE,
-    TASK_FILE,
-    WEIGHTS_FILE,
-)
-from ..model.scope_mtpf import SCOPE_FILE
+from ..model.schemas_mtpf import CONFIG_FILE, TASK_FILE, WEIGHTS_FILE
 from ..model.storage_methods_mtpf import HUB_FILES
 from ..model.tokenizer_gate_mtpf import TOKENIZER_FILES, VOCABULARY_FILES
 from .client import HubError
@@ -29,7 +21,6 @@ CARD_FILE = "README.md"
 TRAINING_FILE = "training.json"
 """What the card of a backbone tells of its run, as `hub_cards.training_summary` returns it."""
 BACKBONE_FILES = (CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE, *TOKENIZER_FILES)
-ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, SCOPE_FILE, TASK_FILE)
 MARKERS = {"backbone": "modeling_mtpf.py", "adapter": TASK_FILE}
 """Files that only this project publishes: another model's config.json must not make its repo fair game."""
 REFUSED_SUFFIXES = {

@@ -13,6 +13,7 @@ from hub_cards import adapter_card, backbone_card
 from ..errors import MtpfError
 from ..model.gate_mtpf import printable, read_header, read_json
 from ..model.hub_cache_mtpf import sha256_of
+from ..model.prefix_mtpf import PREFIX_FILE
 from ..model.schemas_mtpf import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -44,7 +45,7 @@ from .manifest import HubFile, Manifest, read_manifest
 
 SMALL_FILES = (
     *(CONFIG_FILE, TRAINING_FILE, TASK_FILE, ADAPTER_CONFIG_FILE),
-    *(HEAD_FILE, SCOPE_FILE, ADAPTER_WEIGHTS_FILE),
+    *(HEAD_FILE, SCOPE_FILE, PREFIX_FILE, ADAPTER_WEIGHTS_FILE),
 )
 """What `inspect` fetches of a repo; of a backbone's weights it reads the header alone."""
 MAX_FETCH_BYTES = 200_000_000
@@ -63,6 +64,7 @@ class Inspection:
         parameters: Values in the encoder or the LoRA, where the weights could be read.
         labels: Labels of an app, in the order of its logits.
         parts: Of a bundle: the labels of each part.
+        prefix: Slots of an adapter with a key/value prefix.
         metrics: Metrics that the adapter recorded.
         backbone: Id, revision and weights' sha256 of the backbone that an adapter belongs to.
         regime: What a backbone was pre-finetuned for.
@@ -78,6 +80,7 @@ class Inspection:
     parameters: int | None = None
     labels: list[str] = field(default_factory=list)
     parts: dict[str, list[str]] = field(default_factory=dict)
+    prefix: int | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     backbone: dict[str, Any] = field(default_factory=dict)
     regime: str | None = None
@@ -93,6 +96,7 @@ class Inspection:
             **{name: getattr(self, name) for name in ("source", "revision", "kind", "name", "regime")},
             "size": f"{self.size:,} bytes",
             "parameters": self.parameters and f"{self.parameters:,}",
+            "prefix": self.prefix and f"{self.prefix} slots",
             "labels": ", ".join(self.labels),
             **{f"part {name}": ", ".join(labels) for name, labels in self.parts.items()},
             "metrics": ", ".join(f"{key} {value}" for key, value in self.metrics.items()),
@@ -167,6 +171,7 @@ def _describe_adapter(inspection: Inspection, folder: Path, api: HfApi | None) -
     inspection.kind, inspection.name = task.get("kind") or "unknown", task.get("name")
     inspection.labels, inspection.metrics = task.get("labels") or [], task.get("metrics") or {}
     inspection.parts = {part: head["labels"] for part, head in task_heads(task).items() if part}
+    inspection.prefix = (task.get("prefix") or {}).get("length")
     inspection.backbone = task.get("backbone") or {}
     inspection.parameters = lora_parameters(read_header(folder / ADAPTER_WEIGHTS_FILE).tensors)
     config, _ = check_adapter(folder)

@@ -8,6 +8,7 @@ from huggingface_hub import CommitOperationAdd
 
 from hub_cards import adapter_card, backbone_card
 
+from ..model.adapter_files_mtpf import ADAPTER_FILES
 from ..model.folders_mtpf import read_unchanged
 from ..model.gate_mtpf import read_header, read_json
 from ..model.schemas_mtpf import (
@@ -22,14 +23,7 @@ from ..model.storage_methods_mtpf import HUB_FILES
 from .checks import changed_code, check_adapter, check_backbone, check_published_backbone, check_tokenizer
 from .client import HubError, check_repo_id
 from .commit import PushPlan, Release, log, publish
-from .files import (
-    ADAPTER_FILES,
-    BACKBONE_FILES,
-    TRAINING_FILE,
-    code_files,
-    lora_parameters,
-    read_folder,
-)
+from .files import BACKBONE_FILES, TRAINING_FILE, code_files, lora_parameters, read_folder
 from .manifest import find_manifest
 
 

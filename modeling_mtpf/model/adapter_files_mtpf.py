@@ -47,20 +47,29 @@ from .errors_mtpf import AdapterError, first_line
 from .folders_mtpf import replaced_files
 from .gate_mtpf import Tensor, parse_json
 from .hub_cache_mtpf import drop_from_cache, has_announced_hash
+from .prefix_mtpf import (
+    PREFIX_FILE,
+    PREFIXES,
+    Prefix,
+    as_prefixes,
+    check_prefix,
+    prefix_tensors,
+    prefixes_of,
+)
 from .schemas_mtpf import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     BUNDLE,
-    BUNDLE_FORMAT_VERSION,
     DELTA_FILE,
     HEAD_FILE,
     KINDS,
     PEFT_PREFIX,
+    PREFIX_TYPE,
     TASK_ENTRIES,
     TASK_FILE,
-    TASK_FORMAT_VERSION,
     check_head,
     check_task,
+    format_version,
     head_key,
     is_part,
     read_adapter_config,
@@ -73,7 +82,7 @@ from .scope_mtpf import SCOPE_FILE, Scope, check_scope
 from .sources_mtpf import find_on_hub
 from .trunk_mtpf import Encoder, lora_modules
 
-ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, SCOPE_FILE, TASK_FILE)
+ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, HEAD_FILE, PREFIX_FILE, SCOPE_FILE, TASK_FILE)
 MAX_ADAPTER_BYTES = 1_000_000_000
 """The most that `find_adapter` fetches; a LoRA of rank 32 on two layers has about a megabyte."""
 
@@ -150,9 +159,9 @@ def write_adapter(
         inference_mode=True,
         target_modules=sorted(paths),  # PEFT keeps a set: its order would differ from run to run
     )
+    prefixes = prefixes_of(encoder, name)
     record = {
-        **(task or {}),
-        "format_version": TASK_FORMAT_VERSION,
+        **{key: value for key, value in (task or {}).items() if key != "prefix"},
         "name": name,
         "kind": KINDS[0],
         "backbone": {
@@ -170,13 +179,21 @@ def write_adapter(
         told = {part["name"]: part for part in (task or {}).get("parts") or []}
         parts = {part_name(key): head for key, head in heads.items()}
         record |= {
-            "format_version": BUNDLE_FORMAT_VERSION,
             "kind": BUNDLE,
             "parts": [{**told.get(p, {}), "name": p, **about_head(head)} for p, head in parts.items()],
         }
+    if prefixes:
+        config["peft_type"] = PREFIX_TYPE
+        record["prefix"] = {"length": next(iter(prefixes.values())).key.shape[1]}
+    record["format_version"] = format_version(record)
     _check_record(record)
     tensors = {key: value.to(dtype or value.dtype) for key, value in tensors.items()}
     files = {ADAPTER_WEIGHTS_FILE: save(tensors, metadata={"format": "pt"})}
+    if prefixes:
+        slots = prefix_tensors(encoder, prefixes).items()
+        files[PREFIX_FILE] = save(
+            {key: value.cpu().to(dtype or value.dtype).contiguous() for key, value in slots}
+        )
     if heads:
         weights = {
             head_key(part_name(name)) + key: value.detach().cpu().to(dtype or value.dtype).contiguous()
@@ -313,6 +330,7 @@ def read_adapter(
                 f"backbone reads {most:,} tokens."
             )
     has_scope = check_scope(folder, task)
+    has_prefix = check_prefix(folder, config, task, encoder)
     if check_backbone:
         recorded = task.get("backbone") or {}
         check_identity(folder, encoder, recorded, source)
@@ -334,7 +352,10 @@ def read_adapter(
     fallback = re.sub(r"[^a-z0-9_-]+", "-", folder.resolve().name.lower()).strip("-_0123456789")
     name = name or task.get("name") or fallback
     named = named_heads(name, heads.get("", heads))
-    return AdapterFiles(name, _lora_config(config, modules), lora, task, named)
+    peft_config = _lora_config(config, modules)
+    if has_prefix:
+        setattr(peft_config, PREFIXES, as_prefixes(read_tensors(folder / PREFIX_FILE)))
+    return AdapterFiles(name, peft_config, lora, task, named)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -443,6 +464,9 @@ def install_adapter(encoder: Encoder, files: AdapterFiles, trainable: bool = Fal
                         f"{tuple(parameter.shape)}."
                     )
                 parameter.copy_(files.lora[key])
+        slots = prefixes_of(encoder, files.name).items()  # which came with the config
+        moved = {number: Prefix(slot.key.to(parameter), slot.value.to(parameter)) for number, slot in slots}
+        setattr(encoder.peft_config[files.name], PREFIXES, moved)
     except (AdapterError, RuntimeError) as error:
         remove_lora(encoder, files.name)
         raise AdapterError(f"Adapter {files.name!r} cannot be loaded: {error}") from error

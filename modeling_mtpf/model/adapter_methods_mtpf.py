@@ -45,6 +45,7 @@ from .errors_mtpf import AdapterError, first_line
 from .folders_mtpf import read_unchanged
 from .hub_cache_mtpf import weights_file
 from .predict_mtpf import check_tokenizer, text_tokenizer
+from .prefix_mtpf import prefixes_of
 from .sources_mtpf import is_hub_id
 from .trunk_mtpf import adapter_modules, lora_modules, uncompiled
 from .views_mtpf import CHANGES
@@ -299,13 +300,15 @@ class AdapterMethods:
                 remove_lora(self.backbone, each)
 
     def adapter_memory(self) -> dict[str, dict[str, int]]:
-        """Return the bytes of each adapter: ``lora``, ``head`` (all parts') and their ``total``."""
+        """Return the bytes of each adapter: ``lora``, ``head`` (all parts'), ``prefix``, their ``total``."""
         with CHANGES:
             memory = {}
             for name in self.adapters:
                 lora = sum(p.nbytes for p in lora_parameters(self.backbone, name))
                 head = sum(p.nbytes for head in self.parts(name).values() for p in head.parameters())
-                memory[name] = {"lora": lora, "head": head}
+                slots = prefixes_of(self.backbone, name).values()
+                prefix = sum(slot.key.nbytes + slot.value.nbytes for slot in slots)
+                memory[name] = {"lora": lora, "head": head} | ({"prefix": prefix} if prefix else {})
                 memory[name]["total"] = sum(memory[name].values())
             return memory
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from .configuration_mtpf import encoder_layout
 from .errors_mtpf import AdapterError
+from .prefix_mtpf import prefixes_of
 from .schemas_mtpf import KINDS, LABEL, MULTI_LABEL, NAME_PATTERN
 from .scope_mtpf import Scope
 from .trunk_mtpf import (
@@ -170,7 +171,7 @@ def adapter_depth(encoder: Encoder, name: str) -> int:
         for path, _ in adapter_modules(encoder, name)
         if path.startswith(prefix)
     ]
-    return len(encoder_layers(encoder)) - min(indices)
+    return len(encoder_layers(encoder)) - min([*indices, *prefixes_of(encoder, name)])
 
 
 def inject_lora(encoder: Encoder, name: str, config: Any, trainable: bool) -> None:

@@ -33,18 +33,21 @@ class EncoderLayout:
 
     Attributes:
         layers: Path of the ``ModuleList`` of transformer layers inside the stock encoder.
+        attention: Path of the self-attention inside a layer.
         final_norm: Name of the norm after the last layer, or ``None``.
         lora_targets: Linear modules of one layer that carry LoRA: query, key and both MLP matrices
             (arXiv 2510.07566, section 4). ModernBERT fuses query, key and value in one matrix.
     """
 
     layers: str
+    attention: str
     final_norm: str | None
     lora_targets: tuple[str, ...]
 
 
 _BERT_LAYOUT = EncoderLayout(
     layers="encoder.layer",
+    attention="attention.self",
     final_norm=None,
     lora_targets=("attention.self.query", "attention.self.key", "intermediate.dense", "output.dense"),
 )
@@ -55,11 +58,15 @@ ENCODER_LAYOUTS = {
     "electra": _BERT_LAYOUT,
     "distilbert": EncoderLayout(
         layers="transformer.layer",
+        attention="attention",
         final_norm=None,
         lora_targets=("attention.q_lin", "attention.k_lin", "ffn.lin1", "ffn.lin2"),
     ),
     "modernbert": EncoderLayout(
-        layers="layers", final_norm="final_norm", lora_targets=("attn.Wqkv", "mlp.Wi", "mlp.Wo")
+        layers="layers",
+        attention="attn",
+        final_norm="final_norm",
+        lora_targets=("attn.Wqkv", "mlp.Wi", "mlp.Wo"),
     ),
 }
 

@@ -18,12 +18,13 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .adapter_methods_mtpf import AdapterMethods
-from .adapters_mtpf import check_loaded
+from .adapters_mtpf import active_adapter, check_loaded
 from .configuration_mtpf import MtpfConfig
 from .errors_mtpf import MtpfError
 from .predict_mtpf import Predictor
+from .prefix_mtpf import prefixes_of
 from .storage_methods_mtpf import StorageMethods
-from .trunk_mtpf import run_layers, run_trunk, tail_views, uncompiled
+from .trunk_mtpf import prefixed, run_layers, run_trunk, tail_views, uncompiled
 from .views_mtpf import CHANGES, inference_views
 
 
@@ -94,7 +95,10 @@ class MtpfPreTrainedModel(AdapterMethods, StorageMethods):  # type: ignore[misc]
             if getattr(self.config, name):
                 inputs.setdefault(name, getattr(self.config, name))
         inputs.setdefault("return_dict", True)
-        return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **inputs)
+        encoder = self.backbone
+        if any(prefixes_of(encoder, name) for name in self.adapters):
+            encoder = prefixed(encoder, active_adapter(encoder))
+        return encoder(input_ids=input_ids, attention_mask=attention_mask, **inputs)
 
     def _encoder_arguments(self) -> set[str]:
         named = inspect.signature(type(uncompiled(self.backbone)).forward).parameters

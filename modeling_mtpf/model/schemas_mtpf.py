@@ -45,11 +45,13 @@ ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_mode
 HEAD_FILE, TASK_FILE, DELTA_FILE = "head.safetensors", "task.json", "delta.safetensors"
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PEFT_PREFIX = "base_model.model."
-TASK_FORMAT_VERSION, BUNDLE_FORMAT_VERSION = 1, 2
-"""Of ``task.json``; only a bundle has the second, which versions without bundles refuse in one sentence."""
+TASK_FORMAT_VERSION, BUNDLE_FORMAT_VERSION, PREFIX_FORMAT_VERSION = 1, 2, 3
+"""Of ``task.json``: of an app, of a bundle, and of either with a prefix, which versions without refuse."""
+PREFIX_TYPE = "LORA_WITH_PREFIX_OF_MTPF"
+"""The ``peft_type`` of a LoRA with a prefix: PEFT, which would run the LoRA alone, has none of this name."""
 Shapes = dict[str, tuple[int, ...]]
 
-MAX_LABELS, MAX_PARTS, MAX_LAYERS, MAX_WIDTH, MAX_RANK = 100_000, 1000, 256, 65_536, 4096
+MAX_LABELS, MAX_PARTS, MAX_LAYERS, MAX_WIDTH, MAX_RANK, MAX_PREFIX = 100_000, 1000, 256, 65_536, 4096, 1024
 MAX_TOKENS, MAX_IDS, TASK_ENTRIES = 1_000_000, 10_000_000, 1_000_000
 
 LABEL = Rule("a label of 1 to 256 characters on one line", lambda v: LINE.fits(v) and v.strip() != "")
@@ -68,7 +70,7 @@ _LAYER = re.compile(r"(?:^|\.)(?:encoder\.layer|transformer\.layer|layers)\.(\d+
 _ADAPTER_CONFIG = Schema(
     ADAPTER_CONFIG_FILE,
     {
-        "peft_type": one_of("LORA"),
+        "peft_type": one_of("LORA", PREFIX_TYPE),
         "r": whole(1, MAX_RANK),
         "lora_alpha": number(-1e6, 1e6),
         "lora_dropout": Rule("a number from 0 to below 1", lambda v: number(0, 1).fits(v) and v < 1),
@@ -102,11 +104,12 @@ _HEAD_KEYS = {
 _TASK = Schema(
     TASK_FILE,
     {
-        "format_version": one_of(TASK_FORMAT_VERSION, BUNDLE_FORMAT_VERSION),
+        "format_version": one_of(TASK_FORMAT_VERSION, BUNDLE_FORMAT_VERSION, PREFIX_FORMAT_VERSION),
         "name": _APP_NAME,
         "kind": either(NONE, one_of(*KINDS, BUNDLE)),
         "backbone": either(NONE, object_of(either(SCALAR, object_of(ANYTHING, 100)), 100)),
         **_HEAD_KEYS,
+        "prefix": either(NONE, record(length=whole(1, MAX_PREFIX))),
         "delta": either(NONE, record(rows=whole(1, MAX_IDS), tokens=list_of(TOKEN, MAX_LABELS))),
     },
     error=AdapterError,
@@ -170,7 +173,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         AdapterError: It is missing, damaged, or does more than add a LoRA.
     """
     config = _ADAPTER_CONFIG.read(folder, f"{folder} is not a plain LoRA: ")
-    if config.get("peft_type") != "LORA" or not config.get("target_modules"):
+    if config.get("peft_type") is None or not config.get("target_modules"):
         raise AdapterError(
             f"{folder} is not a plain LoRA: its {ADAPTER_CONFIG_FILE} must have the peft_type 'LORA' and a "
             "list of target_modules."
@@ -194,19 +197,19 @@ def read_task(folder: Path) -> dict[str, Any]:
 def check_task(task: Mapping[str, Any], where: str = "") -> None:
     """Raise `AdapterError` for a ``task.json`` that is not accepted."""
     version = task.get("format_version", TASK_FORMAT_VERSION)
-    if type(version) is int and version > BUNDLE_FORMAT_VERSION:
+    if type(version) is int and version > PREFIX_FORMAT_VERSION:
         raise AdapterError(
             f"{where.partition(' is damaged')[0] or 'The adapter'} was made by a newer mtpf: its {TASK_FILE} "
-            f"has the format version {version}, this one reads {BUNDLE_FORMAT_VERSION}; update mtpf."
+            f"has the format version {version}, this one reads {PREFIX_FORMAT_VERSION}; update mtpf."
         )
     _TASK.check(task, where)
     _TRAINED_ON.check(task.get("backbone") or {}, where)
-    if (task.get("kind") == BUNDLE) != (version == BUNDLE_FORMAT_VERSION):
+    if version != format_version(task):
         raise AdapterError(
             f"{where}the kind {task.get('kind')!r} and the format version {version} in {TASK_FILE} do not "
             "belong together; save it again."
         )
-    if version == BUNDLE_FORMAT_VERSION:
+    if task.get("kind") == BUNDLE:
         _BUNDLE.check(task, where)
         _COMPOSITION.check(task.get("composition") or {}, where)
         _check_parts(task.get("parts") or [], where)
@@ -216,6 +219,13 @@ def check_task(task: Mapping[str, Any], where: str = "") -> None:
         labels = head.get("labels") or []
         if len(set(labels)) < len(labels):
             raise AdapterError(f"{where}'labels' in {TASK_FILE} holds a label twice.")
+
+
+def format_version(task: Mapping[str, Any]) -> int:
+    """Return the version that ``task.json`` must have for what it tells of."""
+    if task.get("prefix"):
+        return PREFIX_FORMAT_VERSION
+    return BUNDLE_FORMAT_VERSION if task.get("kind") == BUNDLE else TASK_FORMAT_VERSION
 
 
 def _check_parts(parts: list[dict[str, Any]], where: str) -> None:

@@ -38,6 +38,7 @@ HUB_FILES = (
     "modeling_mtpf.py",
     "packaged_mtpf.py",
     "predict_mtpf.py",
+    "prefix_mtpf.py",
     "results_mtpf.py",
     "schemas_mtpf.py",
     "scope_mtpf.py",

@@ -9,8 +9,9 @@ model changes: several adapters can take part in one graph, backward (also with 
 which runs the layers again) sees the adapters of the forward, and threads do not disturb each other.
 """
 
+import copy
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,8 @@ from torch import nn
 
 from .bound_calls_mtpf import rebind_calls
 from .configuration_mtpf import encoder_layout
-from .errors_mtpf import MtpfError
+from .errors_mtpf import AdapterError, MtpfError
+from .prefix_mtpf import ATTENTION, STATE, Prefix, Prefixes, prefixes_of
 
 BARE = "_mtpf_bare"
 """Attribute of an encoder view that is known to have no LoRA in it."""
@@ -133,21 +135,28 @@ def run_trunk(encoder: Encoder, num_tail_layers: int, **inputs) -> TrunkOutput:
         raise ValueError(f"num_tail_layers must be from 1 to {len(layers)}, not {num_tail_layers}.")
     split = len(layers) - num_tail_layers
     recorded: list[tuple] = []
-    view = parent = _trunk_view(encoder)
-    *path, last = layout.layers.split(".")
-    for part in path:
-        parent._modules[part] = _trunk_view(uncompiled(parent._modules[part]))
-        parent = parent._modules[part]
     # No adapter acts in the trunk, not even one that plain forwards use and that reaches deeper.
     bare = BARE in encoder.__dict__
     lower = layers[:split] if bare else [adapter_view(layer, None) for layer in layers[:split]]
-    parent._modules[last] = nn.ModuleList(lower + [_Recorder(layer, recorded) for layer in layers[split:]])
+    recorders = [_Recorder(layer, recorded) for layer in layers[split:]]
+    view = _with_layers(encoder, [*lower, *recorders], _trunk_view)
     if view._modules.get("pooler") is not None:
         view._modules["pooler"] = None
     if layout.final_norm is not None:
         view._modules[layout.final_norm] = nn.Identity()
     view(**inputs)
     return TrunkOutput(recorded[0][0], [(args, kwargs) for _, args, kwargs in recorded])
+
+
+def _with_layers(encoder: Encoder, layers: list[nn.Module], view_of: Callable[[nn.Module], Any]) -> Any:
+    """Return a view of an encoder that has other layers."""
+    view = parent = view_of(encoder)
+    *path, last = encoder_layout(encoder.config.model_type).layers.split(".")
+    for part in path:
+        parent._modules[part] = view_of(uncompiled(parent._modules[part]))
+        parent = parent._modules[part]
+    parent._modules[last] = nn.ModuleList(layers)
+    return view
 
 
 def _trunk_view(module: nn.Module) -> Any:
@@ -255,7 +264,53 @@ def tail_views(encoder: Encoder, depth: int, adapter: str | None) -> list[nn.Mod
 
     The views stay usable when the adapter is deleted or replaced.
     """
-    return [adapter_view(layer, adapter) for layer in list(encoder_layers(encoder))[-depth:]]
+    layers = list(encoder_layers(encoder))
+    views = [adapter_view(layer, adapter) for layer in layers[-depth:]]
+    return with_prefixes(encoder, views, prefixes_of(encoder, adapter), len(layers) - depth)
+
+
+def with_prefixes(
+    encoder: Encoder, layers: list[nn.Module], prefixes: Prefixes, first: int = 0
+) -> list[nn.Module]:
+    """Return layers, numbered from ``first`` on, with views in place of those that have a prefix.
+
+    Raises:
+        AdapterError: A layer was replaced by a module that hides its attention.
+    """
+    if not prefixes:
+        return layers
+    path = encoder_layout(encoder.config.model_type).attention.split(".")
+    return [
+        _with_prefix(layer, path, prefixes[number]) if number in prefixes else layer
+        for number, layer in enumerate(layers, first)
+    ]
+
+
+def _with_prefix(layer: nn.Module, path: list[str], prefix: Prefix) -> nn.Module:
+    view: Any = shallow_view(uncompiled(layer))
+    parent = view
+    for part in path:
+        if parent._modules.get(part) is None:
+            raise AdapterError(
+                f"A layer was replaced by a {type(uncompiled(layer)).__name__}, which hides its attention "
+                "from an adapter with a prefix; keep the stock layer, or use an adapter without one."
+            )
+        parent._modules[part] = shallow_view(uncompiled(parent._modules[part]))
+        parent = parent._modules[part]
+    parent.__dict__[STATE] = prefix, parent.config
+    config: Any = copy.copy(parent.config)
+    config._attn_implementation_internal = ATTENTION
+    parent.__dict__["config"] = config
+    return view
+
+
+def prefixed(encoder: Encoder, name: str | None) -> Encoder:
+    """Return an encoder for plain forwards with the prefix of its active adapter; itself without one."""
+    if not (prefixes := prefixes_of(encoder, name)):
+        return encoder
+    encoder = uncompiled(encoder)
+    layers = with_prefixes(encoder, list(encoder_layers(encoder)), prefixes)
+    return _with_layers(encoder, layers, shallow_view)
 
 
 def run_layers(encoder: Encoder, trunk: TrunkOutput, layers: list[nn.Module]) -> torch.Tensor:

@@ -15,6 +15,7 @@ from torch import nn
 
 from .bound_calls_mtpf import CALLS
 from .forks_mtpf import held_at_fork
+from .prefix_mtpf import prefixes_of
 from .trunk_mtpf import (
     BARE,
     Encoder,
@@ -25,6 +26,7 @@ from .trunk_mtpf import (
     is_lora_layer,
     shallow_view,
     uncompiled,
+    with_prefixes,
 )
 
 CHANGES = held_at_fork()
@@ -165,12 +167,10 @@ class InferenceViews:
             (module, module.lora_A[name], module.lora_B[name], module.scaling[name])
             for _, module in adapter_modules(encoder, name)
         ]
-        layers: list[nn.Module] = []
-        for layer, bare in zip(encoder_layers(encoder), self.layers, strict=True):
-            view = self._with_lora(layer, name)
-            if layers or view is not bare:
-                layers.append(view)
-        return _Tail(layers, parts)
+        views = [self._with_lora(layer, name) for layer in encoder_layers(encoder)]
+        views = with_prefixes(encoder, views, prefixes_of(encoder, name))
+        changed = (n for n, view in enumerate(views) if view is not self.layers[n])
+        return _Tail(views[next(changed, len(views)) :], parts)
 
     def _with_lora(self, module: nn.Module, name: str) -> nn.Module:
         module = uncompiled(module)

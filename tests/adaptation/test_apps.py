@@ -360,7 +360,7 @@ def test_refitting_leaves_out_texts_with_labels_that_train_lacks(setting):
     [
         (["--zero_shot", "--labels", "a,b", "--refit", "true"], "--refit is not for --zero_shot"),
         (["--zero_shot", "--labels", "a,b", "--max_length", "1000"], "max_length is 1000"),
-        (["--data", "x.csv", "--rank", "3"], "--rank and --temperature are for a --bundle"),
+        (["--data", "x.csv", "--rank", "3"], "--rank is for a --bundle"),
         (["--zero_shot", "--data", "x.csv", "--labels", "a,b"], "--zero_shot is for --family tc"),
     ],
 )

@@ -111,10 +111,10 @@ class FromApps:
         return list(head(picked).split([len(at) for at in words]))
 
     def losses(
-        self, tail: BundleTail, heads: dict[str, AdapterHead], settings: BundleSettings
+        self, tail: BundleTail, heads: dict[str, AdapterHead], settings: BundleSettings, start: int = 0
     ) -> Iterator[torch.Tensor]:
-        """Yield the sum of the parts' divergences for each step."""
-        for trunk, rows in training_batches(self._rows[0], settings):
+        """Yield the sum of the parts' divergences for each step after the first ``start`` ones."""
+        for trunk, rows in training_batches(self._rows[0], settings, start=start):
             hidden = tail(trunk, None)
             divergences = [
                 results.divergence(

@@ -1,8 +1,11 @@
-"""Make a bundle: read data and apps, fit with every seed, keep the best, save one adapter folder."""
+"""Make a bundle: read data and apps, fit with every seed, keep the best, save it as adapter folders."""
 
+import hashlib
+import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,13 +24,14 @@ from ...model.modeling_mtpf import MtpfModel
 from ...model.predict_mtpf import text_tokenizer
 from ...model.sources_mtpf import is_hub_id
 from ...settings import nearest
-from ..app import data_of, find_start, new_folder, save_app
+from ..app import data_of, find_start, new_folder, save_app, write_app
 from ..calibration import calibrate
+from ..fit_state import FitStates
 from ..rounding import round_to_stored
 from ..scoring import score_app
 from ..settings import LoraShape
-from . import composition, joint  # noqa: F401  they register themselves
-from .low_rank import depth_of, install
+from . import composition, joint, prefix, rivals  # noqa: F401  they register themselves
+from .low_rank import depth_of, install, lora_matrices
 from .registry import BundleFit, BundleMethod, Job, JobPart, bundle_method
 from .settings import BundleSettings, Part
 from .training import Fixed, FromLabels, bundle_tail
@@ -42,6 +46,8 @@ class FittedBundle:
 
     Attributes:
         name: Its adapter name in the model.
+        adapters: By part: the name that `MtpfModel.predict` knows it by; ``name/part`` in a bundle, and
+            ``name-part`` where each part is an app.
         model: The backbone with the bundle loaded, if its method gives one that can be stored.
         metrics: By part: test metrics if there is a test set, validation metrics as ``validation_…``.
         record: How it was made, as ``task.json`` holds it.
@@ -49,6 +55,7 @@ class FittedBundle:
     """
 
     name: str
+    adapters: dict[str, str]
     model: MtpfModel
     metrics: dict[str, dict[str, float]]
     record: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +77,7 @@ class FittedBundle:
             scores = ", ".join(f"{seed}: {fit['validation_score']:.4f}" for seed, fit in seeds.items())
             lines.append(f"  validation by seed: {scores}; kept: {made['seed']}")
         if self.folder is not None:
-            size = sum(file.stat().st_size for file in self.folder.iterdir())
+            size = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
             lines += ["", f"{self.folder}  ({size / 1e6:.2f} MB, {self.record['seconds']:.0f} s)"]
         return "\n".join(lines)
 
@@ -93,9 +100,12 @@ def fit_bundle(
 
     Args:
         parts: The apps, of any families and label sets.
-        method: ``joint`` trains from the parts' data; the others compose their apps, see docs/compose.md.
+        method: Trains from the parts' data (``joint``, ``shared``, ``mtl-lora``, ``multilora``, ``poly``,
+            ``c-poly``, ``moe-lora``, ``peml``, ``prefix``; see docs/many_apps.md) or composes their apps
+            (docs/compose.md).
         backbone: ``packaged``, a folder or a Hub id; or a model and its tokenizer.
-        output_dir: New folder for the bundle; by default nothing is saved.
+        output_dir: New folder for the bundle; by default nothing is saved. Methods that give each part a LoRA
+            write an app for each into it, named by its part. A stopped fit with the same arguments resumes.
         texts: Unlabelled texts to learn the apps' results on: strings, a file, a folder or a Hub id.
         adapter: Folder or Hub id of a family's LoRA from which joint training starts; by default a fresh one.
         name: Adapter name; by default that of the folder, or ``bundle``.
@@ -115,23 +125,19 @@ def fit_bundle(
     """
     started, how = time.time(), bundle_method(method)
     settings = settings or BundleSettings()
-    shaped = settings.size is not None or settings.lora != LoraShape()
-    if settings.refit or (shaped and how.needs == "apps"):
-        what = "refit" if settings.refit else "size or lora"
-        raise RecipeError(f"The method {method} does not use {what}; leave it out.")
+    _check_settings(method, how, settings, seeds, texts is not None, output_dir is not None)
     _check_parts(parts, method, how)
-    if seeds < 1 or settings.seed + seeds > 2**31:
-        raise RecipeError(f"seeds is {seeds}; it must be at least 1, and all seeds below 2^31.")
-    if output_dir is not None and not how.stored:
-        raise RecipeError(f"A bundle made by {method} cannot be stored as a LoRA; leave out --output_dir.")
     folder = new_folder(output_dir)
     name = name or (folder.name if folder else "bundle")
     check_adapter_name(name)
+    adapters = {part.name: f"{name}-{part.name}" if how.apart else f"{name}/{part.name}" for part in parts}
     read, rows = [_read_part(part, settings) for part in parts], _texts(texts, settings)
     model, tokenizer = open_backbone(backbone, backbone_revision) if isinstance(backbone, str) else backbone
-    validate_adapter_name(model.backbone, name)
+    for loaded_as in adapters.values() if how.apart else [name]:
+        validate_adapter_name(model.backbone, loaded_as)
     digest, loaded = backbone_sha256(model.backbone), set(model.adapters)
-    job = Job(model.eval(), tokenizer, read, rows, None, settings, name)
+    turns = how.needs == "data" and method != "joint"
+    job = Job(model.eval(), tokenizer, read, rows, None, settings, name, how.apart, turns)
     start_name = "fresh"
     try:
         if adapter is not None:
@@ -142,21 +148,20 @@ def fit_bundle(
                 _load_app(model, part, read[number], _APP.format(number))
         family = "tc" if all(part.family == "tc" for part in read) else "ner"
         job.settings = job.settings.for_family(family, started=adapter is not None)
-        job.settings = settings = _within_limits(job)
-        fits: dict[int, BundleFit] = {}
-        for seed in range(settings.seed, settings.seed + seeds):
-            job.settings = replace(settings, seed=seed)
-            fits[seed] = how.fit(job)
+        job.settings = _within_limits(job)
+        if folder is not None:
+            job.states = FitStates(folder, _identity(job, method, digest))
+        fits = _fit_seeds(job, how, seeds)
     finally:
         model.delete_adapter([extra for extra in model.adapters if extra not in loaded])
     if backbone_sha256(model.backbone) != digest:
         raise RuntimeError("The frozen backbone has changed while a bundle was fitted: this is a bug.")
     best = max(fits, key=lambda seed: fits[seed].score)
-    job.settings = replace(settings, seed=best)
+    job.settings = replace(job.settings, seed=best)
     dtype, calibrations = _round(job, fits[best])
     if how.stored:
-        install(model, name, fits[best].matrices, fits[best].heads)
-    record = _record(job, method, fits, start_name, calibrations, how.stored)
+        _install(job, fits[best], adapters)
+    record = _record(job, method, fits, start_name, calibrations, adapters if how.stored else {})
     record |= {"stored_dtype": str(dtype).removeprefix("torch."), "seconds": round(time.time() - started, 1)}
     if folder is not None:
         named = isinstance(backbone, str) and is_hub_id(backbone) and not Path(backbone).exists()
@@ -164,8 +169,83 @@ def fit_bundle(
             "backbone_id": backbone if named else None,
             "backbone_revision": backbone_revision,
         }
-        save_app(folder, model, name, dtype=dtype, task=record, **source)
-    return FittedBundle(name, model, {p["name"]: p["metrics"] for p in record["parts"]}, record, folder)
+        write = partial(_write_apps, adapters) if how.apart else None
+        save_app(folder, model, name, write, dtype=dtype, task=record, **source)
+    if job.states is not None:
+        job.states.remove()
+    metrics = {part["name"]: part["metrics"] for part in record["parts"]}
+    return FittedBundle(name, adapters, model, metrics, record, folder)
+
+
+def _check_settings(
+    method: str, how: BundleMethod, settings: BundleSettings, seeds: int, texts: bool, saved: bool
+) -> None:
+    """Refuse what the method does not use."""
+    shaped = settings.size is not None or settings.lora != LoraShape()
+    if settings.refit or (shaped and how.needs == "apps"):
+        what = "refit" if settings.refit else "size or lora"
+        raise RecipeError(f"The method {method} does not use {what}; leave it out.")
+    if method not in prefix.METHODS and (key := settings.changed_prefix()):
+        raise RecipeError(f"The method {method} does not use {key}; leave it out, or choose peml.")
+    if how.needs == "data" and (texts or settings.loss == "distil"):
+        raise RecipeError(f"The method {method} trains from labels; leave out texts and the loss distil.")
+    if seeds < 1 or settings.seed + seeds > 2**31:
+        raise RecipeError(f"seeds is {seeds}; it must be at least 1, and all seeds below 2^31.")
+    if saved and not how.stored:
+        raise RecipeError(f"A bundle made by {method} cannot be stored as a LoRA; leave out --output_dir.")
+
+
+def _fit_seeds(job: Job, how: BundleMethod, seeds: int) -> dict[int, BundleFit]:
+    """Fit with each seed."""
+    settings, fits = job.settings, {}
+    for seed in range(settings.seed, settings.seed + seeds):
+        job.settings = replace(settings, seed=seed)
+        if job.states is not None:
+            job.states.start(seed)
+        fits[seed] = how.fit(job)
+    return fits
+
+
+def _identity(job: Job, method: str, backbone: str) -> str:
+    """Return a digest of all that a fit depends on."""
+    settings = {key: value for key, value in asdict(job.settings).items() if key != "progress"}
+    facts: list[Any] = [method, backbone, settings, job.texts]
+    for part in job.parts:
+        splits = [part.data.train, part.data.validation] if part.data is not None else []
+        rows = [[split.inputs, split.labels] for split in splits]
+        facts.append([part.name, part.family, part.weight, part.data and part.data.labels, rows])
+    digest = hashlib.sha256(json.dumps(facts).encode())
+    for name in filter(None, [job.start, *(part.app for part in job.parts)]):
+        heads = [tensor for head in job.model.parts(name).values() for tensor in head.parameters()]
+        pairs = lora_matrices(job.model.backbone, name).values()
+        for tensor in [*heads, *(tensor for pair in pairs for tensor in (pair.down, pair.up))]:
+            digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _install(job: Job, fit: BundleFit, adapters: dict[str, str]) -> None:
+    """Put the bundle, or the app of each part, into the model."""
+    if not fit.apart:
+        install(job.model, job.name, fit.matrices, fit.heads, fit.prefixes)
+    for part, matrices in fit.apart.items():
+        install(job.model, adapters[part], matrices, fit.heads[part])
+
+
+def _write_apps(
+    adapters: dict[str, str], folder: Path, model: MtpfModel, name: str, options: dict[str, Any]
+) -> None:
+    """Write the app of each part into a folder named by the part."""
+    record, shared = options["task"], ("start", "settings", "seeds", "seed", "stored_dtype", "seconds")
+    made = {**record["composition"], "parts": list(adapters)}
+    for part in record["parts"]:
+        task = {
+            **{key: record[key] for key in shared},
+            **{key: part[key] for key in ("family", "metrics", "calibration") if key in part},
+            "method": made["method"],
+            "training_data": part["source"],
+            "composition": made,
+        }
+        write_app(folder / part["name"], model, adapters[part["name"]], {**options, "task": task})
 
 
 def _check_parts(parts: Sequence[Part], method: str, how: BundleMethod) -> None:
@@ -237,17 +317,18 @@ def _round(job: Job, fit: BundleFit) -> tuple[torch.dtype, dict[str, dict[str, f
         head.requires_grad_(False).tokenizer_sha256 = digest
         if part in fit.validation and (held_out := fit.validation[part].held_out) is not None:
             calibrations[part] = calibrate(head, held_out)
-    pairs = [tensor for pair in fit.matrices.values() for tensor in (pair.down, pair.up)]
+    pairs = [tensor for lora in fit.loras for pair in lora.values() for tensor in (pair.down, pair.up)]
     values = [p.data for head in fit.heads.values() for p in head.parameters()]
+    values += [tensor for slots in fit.prefixes.values() for tensor in (slots.key, slots.value)]
     return round_to_stored([*pairs, *values], job.settings), calibrations
 
 
-def _test_scores(job: Job, fit: BundleFit, stored: bool) -> dict[str, dict[str, Any]]:
+def _test_scores(job: Job, fit: BundleFit, adapters: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Score the parts that have a test set: what the model predicts, or else what the tensors give."""
     tests = {part.name: part for part in job.parts if part.data is not None and part.data.test}
-    if stored:
+    if adapters:
         return {
-            name: score_app(job.model, job.tokenizer, f"{job.name}/{name}", part.data.test)  # type: ignore
+            name: score_app(job.model, job.tokenizer, adapters[name], part.data.test)  # type: ignore
             for name, part in tests.items()
         }
     parts = [replace(p, data=replace(p.data, validation=p.data.test)) for p in tests.values()]  # type: ignore
@@ -264,11 +345,16 @@ def _texts(texts: str | Path | Iterable[str] | None, settings: BundleSettings) -
 
 
 def _record(
-    job: Job, method: str, fits: dict[int, BundleFit], start: str, calibrations: dict, stored: bool
+    job: Job,
+    method: str,
+    fits: dict[int, BundleFit],
+    start: str,
+    calibrations: dict,
+    adapters: dict[str, str],
 ) -> dict[str, Any]:
     """Return what ``task.json`` tells of the bundle."""
     settings, best = job.settings, fits[job.settings.seed]
-    tested, parts = _test_scores(job, best, stored), []
+    tested, parts = _test_scores(job, best, adapters), []
     for part in job.parts:
         found = best.validation[part.name].metrics if best.validation else {}
         named = tested.get(part.name, {}) | {f"validation_{key}": value for key, value in found.items()}
@@ -284,7 +370,7 @@ def _record(
             "method": method,
             "loss": None,
             "weights": given or None,
-            "rank": max(len(pair.down) for pair in best.matrices.values()),
+            "rank": max(len(pair.down) for lora in best.loras for pair in lora.values()),
             "steps": best.details["steps"],
             "learning_rate": settings.learning_rate if best.details["steps"] else None,
             "seed": settings.seed,

@@ -1,4 +1,4 @@
-"""Joint training: one LoRA and a head a part, from the labels of all parts."""
+"""Joint training: one LoRA and a head a part, from the labels of all parts; a step is one part's batch."""
 
 import torch
 from torch import nn
@@ -19,23 +19,24 @@ class PlainLora:
         model = job.model
         shape = job.settings.shape(len(encoder_layers(model.backbone)), started=job.start is not None)
         add_app(model, _FRESH, None, job.start, shape)
-        self._pairs: dict[str, tuple[nn.Parameter, nn.Parameter, float]] = {}
+        self.pairs: dict[str, tuple[nn.Parameter, nn.Parameter, float]] = {}
         for path, module in adapter_modules(model.backbone, _FRESH):
             down, up = (
                 nn.Parameter(part[_FRESH].weight.detach().clone()) for part in (module.lora_A, module.lora_B)
             )
-            self._pairs[path] = down, up, module.scaling[_FRESH]
+            self.pairs[path] = down, up, module.scaling[_FRESH]
         model.delete_adapter(_FRESH)
-        self.parameters = [parameter for down, up, _ in self._pairs.values() for parameter in (down, up)]
+        self.parameters = [parameter for down, up, _ in self.pairs.values() for parameter in (down, up)]
 
     def matrices(self, part: str | None) -> Matrices:
         """Return the LoRA, which is the same for every part."""
-        return {path: LowRank(down, up * scale) for path, (down, up, scale) in self._pairs.items()}
+        return {path: LowRank(down, up * scale) for path, (down, up, scale) in self.pairs.items()}
 
 
 @register_bundle_method("joint", needs="data")
+@register_bundle_method("shared", needs="data")
 def fit_joint(job: Job) -> BundleFit:
-    """Train one LoRA and all heads; a step is one part's batch."""
+    """Train one LoRA and all heads; the methods differ in the order of the parts, see ``job.rounds``."""
     torch.manual_seed(job.settings.seed)
     heads = fresh_heads(job)
     lora = PlainLora(job)

@@ -11,6 +11,7 @@ from ...model.adapter_files_mtpf import AdapterFiles, install_adapter
 from ...model.adapters_mtpf import AdapterHead, LoraSettings, lora_config, named_heads
 from ...model.configuration_mtpf import encoder_layout
 from ...model.modeling_mtpf import MtpfModel
+from ...model.prefix_mtpf import PREFIXES, Prefixes
 from ...model.trunk_mtpf import (
     Encoder,
     TrunkOutput,
@@ -19,6 +20,7 @@ from ...model.trunk_mtpf import (
     encoder_layers,
     run_layers,
     shallow_view,
+    with_prefixes,
 )
 
 
@@ -46,10 +48,12 @@ class _Added(nn.Module):
         return self.base(x) + linear(linear(x, self.added.down), self.added.up, self.added.bias)
 
 
-def run_with(encoder: Encoder, trunk: TrunkOutput, matrices: Matrices) -> torch.Tensor:
-    """Run the last layers with a LoRA; return hidden states ``(batch, tokens, hidden)``.
+def run_with(
+    encoder: Encoder, trunk: TrunkOutput, matrices: Matrices, prefixes: Prefixes | None = None
+) -> torch.Tensor:
+    """Run the last layers with a LoRA and maybe a prefix; return hidden states ``(batch, tokens, hidden)``.
 
-    Gradients reach the matrices. No loaded adapter acts, and nothing in the encoder changes.
+    Gradients reach the matrices and the prefix. No loaded adapter acts, and nothing in the encoder changes.
     """
     prefix, layers = encoder_layout(encoder.config.model_type).layers, list(encoder_layers(encoder))
     first = len(layers) - len(trunk.calls)
@@ -57,7 +61,7 @@ def run_with(encoder: Encoder, trunk: TrunkOutput, matrices: Matrices) -> torch.
         _with_added(adapter_view(layer, None), f"{prefix}.{number}", matrices)
         for number, layer in enumerate(layers[first:], first)
     ]
-    return run_layers(encoder, trunk, views)
+    return run_layers(encoder, trunk, with_prefixes(encoder, views, prefixes or {}, first))
 
 
 def _with_added(module: nn.Module, path: str, matrices: Matrices) -> nn.Module:
@@ -96,6 +100,14 @@ def truncated(matrices: Matrices, rank: int) -> Matrices:
     return {path: low_rank(pair.down, pair.up, rank) for path, pair in matrices.items()}
 
 
+def copied(matrices: Matrices) -> Matrices:
+    """Return a copy that shares no memory with what it was computed from."""
+    return {
+        path: LowRank(down.clone(), up.clone(), None if bias is None else bias.clone())
+        for path, (down, up, bias) in matrices.items()
+    }
+
+
 def low_rank(down: torch.Tensor, up: torch.Tensor, rank: int) -> LowRank:
     """Return the best approximation of B A of at most a rank; the singular values are shared by both."""
     if len(down) <= rank:
@@ -108,8 +120,14 @@ def low_rank(down: torch.Tensor, up: torch.Tensor, rank: int) -> LowRank:
     return LowRank(new_down.to(down.dtype).contiguous(), new_up.to(up.dtype).contiguous())
 
 
-def install(model: MtpfModel, name: str, matrices: Matrices, heads: dict[str, AdapterHead]) -> None:
-    """Put a bundle into the model: a stock LoRA of scale 1, of the rank that each module needs."""
+def install(
+    model: MtpfModel,
+    name: str,
+    matrices: Matrices,
+    heads: AdapterHead | dict[str, AdapterHead],
+    prefixes: Prefixes | None = None,
+) -> None:
+    """Put an app or a bundle into the model: a stock LoRA of scale 1, of the rank that each module needs."""
     encoder: Any = model.backbone
     ranks = {path: len(pair.down) for path, pair in sorted(matrices.items())}
     rank = max(ranks.values())
@@ -117,6 +135,7 @@ def install(model: MtpfModel, name: str, matrices: Matrices, heads: dict[str, Ad
     config.target_modules = sorted(ranks)
     if len(set(ranks.values())) > 1:
         config.rank_pattern, config.alpha_pattern = dict(ranks), dict(ranks)
+    setattr(config, PREFIXES, prefixes or {})
     lora: dict[str, torch.Tensor] = {}
     for path, pair in matrices.items():
         lora |= {f"{path}.lora_A.weight": pair.down.detach(), f"{path}.lora_B.weight": pair.up.detach()}

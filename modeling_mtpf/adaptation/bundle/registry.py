@@ -12,15 +12,20 @@ from ...data.app_data import AppData
 from ...errors import RecipeError
 from ...model.adapters_mtpf import AdapterHead
 from ...model.modeling_mtpf import MtpfModel
+from ...model.prefix_mtpf import Prefixes
 from ...model.trunk_mtpf import TrunkOutput
 from ...settings import nearest
 from ..calibration import HeldOut
+from ..fit_state import FitStates
 from .low_rank import Matrices
 from .settings import BundleSettings
 
 
 class Parametrisation(Protocol):
-    """How the LoRA of a bundle is made from what is trained."""
+    """How the LoRA of a bundle is made from what is trained.
+
+    One that makes a prefix, too, has a method ``prefixes()``.
+    """
 
     parameters: list[nn.Parameter]
 
@@ -48,9 +53,9 @@ class Objective(Protocol):
     record: dict[str, Any]
 
     def losses(
-        self, tail: BundleTail, heads: dict[str, AdapterHead], settings: BundleSettings
+        self, tail: BundleTail, heads: dict[str, AdapterHead], settings: BundleSettings, start: int = 0
     ) -> Iterator[torch.Tensor]:
-        """Yield the loss of each step, computed when it is asked for."""
+        """Yield the loss of each step after the first ``start`` ones, computed when it is asked for."""
         ...
 
     def validate(self, tail: BundleTail, heads: dict[str, AdapterHead]) -> "dict[str, Validation]":
@@ -90,6 +95,9 @@ class Job:
         start: Loaded adapter whose LoRA a fresh one starts from.
         settings: With the seed of this fit.
         name: Of the bundle.
+        apart: Whether each part gets a LoRA, so that it is an app at run time.
+        rounds: Whether parts take turns in training; else each step's part is drawn alone.
+        states: Where a stopped fit resumes from, if its result will be saved.
         cache: What does not depend on the seed, for the fits with the next ones.
     """
 
@@ -100,6 +108,9 @@ class Job:
     start: str | None
     settings: BundleSettings
     name: str
+    apart: bool = False
+    rounds: bool = False
+    states: FitStates | None = None
     cache: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -108,11 +119,13 @@ class BundleFit:
     """What a method returns.
 
     Attributes:
-        matrices: The LoRA of the bundle.
+        matrices: The LoRA of the bundle; empty where each part has one.
         heads: By part.
         validation: By part.
         details: Of the fit: steps, scores of evaluations, ...
         composition: More for the record of how the LoRA was made.
+        apart: LoRA of each part, of a method that gives each part one.
+        prefixes: The prefix of the bundle, of a method that makes one.
     """
 
     matrices: Matrices
@@ -120,6 +133,13 @@ class BundleFit:
     validation: dict[str, Validation]
     details: dict[str, Any] = field(default_factory=dict)
     composition: dict[str, Any] = field(default_factory=dict)
+    apart: dict[str, Matrices] = field(default_factory=dict)
+    prefixes: Prefixes = field(default_factory=dict)
+
+    @property
+    def loras(self) -> list[Matrices]:
+        """The LoRA of the bundle, or that of each part."""
+        return list(self.apart.values()) or [self.matrices]
 
     @property
     def score(self) -> float:
@@ -133,16 +153,23 @@ class BundleMethod(NamedTuple):
     fit: Callable[[Job], BundleFit]
     needs: str
     stored: bool = True
+    apart: bool = False
 
 
 BUNDLE_METHODS: dict[str, BundleMethod] = {}
 
 
-def register_bundle_method(name: str, needs: str, stored: bool = True) -> Callable[[Callable], Callable]:
-    """Register a method; one that is not ``stored`` cannot be written as a LoRA, and is for evaluation."""
+def register_bundle_method(
+    name: str, needs: str, stored: bool = True, apart: bool = False
+) -> Callable[[Callable], Callable]:
+    """Register a method.
+
+    One that is not ``stored`` cannot be written as a LoRA, and is for evaluation; one that is ``apart`` gives
+    each part a LoRA, which is saved as an app.
+    """
 
     def register(fit: Callable[[Job], BundleFit]) -> Callable[[Job], BundleFit]:
-        BUNDLE_METHODS[name] = BundleMethod(fit, needs, stored)
+        BUNDLE_METHODS[name] = BundleMethod(fit, needs, stored, apart)
         return fit
 
     return register

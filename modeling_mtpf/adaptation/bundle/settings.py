@@ -7,10 +7,15 @@ from typing import Any
 import yaml
 
 from ...errors import RecipeError, first_line
+from ...model.schemas_mtpf import MAX_PREFIX, MAX_RANK
 from ...settings import nearest
 from ..settings import FitSettings
 
-_CHOICES = {"loss": ("auto", "labels", "distil"), "heads": ("auto", "retrained", "frozen")}
+_CHOICES = {
+    "loss": ("auto", "labels", "distil"),
+    "heads": ("auto", "retrained", "frozen"),
+    "prefix": ("fixed", "searched", "random", "none"),
+}
 
 
 @dataclass
@@ -76,6 +81,10 @@ class BundleSettings(FitSettings):
         text_column: Column of the unlabelled texts.
         max_texts: Unlabelled texts that are read at most.
         rank: Rank of the result, by the best approximation (SVD); by default whatever the method gives.
+        prefix: How ``peml`` makes its prefix: by a ``fixed`` network with tanh, by one that is ``searched``
+            (about 2.5 times the time), by a ``random`` one of those, or ``none``.
+        prefix_length: Slots of a fixed prefix.
+        prefix_width: Width of the network that makes a fixed prefix.
     """
 
     temperature: float = 2.0
@@ -84,6 +93,9 @@ class BundleSettings(FitSettings):
     text_column: str = "text"
     max_texts: int = 20_000
     rank: int | None = None
+    prefix: str = "fixed"
+    prefix_length: int = 8
+    prefix_width: int = 128
 
     def __post_init__(self):
         super().__post_init__()
@@ -92,6 +104,18 @@ class BundleSettings(FitSettings):
         for name in ("rank", "max_texts"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise RecipeError(f"{name} is {value}; it must be at least 1.")
+        for name, most in (("prefix_length", MAX_PREFIX), ("prefix_width", MAX_RANK)):
+            if not 1 <= (value := getattr(self, name)) <= most:
+                raise RecipeError(f"{name} is {value}; it must be from 1 to {most}.")
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise RecipeError(f"{name} is {getattr(self, name)!r}; choose one of: {', '.join(known)}.")
+        changed = self.changed_prefix()
+        if self.prefix != "fixed" and changed != "prefix":
+            raise RecipeError(f"{changed} is for prefix: fixed; leave it out.")
+
+    def changed_prefix(self) -> str | None:
+        """Return a setting of the prefix that is not the default, sizes first."""
+        default = {field.name: field.default for field in fields(BundleSettings)}
+        names = ("prefix_length", "prefix_width", "prefix")
+        return next((name for name in names if getattr(self, name) != default[name]), None)

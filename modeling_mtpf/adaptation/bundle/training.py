@@ -1,8 +1,10 @@
 """Train a bundle on cached trunk outputs: from the labels of its parts, or from the results of its apps."""
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,12 +15,13 @@ from ...devices import precision
 from ...errors import RecipeError
 from ...model.adapters_mtpf import AdapterHead
 from ...model.modeling_mtpf import MtpfModel
+from ...model.prefix_mtpf import Prefix, Prefixes
 from ...model.trunk_mtpf import TrunkOutput
 from ..methods.lora import label_kind, labels_of
 from ..tail_training import optimise, tail_outputs, training_batches
 from ..trunk_cache import TrunkCache
 from .distillation import FromApps
-from .low_rank import LowRank, Matrices, depth_of, run_with, truncated
+from .low_rank import Matrices, copied, depth_of, run_with, truncated
 from .registry import BundleFit, BundleTail, Job, JobPart, Objective, Parametrisation, Validation
 from .settings import BundleSettings
 
@@ -26,14 +29,18 @@ from .settings import BundleSettings
 class FromLabels:
     """A step is one part's batch, drawn by size; parts need not share texts.
 
+    With ``job.rounds`` as many steps as there are parts are drawn at once, each part as often as its share
+    says, rounded up or down at random: parts of one size take turns, in random order.
+
     Args:
         job: Its parts have data.
         depth: Layers above the trunk.
+        rows: Class of the trunk's outputs.
     """
 
-    def __init__(self, job: Job, depth: int):
+    def __init__(self, job: Job, depth: int, rows: type[TrunkCache] = TrunkCache):
         settings = job.settings
-        self._parts, self._settings = job.parts, settings
+        self._parts, self._settings, self._rounds = job.parts, settings, job.rounds
         self._labels: dict[str, Any] = {}
         self._rows: dict[str, tuple[TrunkCache, TrunkCache]] = {}
         for part in job.parts:
@@ -41,7 +48,7 @@ class FromLabels:
             labels = labels_of(job.tokenizer, part.data, settings.max_length)
             self._labels[part.name] = labels
             train, validation = (
-                TrunkCache(job.model, rows, depth, settings) for rows in (labels.train, labels.validation)
+                rows(job.model, encoded, depth, settings) for encoded in (labels.train, labels.validation)
             )
             self._rows[part.name] = train, validation
         sizes = {name: len(train.encoded) for name, (train, _) in self._rows.items()}
@@ -51,23 +58,40 @@ class FromLabels:
         self._shares = shares / shares.sum()
 
     def losses(
-        self, tail: BundleTail, heads: dict[str, AdapterHead], settings: BundleSettings
+        self, tail: BundleTail, heads: dict[str, AdapterHead], settings: BundleSettings, start: int = 0
     ) -> Iterator[torch.Tensor]:
-        """Yield a part's loss, times its weight, for each step."""
+        """Yield a part's loss, times its weight, for each step after the first ``start`` ones."""
+        order = self._order(np.random.default_rng([settings.seed, 3]))
+        taken = Counter(islice(order, start))
         streams = [
-            self._losses(part, number, tail, heads[part.name], settings)
+            self._losses(part, number, tail, heads[part.name], settings, taken[number])
             for number, part in enumerate(self._parts)
         ]
-        chance = np.random.default_rng([settings.seed, 3])
-        while True:
-            yield next(streams[chance.choice(len(streams), p=self._shares)])
+        for number in order:
+            yield next(streams[number])
+
+    def _order(self, chance: np.random.Generator) -> Iterator[int]:
+        """Yield the number of each step's part."""
+        count = len(self._shares)
+        while not self._rounds:
+            yield int(chance.choice(count, p=self._shares))
+        while True:  # systematic sampling
+            points = (chance.random() + np.arange(count)) / count
+            drawn = np.searchsorted(np.cumsum(self._shares), points, side="right").clip(max=count - 1)
+            yield from chance.permutation(drawn).tolist()
 
     def _losses(
-        self, part: JobPart, number: int, tail: BundleTail, head: AdapterHead, settings: BundleSettings
+        self,
+        part: JobPart,
+        number: int,
+        tail: BundleTail,
+        head: AdapterHead,
+        settings: BundleSettings,
+        start: int,
     ) -> Iterator[torch.Tensor]:
         labels, (train, _) = self._labels[part.name], self._rows[part.name]
         weights = labels.weights(settings.class_weights)
-        for trunk, rows in training_batches(train, settings, (2, number)):
+        for trunk, rows in training_batches(train, settings, (2, number), start):
             hidden = tail(trunk, part.name)
             logits = labels.logits(head, hidden, train.encoded, rows)
             loss = labels.loss(logits, labels.targets(rows, hidden.shape[1]), weights)
@@ -114,9 +138,14 @@ def bundle_tail(model: MtpfModel, parametrisation: Parametrisation, settings: Bu
 
     def tail(trunk: TrunkOutput, part: str | None) -> torch.Tensor:
         with precision(model.device, settings.mixed_precision):
-            return run_with(model.backbone, trunk, parametrisation.matrices(part)).float()
+            slots = _prefixes_of(parametrisation)
+            return run_with(model.backbone, trunk, parametrisation.matrices(part), slots).float()
 
     return tail
+
+
+def _prefixes_of(parametrisation: Parametrisation) -> Prefixes:
+    return parametrisation.prefixes() if hasattr(parametrisation, "prefixes") else {}
 
 
 def train_bundle(
@@ -144,37 +173,50 @@ def train_bundle(
 
     details: dict[str, Any] = {"steps": 0}
     if trained and objective is not None:
-        losses = objective.losses(tail, heads, settings)
-        details = optimise(trained, losses, score, objective.steps, settings, job.name)
+        state = job.states.next() if job.states else None
+        losses = objective.losses(tail, heads, settings, state.step if state else 0)
+        details = optimise(trained, losses, score, objective.steps, settings, job.name, state=state)
     for parameter in trained:
         parameter.requires_grad_(False)
-    with torch.no_grad():
-        final = parametrisation.matrices(None)
-    if settings.rank is not None:
-        final = truncated(final, settings.rank)
-    fixed = Fixed(
-        {
-            path: LowRank(down.clone(), up.clone(), None if bias is None else bias.clone())
-            for path, (down, up, bias) in final.items()
-        }
-    )
+    fixed = _folded(job, parametrisation)
     scored = validated(bundle_tail(job.model, fixed, settings))
     if not train_heads:  # which then stay as they are
         scored = {part: validation._replace(held_out=None) for part, validation in scored.items()}
     learned = objective.record if trained and objective is not None else {}
-    return BundleFit(fixed.matrices(None), heads, scored, details, dict(learned))
+    return BundleFit(fixed.matrices(None), heads, scored, details, dict(learned), fixed.apart, fixed.slots)
+
+
+@torch.no_grad()
+def _folded(job: Job, parametrisation: Parametrisation) -> "Fixed":
+    """Return the LoRA as it is now, of all parts or of each, and the prefix."""
+
+    def folded(part: str | None) -> Matrices:
+        matrices = parametrisation.matrices(part)
+        return copied(truncated(matrices, rank) if (rank := job.settings.rank) is not None else matrices)
+
+    if job.apart:
+        return Fixed({}, {part.name: folded(part.name) for part in job.parts})
+    slots = _prefixes_of(parametrisation).items()
+    copies = {number: Prefix(slot.key.clone(), slot.value.clone()) for number, slot in slots}
+    return Fixed(folded(None), slots=copies)
 
 
 class Fixed:
-    """A LoRA that is not trained."""
+    """A LoRA, or one of each part, and maybe a prefix, that is not trained."""
 
-    def __init__(self, matrices: Matrices):
+    def __init__(
+        self, matrices: Matrices, apart: dict[str, Matrices] | None = None, slots: Prefixes | None = None
+    ):
         self.parameters: list[nn.Parameter] = []
-        self._matrices = matrices
+        self._matrices, self.apart, self.slots = matrices, apart or {}, slots or {}
+
+    def prefixes(self) -> Prefixes:
+        """Return the prefix."""
+        return self.slots
 
     def matrices(self, part: str | None) -> Matrices:
-        """Return the LoRA."""
-        return self._matrices
+        """Return the LoRA of a part."""
+        return self.apart.get(part or "", self._matrices)
 
 
 def objective_of(job: Job, parametrisation: Parametrisation) -> Objective:
