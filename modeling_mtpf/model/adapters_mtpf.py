@@ -209,18 +209,22 @@ def _can_extend(encoder: Encoder, carriers: dict[str, Any], config: Any) -> bool
 
 
 def _extend_layers(encoder: Encoder, carriers: dict[str, Any], name: str, config: Any) -> None:
-    """Add an adapter to layers that carry LoRA already.
+    """Add an adapter to layers that carry LoRA already, in the same time however many they carry.
 
-    PEFT's own injection visits every module of every adapter several times, which takes longer the more
-    adapters there are.
+    PEFT's injection visits all modules of all adapters, and its ``update_layer`` all adapters of the layer.
+    So the latter gets a twin of the layer whose tables of modules are empty, and its entries are moved.
     """
     try:
-        for path, module in carriers.items():
-            if path in config.target_modules:
-                before = {id(parameter): parameter.requires_grad for parameter in module.parameters()}
-                module.update_layer(name, r=config.r, lora_alpha=config.lora_alpha, config=config)
-                for parameter in module.parameters():
-                    parameter.requires_grad_(before.get(id(parameter), False))
+        for path in config.target_modules:
+            module = carriers[path]
+            twin = type(module).__new__(type(module))
+            twin.__dict__.update(module.__dict__)
+            tables = {key: table for key, table in module._modules.items() if key != "base_layer"}
+            twin.__dict__["_modules"] = {**module._modules, **{key: type(tables[key])() for key in tables}}
+            twin.update_layer(name, r=config.r, lora_alpha=config.lora_alpha, config=config)
+            for key, table in tables.items():
+                if name in twin._modules[key]:
+                    table[name] = twin._modules[key][name]
         encoder.peft_config[name] = config
     except Exception:
         remove_lora(encoder, name)
