@@ -196,14 +196,15 @@ def inject_lora(encoder: Encoder, name: str, config: Any, trainable: bool) -> No
 
 
 def _can_extend(encoder: Encoder, carriers: dict[str, Any], config: Any) -> bool:
-    """Return whether all target modules carry LoRA already, and the config has no settings by module."""
+    """Return whether all target modules carry LoRA already, and the config names them, not patterns."""
     prefix = encoder_layout(encoder.config.model_type).layers + "."
-    special = ("rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform", "layers_pattern")
+    special = ("exclude_modules", "layers_to_transform", "layers_pattern")
     targets = config.target_modules
     return (
         not isinstance(targets, str)
         and bool(targets)
         and all(target.startswith(prefix) and target in carriers for target in targets)
+        and {*config.rank_pattern, *config.alpha_pattern} <= carriers.keys()
         and not any(getattr(config, key, None) for key in special)
     )
 
@@ -221,7 +222,9 @@ def _extend_layers(encoder: Encoder, carriers: dict[str, Any], name: str, config
             twin.__dict__.update(module.__dict__)
             tables = {key: table for key, table in module._modules.items() if key != "base_layer"}
             twin.__dict__["_modules"] = {**module._modules, **{key: type(tables[key])() for key in tables}}
-            twin.update_layer(name, r=config.r, lora_alpha=config.lora_alpha, config=config)
+            rank = config.rank_pattern.get(path, config.r)
+            alpha = config.alpha_pattern.get(path, config.lora_alpha)
+            twin.update_layer(name, r=rank, lora_alpha=alpha, config=config)
             for key, table in tables.items():
                 if name in twin._modules[key]:
                     table[name] = twin._modules[key][name]

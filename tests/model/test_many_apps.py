@@ -15,7 +15,7 @@ from conftest import assert_close, randomize
 
 from modeling_mtpf import AdapterError, AdapterHead, LoraSettings, MtpfModel
 from modeling_mtpf.model import adapters_mtpf
-from modeling_mtpf.model.adapters_mtpf import inject_lora
+from modeling_mtpf.model.adapters_mtpf import inject_lora, lora_config
 from modeling_mtpf.model.backbone_identity_mtpf import backbone_sha256, bits_digest
 from modeling_mtpf.model.trunk_mtpf import lora_modules, run_layers, run_trunk, tail_views
 
@@ -262,6 +262,24 @@ def test_layers_with_lora_end_as_after_update_layer(folders, sixteen, trainable,
         model.backbone.encoder.layer[-1].output.dense.set_adapter("app-4")  # PEFT's own
         states[-1].append(_lora_state(model))
     assert states[0] == states[1]
+
+
+def test_ranks_by_module_are_those_that_peft_gives(folders, sixteen, monkeypatch):
+    shapes = []
+    for first in (None, "app-1"):
+        model = MtpfModel.from_pretrained(folders / "backbone").eval()
+        config = lora_config(model.backbone, LoraSettings(r=4, layers=2))
+        names = sorted(config.target_modules)
+        config.rank_pattern, config.alpha_pattern = {names[0]: 1, names[1]: 3}, {names[1]: 5, names[2]: 7}
+        if first:
+            model.load_adapter(sixteen / first)
+            monkeypatch.setattr(adapters_mtpf, "_inject", None)
+        inject_lora(model.backbone, "ranks", config, trainable=True)
+        carriers = [(path, m) for path, m in lora_modules(model.backbone) if "ranks" in m.lora_A]
+        shapes.append(
+            [(p, m.r["ranks"], m.scaling["ranks"], m.lora_A["ranks"].weight.shape) for p, m in carriers]
+        )
+    assert shapes[0] == shapes[1] and len({rank for _, rank, *_ in shapes[0]}) == 3
 
 
 def test_adding_takes_the_same_steps_however_many_apps_there_are(model, sixteen):
