@@ -197,31 +197,38 @@ def inject_lora(encoder: Encoder, name: str, config: Any, trainable: bool) -> No
 
 
 def _can_extend(encoder: Encoder, carriers: dict[str, Any], config: Any) -> bool:
-    """Return whether all target modules carry LoRA already, and the config has no settings by module."""
+    """Return whether all target modules carry LoRA already, and the config names them, not patterns."""
     prefix = encoder_layout(encoder.config.model_type).layers + "."
-    special = ("rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform", "layers_pattern")
+    special = ("exclude_modules", "layers_to_transform", "layers_pattern")
     targets = config.target_modules
     return (
         not isinstance(targets, str)
         and bool(targets)
         and all(target.startswith(prefix) and target in carriers for target in targets)
+        and {*config.rank_pattern, *config.alpha_pattern} <= carriers.keys()
         and not any(getattr(config, key, None) for key in special)
     )
 
 
 def _extend_layers(encoder: Encoder, carriers: dict[str, Any], name: str, config: Any) -> None:
-    """Add an adapter to layers that carry LoRA already.
+    """Add an adapter to layers that carry LoRA already, in the same time however many they carry.
 
-    PEFT's own injection visits every module of every adapter several times, which takes longer the more
-    adapters there are.
+    PEFT's injection visits all modules of all adapters, and its ``update_layer`` all adapters of the layer.
+    So the latter gets a twin of the layer whose tables of modules are empty, and its entries are moved.
     """
     try:
-        for path, module in carriers.items():
-            if path in config.target_modules:
-                before = {id(parameter): parameter.requires_grad for parameter in module.parameters()}
-                module.update_layer(name, r=config.r, lora_alpha=config.lora_alpha, config=config)
-                for parameter in module.parameters():
-                    parameter.requires_grad_(before.get(id(parameter), False))
+        for path in config.target_modules:
+            module = carriers[path]
+            twin = type(module).__new__(type(module))
+            twin.__dict__.update(module.__dict__)
+            tables = {key: table for key, table in module._modules.items() if key != "base_layer"}
+            twin.__dict__["_modules"] = {**module._modules, **{key: type(tables[key])() for key in tables}}
+            rank = config.rank_pattern.get(path, config.r)
+            alpha = config.alpha_pattern.get(path, config.lora_alpha)
+            twin.update_layer(name, r=rank, lora_alpha=alpha, config=config)
+            for key, table in tables.items():
+                if name in twin._modules[key]:
+                    table[name] = twin._modules[key][name]
         encoder.peft_config[name] = config
     except Exception:
         remove_lora(encoder, name)

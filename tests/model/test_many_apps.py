@@ -14,9 +14,10 @@ import torch
 from conftest import assert_close, randomize
 
 from modeling_mtpf import AdapterError, AdapterHead, LoraSettings, MtpfModel
-from modeling_mtpf.model.adapters_mtpf import inject_lora
+from modeling_mtpf.model import adapters_mtpf
+from modeling_mtpf.model.adapters_mtpf import inject_lora, lora_config
 from modeling_mtpf.model.backbone_identity_mtpf import backbone_sha256, bits_digest
-from modeling_mtpf.model.trunk_mtpf import run_layers, run_trunk, tail_views
+from modeling_mtpf.model.trunk_mtpf import lora_modules, run_layers, run_trunk, tail_views
 
 TEXTS = ["Ada met Noor in London.", "Hi", "can you remind me to buy 3 tickets?", "café 東京 🙂 " * 12]
 
@@ -219,6 +220,86 @@ def test_adding_to_layers_with_lora_gives_what_peft_gives(folders, sixteen, batc
         assert all(not module.training for module in model.backbone.modules())
     assert torch.equal(states[0], states[2]) and torch.equal(states[1], states[2])
     assert gradients[0] == gradients[1] == gradients[2] and all("app-1" in name for name in gradients[0])
+
+
+def _through_update_layer(encoder, carriers, name, config):
+    """The simple way to add an adapter to layers with LoRA, which visits all adapters there."""
+    for path in config.target_modules:
+        before = {id(parameter): parameter.requires_grad for parameter in carriers[path].parameters()}
+        carriers[path].update_layer(name, r=config.r, lora_alpha=config.lora_alpha, config=config)
+        for parameter in carriers[path].parameters():
+            parameter.requires_grad_(before.get(id(parameter), False))
+    encoder.peft_config[name] = config
+
+
+def _lora_state(model):
+    """Everything that PEFT's layers hold, in order."""
+    state = [torch.random.get_rng_state().tolist()]
+    for path, module in lora_modules(model.backbone):
+        tables = {k: dict(v) for k, v in module.__dict__.items() if isinstance(v, dict) and k[0] != "_"}
+        parts = [(n, str(p), p.training) for n, p in module.named_modules() if not n.startswith("base_layer")]
+        values = [(n, p.requires_grad, p.dtype, p.tolist()) for n, p in module.named_parameters()]
+        state.append((path, str(tables), parts, values, module.active_adapters, module.disable_adapters))
+    return state
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_layers_with_lora_end_as_after_update_layer(folders, sixteen, trainable, monkeypatch):
+    states = []
+    for way in (None, _through_update_layer):
+        if way:
+            monkeypatch.setattr(adapters_mtpf, "_extend_layers", way)
+        model = MtpfModel.from_pretrained(folders / "backbone").eval()
+        torch.manual_seed(0)
+        model.load_adapter(sixteen / "app-2", trainable=True)
+        model.load_adapter(sixteen / "app-1", trainable=trainable)
+        model.add_adapter("fresh", LoraSettings(r=3, layers=2, dropout=0.1))
+        model.load_adapter(sixteen / "app-4", activate=False)
+        model.load_adapter(sixteen / "app-1", replace=True, trainable=trainable)
+        states.append([_lora_state(model)])
+        for name in ("app-2", "fresh"):
+            model.delete_adapter(name)
+        model.backbone.encoder.layer[-1].output.dense.set_adapter("app-4")  # PEFT's own
+        states[-1].append(_lora_state(model))
+    assert states[0] == states[1]
+
+
+def test_ranks_by_module_are_those_that_peft_gives(folders, sixteen, monkeypatch):
+    shapes = []
+    for first in (None, "app-1"):
+        model = MtpfModel.from_pretrained(folders / "backbone").eval()
+        config = lora_config(model.backbone, LoraSettings(r=4, layers=2))
+        names = sorted(config.target_modules)
+        config.rank_pattern, config.alpha_pattern = {names[0]: 1, names[1]: 3}, {names[1]: 5, names[2]: 7}
+        if first:
+            model.load_adapter(sixteen / first)
+            monkeypatch.setattr(adapters_mtpf, "_inject", None)
+        inject_lora(model.backbone, "ranks", config, trainable=True)
+        carriers = [(path, m) for path, m in lora_modules(model.backbone) if "ranks" in m.lora_A]
+        shapes.append(
+            [(p, m.r["ranks"], m.scaling["ranks"], m.lora_A["ranks"].weight.shape) for p, m in carriers]
+        )
+    assert shapes[0] == shapes[1] and len({rank for _, rank, *_ in shapes[0]}) == 3
+
+
+def test_adding_takes_the_same_steps_however_many_apps_there_are(model, sixteen):
+    steps = []
+    for number in range(40):
+        calls = 0
+
+        def count(*_):
+            nonlocal calls
+            calls += 1
+
+        sys.setprofile(count)
+        try:
+            model.load_adapter(sixteen / "app-1", adapter_name=f"guest-{number}", activate=False)
+            if number % 2:
+                model.delete_adapter(f"guest-{number}")
+        finally:
+            sys.setprofile(None)
+        steps.append(calls)
+    assert steps[38] < 1.02 * steps[4] and steps[39] < 1.02 * steps[5], steps
 
 
 def test_replacing_is_all_or_nothing(model, folders, sixteen, tmp_path, monkeypatch):
