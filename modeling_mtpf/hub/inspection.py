@@ -11,12 +11,14 @@ from huggingface_hub import HfApi
 from hub_cards import adapter_card, backbone_card
 
 from ..errors import MtpfError
-from ..model.gate_mtpf import printable, read_header, read_json
+from ..model.delta_mtpf import is_delta
+from ..model.gate_mtpf import printable, read_json
 from ..model.hub_cache_mtpf import sha256_of
 from ..model.schemas_mtpf import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     CONFIG_FILE,
+    DELTA_FILE,
     HEAD_FILE,
     TASK_FILE,
     WEIGHTS_FILE,
@@ -31,7 +33,7 @@ from .checks import (
     changed_code,
     check_adapter,
     check_backbone,
-    check_published_backbone,
+    check_bound,
     check_tokenizer,
     missing_files,
     objections,
@@ -39,12 +41,12 @@ from .checks import (
 )
 from .client import HubError, check_repo_id
 from .download import download
-from .files import MARKERS, TRAINING_FILE, lora_parameters
+from .files import MARKERS, TRAINING_FILE, stored_parameters
 from .manifest import HubFile, Manifest, read_manifest
 
 SMALL_FILES = (
     *(CONFIG_FILE, TRAINING_FILE, TASK_FILE, ADAPTER_CONFIG_FILE),
-    *(HEAD_FILE, SCOPE_FILE, ADAPTER_WEIGHTS_FILE),
+    *(HEAD_FILE, SCOPE_FILE, ADAPTER_WEIGHTS_FILE, DELTA_FILE),
 )
 """What `inspect` fetches of a repo; of a backbone's weights it reads the header alone."""
 MAX_FETCH_BYTES = 200_000_000
@@ -62,6 +64,7 @@ class Inspection:
         size: Bytes of all files.
         parameters: Values in the encoder or the LoRA, where the weights could be read.
         labels: Labels of an app, in the order of its logits.
+        standalone: Whether it is an encoder of its own, stored as what differs from its backbone.
         parts: Of a bundle: the labels of each part.
         metrics: Metrics that the adapter recorded.
         backbone: Id, revision and weights' sha256 of the backbone that an adapter belongs to.
@@ -77,6 +80,7 @@ class Inspection:
     size: int = 0
     parameters: int | None = None
     labels: list[str] = field(default_factory=list)
+    standalone: bool = False
     parts: dict[str, list[str]] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     backbone: dict[str, Any] = field(default_factory=dict)
@@ -91,6 +95,7 @@ class Inspection:
     def __str__(self) -> str:
         rows = {
             **{name: getattr(self, name) for name in ("source", "revision", "kind", "name", "regime")},
+            "standalone": self.standalone and "an encoder of its own: what differs from its backbone",
             "size": f"{self.size:,} bytes",
             "parameters": self.parameters and f"{self.parameters:,}",
             "labels": ", ".join(self.labels),
@@ -168,10 +173,11 @@ def _describe_adapter(inspection: Inspection, folder: Path, api: HfApi | None) -
     inspection.labels, inspection.metrics = task.get("labels") or [], task.get("metrics") or {}
     inspection.parts = {part: head["labels"] for part, head in task_heads(task).items() if part}
     inspection.backbone = task.get("backbone") or {}
-    inspection.parameters = lora_parameters(read_header(folder / ADAPTER_WEIGHTS_FILE).tensors)
+    inspection.standalone = is_delta(folder)
+    inspection.parameters = stored_parameters(folder)
     config, _ = check_adapter(folder)
     repo_id, revision = inspection.backbone.get("id"), inspection.backbone.get("revision")
-    if (config.get("base_model_name_or_path"), config.get("revision")) != (repo_id, revision):
+    if config and (config.get("base_model_name_or_path"), config.get("revision")) != (repo_id, revision):
         raise HubError(f"{TASK_FILE} and {ADAPTER_CONFIG_FILE} name different backbones.")
     adapter_card(task, config)  # raises what a push would
     if api is None:
@@ -182,7 +188,7 @@ def _describe_adapter(inspection: Inspection, folder: Path, api: HfApi | None) -
     manifest = read_manifest(api, repo_id, revision)
     if manifest.files.get(WEIGHTS_FILE, HubFile("", 0)).sha256 != inspection.backbone.get("sha256"):
         raise HubError(f"its backbone {repo_id} has other weights at {revision[:8]} than it was trained on.")
-    check_adapter(folder, check_published_backbone(api, repo_id, manifest))
+    check_bound(api, repo_id, manifest, folder)
 
 
 def _describe_backbone(inspection: Inspection, folder: Path, manifest: Manifest, api: HfApi | None) -> None:
