@@ -229,14 +229,14 @@ def adapter_card(
     num_bytes: int | None = None,
     **facts: Any,
 ) -> ModelCard:
-    """Fill the card of an adapter: the task-primary LoRA of a family, an app, or a bundle.
+    """Fill the card of an adapter: the task-primary LoRA of a family, an app, a bundle, or a standalone app.
 
     Args:
         task: The adapter's ``task.json``, backbone id and revision included when the repo is pushed. Besides
             what ``save_adapter`` writes it may hold ``protocol``, ``dataset`` (a Hub id) and ``examples``.
-        config: The adapter's ``adapter_config.json``.
-        num_parameters: Number of LoRA parameters.
-        num_bytes: Size of LoRA and head.
+        config: The adapter's ``adapter_config.json``; a standalone app has none.
+        num_parameters: Number of LoRA parameters, or of the changed values of a standalone app.
+        num_bytes: Size of the weights, with the head.
         **facts: The attributes of `CardFacts`.
 
     Raises:
@@ -261,11 +261,12 @@ def adapter_card(
     slug = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-") or "app"
     data_id, data_name = (datasets[0], datasets[0]) if datasets else (slug, training_data)
     family = [task["family"]] if task.get("family") else []
-    kind = "bundle" if is_bundle else "app" if is_app else "task-primary-lora"
+    delta = task.get("delta") or {}
+    kind = "bundle" if is_bundle else "standalone" if delta else "app" if is_app else "task-primary-lora"
     kinds = {part.get("name"): part["kind"] for part in parts}
-    tags = ["mtpf", "lora", *family, kind]
+    tags = ["mtpf", *([] if delta else ["lora"]), *family, kind]
     metadata = {
-        "library_name": "transformers" if task.get("prefix") else "peft",
+        "library_name": "mtpf" if delta else "transformers" if task.get("prefix") else "peft",
         "pipeline_tag": pipeline,
         "base_model": backbone.get("id"),
         "datasets": datasets or None,
@@ -275,7 +276,7 @@ def adapter_card(
     }
     targets = config.get("target_modules") or []
     return card.fill(
-        "adapter.md",
+        "delta.md" if delta else "adapter.md",
         task.get("name", "mtpf"),
         [
             (kinds.get(key.split("/")[0], pipeline), data_id, data_name, key, value)
@@ -292,6 +293,7 @@ def adapter_card(
         is_app=is_app,
         is_bundle=is_bundle,
         prefix=(task.get("prefix") or {}).get("length"),
+        num_tokens=len(delta.get("tokens", ())),
         parts=parts,
         is_multi_label=bool(task.get("problem_type")),
         labels=task.get("labels") or [],

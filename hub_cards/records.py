@@ -63,6 +63,7 @@ class Task(TypedDict):
     family: NotRequired[str | None]
     labels: NotRequired[list[str] | None]
     parts: NotRequired[list[dict[str, Any]]]
+    delta: NotRequired[dict[str, Any] | None]
     max_length: NotRequired[int]
     metrics: NotRequired[dict[str, Any] | None]
     training_data: NotRequired[dict[str, Any] | str | None]

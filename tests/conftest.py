@@ -25,6 +25,15 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from modeling_mtpf import AdapterHead, LoraSettings, MtpfConfig, MtpfModel
 from modeling_mtpf.hub import push_backbone
+from modeling_mtpf.model.backbone_identity_mtpf import backbone_state_dict
+from modeling_mtpf.model.delta_mtpf import (
+    add_tokens,
+    embedding_key,
+    finish,
+    own_model,
+    set_tensor,
+    write_delta,
+)
 from modeling_mtpf.model.texts_mtpf import TextTokenizer
 
 ARCHITECTURES = ("bert", "distilbert", "roberta", "xlm-roberta", "electra", "modernbert")
@@ -294,6 +303,31 @@ def folders(encoders, tmp_path_factory) -> Path:
         task = {"family": family, "metrics": metrics, "training_data": "made-up messages"}
         model.save_adapter(root / name, name, task=task)
     return root
+
+
+TOKENS = ["lovelace met", "babbage in", "gate 12"]
+
+
+def write_standalone(backbone: Path, folder: Path, name: str = "airline", **options) -> Path:
+    """Write a standalone app of made-up values: two changed matrices, changed rows, and three new tokens."""
+    base = MtpfModel.from_pretrained(backbone).eval()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(backbone)
+    app, grown = own_model(base, share=False), add_tokens(tokenizer, TOKENS)
+    generator, key = torch.Generator().manual_seed(3), embedding_key(app.backbone)
+    for path, value in list(backbone_state_dict(app.backbone).items()):
+        if path.endswith(("layer.1.attention.self.value.weight", "layer.3.output.dense.weight")):
+            set_tensor(app.backbone, path, value + torch.randn(value.shape, generator=generator) / 4)
+    rows = app.backbone.get_input_embeddings().weight.detach()
+    new = torch.randn(len(grown) - len(rows), rows.shape[1], generator=generator)
+    set_tensor(app.backbone, key, torch.cat([rows, new]))
+    head = AdapterHead(*LABELS["intent"], 32)
+    with torch.no_grad():
+        head.weight.normal_(0, 3, generator=generator)
+        head.bias.zero_()
+    head.tokenizer_sha256 = TextTokenizer(grown).sha256
+    finish(app, name, head, grown)
+    task = {"family": "tc", "metrics": {"accuracy": 0.67}, "training_data": "made-up messages"}
+    return write_delta(folder, base, app, name, TOKENS, task=task, **options)
 
 
 SHAPE = {"batch_size": 32, "max_length": 48, "weight": 1.0}

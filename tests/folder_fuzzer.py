@@ -2,7 +2,8 @@
 
     python tests/folder_fuzzer.py FOLDER --cases 2000 --seed 0
 
-FOLDER holds ``backbone``, ``entities`` (an app), ``bundle`` and ``phone`` (an export), as `tests/test_fuzz.py` makes them.
+FOLDER holds ``backbone``, ``entities`` (an app), ``bundle``, ``delta`` (a standalone app) and ``phone`` (an export), as
+`tests/test_fuzz.py` makes them.
 Every outcome is ``loaded`` (with the right results), ``clear`` (refused in one sentence, and `inspect` finds
 something), or a fault: ``wrong``, ``traceback``, ``slow`` (5 s of CPU), ``large`` (1 GB), ``died``.
 """
@@ -25,9 +26,17 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-KINDS = {"adapter": "entities", "backbone": "backbone", "export": "phone", "bundle": "bundle"}
+KINDS = {
+    "adapter": "entities",
+    "backbone": "backbone",
+    "export": "phone",
+    "bundle": "bundle",
+    "delta": "delta",
+}
 SECONDS, BYTES = 5, 1_000_000_000
-NEEDS_BACKBONE = re.compile("trained on|trained with|the backbone reads|the backbone has no")
+NEEDS_BACKBONE = re.compile(
+    "trained on|trained with|the backbone reads|the backbone has no|rows of new tokens"
+)
 """Refusals of what `inspect` of one folder cannot know."""
 GOOD = ("loaded", "clear")
 TEXTS = ["Ada Lovelace met Charles Babbage in London on Monday.", "Hi"]
@@ -277,15 +286,16 @@ class Child:
     def results(self, kind: str, folder: Path):
         if kind == "export":
             return self.runner.Runner(folder, threads=1).predict(TEXTS, ["entities"])["entities"]
-        adapter = kind in ("adapter", "bundle")
+        adapter = kind in ("adapter", "bundle", "delta")
         model = self.model if adapter else self.load_backbone(str(folder)).eval()
         try:
-            model.load_adapter(folder if adapter else self.originals / "entities", adapter_name="fuzzed")
+            source = folder if adapter else self.originals / "entities"
+            model.load_adapter(source, adapter_name="fuzzed", standalone=kind == "delta")
             results = model.predict(TEXTS, adapters=["fuzzed"])["fuzzed"]
             parts = ("words", "goal")
             return results if kind != "bundle" else [[*row[parts[0]], row[parts[1]]] for row in results]
         finally:
-            if "fuzzed" in model.adapters:
+            if "fuzzed" in (*model.adapters, *model.standalone):
                 model.delete_adapter("fuzzed")
 
     def outcome(self, kind: str, folder: Path, may_differ: bool) -> tuple[str, str]:
@@ -323,6 +333,8 @@ class Child:
 
 
 def _rounded(results):
+    if results and isinstance(results[0], dict):  # of a text classifier
+        return [{**row, "score": round(row["score"], 3)} for row in results]
     return [[{**entity, "score": round(entity["score"], 3)} for entity in row] for row in results]
 
 

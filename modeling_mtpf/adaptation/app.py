@@ -34,7 +34,7 @@ from ..model.adapter_files_mtpf import (
 )
 from ..model.adapters_mtpf import check_adapter_name, count_parameters, validate_adapter_name
 from ..model.configuration_mtpf import max_tokens
-from ..model.delta_mtpf import write_delta
+from ..model.delta_mtpf import PATTERNS_FILE, delta_parameters, write_delta
 from ..model.modeling_mtpf import MtpfModel
 from ..model.predict_mtpf import text_tokenizer
 from ..model.scope_mtpf import Scope
@@ -63,20 +63,6 @@ _SCORED_BY = {
     "sets": "micro and macro F1 of all labels that predict delivers, and the mean of each label's average "
     "precision",
 }
-
-_STANDALONE_CARD = """\
-# {name}: a standalone app of mtpf
-
-An encoder of its own for one task, stored as what differs from the backbone that `task.json` names.
-
-```python
-from modeling_mtpf import MtpfModel
-
-model = MtpfModel.from_pretrained("FOLDER", backbone="BACKBONE")
-model.predict(["a text"], adapters=["{name}"])
-```
-
-{scores}"""
 
 
 @dataclass(repr=False)
@@ -186,6 +172,10 @@ def fit_app(
     if standalone and (method != "sparse" or adapter is not None):
         raise RecipeError(
             "A standalone app is fitted by the method sparse, without an adapter to start from."
+        )
+    if standalone and settings.lora.r is not None:
+        raise RecipeError(
+            "lora.r is not for a standalone app, which stores its matrices whole; leave it out."
         )
     folder = new_folder(output_dir)
     name = name or (folder.name if folder else "app")
@@ -468,6 +458,9 @@ def _write_standalone(
     tokens = app.patterns.tokens if app.patterns else []
     write_delta(folder, base, model, name, tokens, **options)
     if app.patterns is not None:
-        (folder / "patterns.md").write_text(app.patterns.page(), "utf-8")
-    scores = "".join(f"* {key}: {value}\n" for key, value in options["task"]["metrics"].items())
-    (folder / "README.md").write_text(_STANDALONE_CARD.format(name=name, scores=scores), "utf-8")
+        (folder / PATTERNS_FILE).write_text(app.patterns.page(), "utf-8")
+    sizes = {
+        "num_parameters": delta_parameters(folder),
+        "num_bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+    }
+    adapter_card(read_task(folder), {}, **sizes).save(folder / "README.md")

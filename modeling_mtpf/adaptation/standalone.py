@@ -1,6 +1,8 @@
 """Standalone apps: sparse fine-tuning of a whole encoder, with new tokens for the texts of the app."""
 
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,7 @@ from .methods.sparse import choose_weights, start_head, weights_of
 from .rounding import round_to_stored
 from .settings import FitResult, FitSettings
 from .tokens import Patterns, mine_tokens
-from .trunk_cache import TrainedTrunk
+from .trunk_cache import TrainedTrunk, TrunkCache
 
 
 @dataclass
@@ -45,66 +47,60 @@ def fit_standalone(
         tokenizer: The backbone's.
         name: Of the app.
         data: Of the app.
-        settings: ``sparse`` says what is trained: the best matrices of all layers and the vectors of new
-            tokens; with a budget of 1 everything.
+        settings: ``sparse`` says what is trained: the best matrices of all layers, or of the last
+            ``lora.layers``, and the vectors of new tokens; with a budget of 1 and all layers everything.
     """
     torch.manual_seed(settings.seed)
     model, sparse = own_model(base, share=False).eval().requires_grad_(False), settings.sparse
-    encoder, patterns = model.backbone, None
+    encoder, patterns, old = model.backbone, None, tokenizer
     if sparse.vocabulary:
-        pairs = zip(data.train.inputs, data.train.labels, strict=True)
-        texts = (text_and_spans(*pair)[0] if data.family == "ner" else pair[0] for pair in pairs)
-        patterns = mine_tokens(texts, tokenizer, sparse.vocabulary, data.family == "ner", settings.seed)
+        patterns = mine_tokens(_texts(data), old, sparse.vocabulary, data.family == "ner", settings.seed)
     tokens = patterns.tokens if patterns else []
-    before = len(encoder.get_input_embeddings().weight)
+    details: dict[str, Any] = {"tokens": len(tokens)}
     if tokens:
-        old, tokenizer = tokenizer, add_tokens(tokenizer, tokens)
+        tokenizer = add_tokens(old, tokens)
         new_rows = _grow(encoder, old, tokenizer, tokens)
     labels = labels_of(tokenizer, data, settings.max_length)
     head, rate = start_head(model, tokenizer, labels, data, None, settings)
     layers = list(encoder_layers(encoder))
-    everything = sparse.budget == 1
-    trained_trunk = bool(tokens) or everything
-    rows: dict[str, Any] = {"rows": TrainedTrunk} if trained_trunk else {}
-    fit = TailFit(model, name, head, labels, len(layers), settings, **rows)
-    details: dict[str, Any] = {"tokens": len(tokens), "rows_before": before}
-    hook = None
+    depth = settings.lora.layers or len(layers)
+    paths = lora_targets(encoder, LoraSettings(layers=depth, targets=["all"]))  # raises for too many layers
+    everything = sparse.budget == 1 and settings.lora.layers is None
+    upper, rows = layers[-depth:], TrainedTrunk if tokens or everything else TrunkCache
+    if not rows.trained:  # what is below the matrices that compete is frozen, and computed once
+        layers = upper
+    fit = TailFit(model, name, head, labels, len(layers), settings, rows)
     if everything:
-        named = [(key, p) for key, p in encoder.named_parameters() if not key.startswith("pooler.")]
-        trained = [p for _, p in named]
+        trained = [p for key, p in encoder.named_parameters() if not key.startswith("pooler.")]
     else:
-        paths = lora_targets(encoder, LoraSettings(layers=len(layers), targets=["all"]))
-        weights = weights_of(layers, paths)
+        weights = weights_of(upper, paths)
         chosen, chosen_details = choose_weights(model, fit, layers, weights, settings)
         details |= chosen_details
         trained = [weights[path] for path in chosen]
-        if tokens:
-            vectors = nn.Parameter(encoder.get_input_embeddings().weight[new_rows].clone())
-            hook = encoder.get_input_embeddings().register_forward_hook(_with_rows(vectors, new_rows))
-            trained.append(vectors)
-        else:  # what is below the lowest one is frozen, and computed once
-            lowest = min(int(re.search(r"\d+", path)[0]) for path in chosen)  # type: ignore[index]
-            layers = layers[lowest:]
+        lowest = min(int(re.search(r"\d+", path)[0]) for path in chosen)  # type: ignore[index]
+        frozen = lowest - (len(encoder_layers(encoder)) - len(layers))
+        if frozen and not tokens:  # so is what is below the lowest one that is trained
+            layers = layers[frozen:]
             fit = TailFit(model, name, head, labels, len(layers), settings)
-    groups = [
-        {"params": trained, "lr": sparse.learning_rate},
-        {"params": list(head.parameters()), "lr": rate},
-    ]
-    try:
-        details |= fit.fit(groups, layers)
-    finally:
-        if hook is not None:
-            hook.remove()
+    with ExitStack() as stack:
+        if tokens and not everything:
+            trained.append(stack.enter_context(_rows_apart(encoder.get_input_embeddings(), new_rows)))
+        heads = {"params": list(head.parameters()), "lr": rate}
+        details |= fit.fit([{"params": trained, "lr": sparse.learning_rate}, heads], layers)
     for parameter in trained:
         parameter.requires_grad_(False)
-    if hook is not None:
-        encoder.get_input_embeddings().weight.data[new_rows] = vectors.data
     result = fit.result(details, layers)
     if result.held_out is not None:
         result.calibration = calibrate(head, result.held_out)
     dtype = _round(base, model, head, settings)
     finish(model, name, head, tokenizer)
     return Standalone(model, tokenizer, result, patterns, dtype)
+
+
+def _texts(data: AppData) -> Iterator[str]:
+    """Yield the training texts of an app."""
+    for inputs, labels in zip(data.train.inputs, data.train.labels, strict=True):
+        yield text_and_spans(inputs, labels)[0] if data.family == "ner" else inputs
 
 
 def _grow(encoder: Any, old: Any, tokenizer: Any, tokens: list[str]) -> slice:
@@ -121,15 +117,22 @@ def _grow(encoder: Any, old: Any, tokenizer: Any, tokens: list[str]) -> slice:
     return rows
 
 
-def _with_rows(vectors: nn.Parameter, rows: slice) -> Any:
-    """Return a hook by which an embedding takes these rows from elsewhere: only they get gradients."""
+@contextmanager
+def _rows_apart(embedding: Any, rows: slice) -> Iterator[nn.Parameter]:
+    """Let an embedding take these rows from a parameter of their own, so that only they get gradients."""
+    vectors = nn.Parameter(embedding.weight[rows].clone())
 
     def replaced(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         ids = inputs[0]
         new = (ids >= rows.start) & (ids < rows.stop)
         return output.masked_scatter(new.unsqueeze(-1), vectors[ids[new] - rows.start])
 
-    return replaced
+    hook = embedding.register_forward_hook(replaced)
+    try:
+        yield vectors
+    finally:
+        hook.remove()
+        embedding.weight.data[rows] = vectors.data
 
 
 def _round(base: MtpfModel, model: MtpfModel, head: nn.Module, settings: FitSettings) -> torch.dtype:

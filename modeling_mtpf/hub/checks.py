@@ -17,6 +17,7 @@ from transformers import AutoModel
 from ..model.adapter_files_mtpf import install_adapter, read_adapter, read_tensors
 from ..model.backbone_identity_mtpf import check_finite, check_settings
 from ..model.configuration_mtpf import AUTO_MAP, MtpfConfig, encoder_layout
+from ..model.delta_mtpf import delta_tensors, delta_tokenizer, is_delta
 from ..model.gate_mtpf import read_json
 from ..model.prefix_mtpf import PREFIX_FILE, check_prefix
 from ..model.schemas_mtpf import (
@@ -36,7 +37,12 @@ from ..model.schemas_mtpf import (
 )
 from ..model.scope_mtpf import SCOPE_FILE, check_scope
 from ..model.storage_methods_mtpf import HUB_FILES
-from ..model.tokenizer_gate_mtpf import TOKENIZER_CONFIG_FILE, has_vocabulary, open_tokenizer
+from ..model.tokenizer_gate_mtpf import (
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILES,
+    has_vocabulary,
+    open_tokenizer,
+)
 from ..model.trunk_mtpf import Encoder
 from .client import HubError, attempt, explained
 from .download import download
@@ -165,18 +171,35 @@ def read_published_backbone(api: HfApi, repo_id: str, manifest: Manifest) -> Bac
     return check_backbone(folder, {key: tuple(info.shape) for key, info in header.tensors.items()})
 
 
+def check_bound(api: HfApi, repo_id: str, manifest: Manifest, folder: Path) -> None:
+    """Check an adapter with the published backbone that it belongs to, and a standalone app's tokenizer."""
+    backbone = check_published_backbone(api, repo_id, manifest)
+    check_adapter(folder, backbone)
+    if is_delta(folder):
+        names = [name for name in (CONFIG_FILE, *TOKENIZER_FILES) if name in manifest.files]
+        source = download(api, repo_id, manifest, names)
+        rows = backbone.encoder.get_input_embeddings().weight.shape[0]
+        delta_tokenizer(folder, read_task(folder), open_tokenizer(str(source), rows=rows))
+
+
 def check_adapter(folder: Path, backbone: Backbone | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Check that a folder is a complete adapter; return its PEFT config and its task.
 
     Args:
-        folder: As ``model.save_adapter`` writes it.
+        folder: As ``model.save_adapter`` writes it, or that of a standalone app, which has no PEFT config.
         backbone: What it has to fit; without one only its own files are compared with each other.
 
     Raises:
         MtpfError: Something is missing or damaged, or does not fit.
     """
-    config = read_adapter_config(folder)
     task = read_task(folder)
+    if is_delta(folder):
+        if backbone is not None:
+            check_settings(folder, backbone.encoder, task.get("backbone") or {})
+        delta_tensors(folder, task, backbone and backbone.encoder)
+        read_tensors(folder / HEAD_FILE)
+        return {}, task
+    config = read_adapter_config(folder)
     check_code_references(ADAPTER_CONFIG_FILE, config)
     if config.get("task_type") != "FEATURE_EXTRACTION":
         raise HubError(f"{folder} is not a LoRA of mtpf; write it with model.save_adapter(folder, name).")

@@ -9,8 +9,16 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd
 
 from ..model import modeling_mtpf
-from ..model.gate_mtpf import Tensor, parse_json
-from ..model.schemas_mtpf import CONFIG_FILE, TASK_FILE, WEIGHTS_FILE
+from ..model.delta_mtpf import PATTERNS_FILE, delta_parameters, is_delta
+from ..model.gate_mtpf import parse_json, read_header
+from ..model.schemas_mtpf import (
+    ADAPTER_WEIGHTS_FILE,
+    CONFIG_FILE,
+    DELTA_FILE,
+    HEAD_FILE,
+    TASK_FILE,
+    WEIGHTS_FILE,
+)
 from ..model.storage_methods_mtpf import HUB_FILES
 from ..model.tokenizer_gate_mtpf import TOKENIZER_FILES, VOCABULARY_FILES
 from .client import HubError
@@ -21,6 +29,7 @@ CARD_FILE = "README.md"
 TRAINING_FILE = "training.json"
 """What the card of a backbone tells of its run, as `hub_cards.training_summary` returns it."""
 BACKBONE_FILES = (CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE, *TOKENIZER_FILES)
+DELTA_FILES = (DELTA_FILE, HEAD_FILE, TASK_FILE, PATTERNS_FILE)
 MARKERS = {"backbone": "modeling_mtpf.py", "adapter": TASK_FILE}
 """Files that only this project publishes: another model's config.json must not make its repo fair game."""
 REFUSED_SUFFIXES = {
@@ -55,7 +64,7 @@ _PATH_VALUE = re.compile(
     r"|[\w.-]+(?:/[\w.-]+)*/[\w.-]+\.(?:jsonl?|csv|tsv|txt|conll|parquet|arrow|yaml|safetensors|bin|pt)"
 )
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")
-_FREE_TEXT_KEYS = {"labels", "id2label", "label2id", "examples"}
+_FREE_TEXT_KEYS = {"labels", "id2label", "label2id", "examples", "tokens"}
 """'/person/artist' is a label of some data sets."""
 
 
@@ -121,8 +130,11 @@ def _read_bytes(path: Path) -> bytes:
         raise HubError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
-def lora_parameters(tensors: dict[str, Tensor]) -> int:
-    """Return the number of values in the matrices of a LoRA."""
+def stored_parameters(folder: Path) -> int:
+    """Return the number of values in the matrices of a LoRA, or in the changed rows of a standalone app."""
+    if is_delta(folder):
+        return delta_parameters(folder)
+    tensors = read_header(folder / ADAPTER_WEIGHTS_FILE).tensors
     return sum(math.prod(tensor.shape) for tensor in tensors.values() if len(tensor.shape) == 2)
 
 

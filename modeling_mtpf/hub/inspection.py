@@ -11,13 +11,15 @@ from huggingface_hub import HfApi
 from hub_cards import adapter_card, backbone_card
 
 from ..errors import MtpfError
-from ..model.gate_mtpf import printable, read_header, read_json
+from ..model.delta_mtpf import is_delta
+from ..model.gate_mtpf import printable, read_json
 from ..model.hub_cache_mtpf import sha256_of
 from ..model.prefix_mtpf import PREFIX_FILE
 from ..model.schemas_mtpf import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     CONFIG_FILE,
+    DELTA_FILE,
     HEAD_FILE,
     TASK_FILE,
     WEIGHTS_FILE,
@@ -32,7 +34,7 @@ from .checks import (
     changed_code,
     check_adapter,
     check_backbone,
-    check_published_backbone,
+    check_bound,
     check_tokenizer,
     missing_files,
     objections,
@@ -40,12 +42,12 @@ from .checks import (
 )
 from .client import HubError, check_repo_id
 from .download import download
-from .files import MARKERS, TRAINING_FILE, lora_parameters
+from .files import MARKERS, TRAINING_FILE, stored_parameters
 from .manifest import HubFile, Manifest, read_manifest
 
 SMALL_FILES = (
     *(CONFIG_FILE, TRAINING_FILE, TASK_FILE, ADAPTER_CONFIG_FILE),
-    *(HEAD_FILE, SCOPE_FILE, PREFIX_FILE, ADAPTER_WEIGHTS_FILE),
+    *(HEAD_FILE, SCOPE_FILE, PREFIX_FILE, ADAPTER_WEIGHTS_FILE, DELTA_FILE),
 )
 """What `inspect` fetches of a repo; of a backbone's weights it reads the header alone."""
 MAX_FETCH_BYTES = 200_000_000
@@ -63,6 +65,7 @@ class Inspection:
         size: Bytes of all files.
         parameters: Values in the encoder or the LoRA, where the weights could be read.
         labels: Labels of an app, in the order of its logits.
+        standalone: Whether it is an encoder of its own, stored as what differs from its backbone.
         parts: Of a bundle: the labels of each part.
         prefix: Slots of an adapter with a key/value prefix.
         metrics: Metrics that the adapter recorded.
@@ -79,6 +82,7 @@ class Inspection:
     size: int = 0
     parameters: int | None = None
     labels: list[str] = field(default_factory=list)
+    standalone: bool = False
     parts: dict[str, list[str]] = field(default_factory=dict)
     prefix: int | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -94,6 +98,7 @@ class Inspection:
     def __str__(self) -> str:
         rows = {
             **{name: getattr(self, name) for name in ("source", "revision", "kind", "name", "regime")},
+            "standalone": self.standalone and "an encoder of its own: what differs from its backbone",
             "size": f"{self.size:,} bytes",
             "parameters": self.parameters and f"{self.parameters:,}",
             "prefix": self.prefix and f"{self.prefix} slots",
@@ -173,10 +178,11 @@ def _describe_adapter(inspection: Inspection, folder: Path, api: HfApi | None) -
     inspection.parts = {part: head["labels"] for part, head in task_heads(task).items() if part}
     inspection.prefix = (task.get("prefix") or {}).get("length")
     inspection.backbone = task.get("backbone") or {}
-    inspection.parameters = lora_parameters(read_header(folder / ADAPTER_WEIGHTS_FILE).tensors)
+    inspection.standalone = is_delta(folder)
+    inspection.parameters = stored_parameters(folder)
     config, _ = check_adapter(folder)
     repo_id, revision = inspection.backbone.get("id"), inspection.backbone.get("revision")
-    if (config.get("base_model_name_or_path"), config.get("revision")) != (repo_id, revision):
+    if config and (config.get("base_model_name_or_path"), config.get("revision")) != (repo_id, revision):
         raise HubError(f"{TASK_FILE} and {ADAPTER_CONFIG_FILE} name different backbones.")
     adapter_card(task, config)  # raises what a push would
     if api is None:
@@ -187,7 +193,7 @@ def _describe_adapter(inspection: Inspection, folder: Path, api: HfApi | None) -
     manifest = read_manifest(api, repo_id, revision)
     if manifest.files.get(WEIGHTS_FILE, HubFile("", 0)).sha256 != inspection.backbone.get("sha256"):
         raise HubError(f"its backbone {repo_id} has other weights at {revision[:8]} than it was trained on.")
-    check_adapter(folder, check_published_backbone(api, repo_id, manifest))
+    check_bound(api, repo_id, manifest, folder)
 
 
 def _describe_backbone(inspection: Inspection, folder: Path, manifest: Manifest, api: HfApi | None) -> None:

@@ -9,21 +9,28 @@ from huggingface_hub import CommitOperationAdd
 from hub_cards import adapter_card, backbone_card
 
 from ..model.adapter_files_mtpf import ADAPTER_FILES
+from ..model.delta_mtpf import is_delta
 from ..model.folders_mtpf import read_unchanged
-from ..model.gate_mtpf import read_header, read_json
+from ..model.gate_mtpf import read_json
 from ..model.schemas_mtpf import (
     ADAPTER_CONFIG_FILE,
-    ADAPTER_WEIGHTS_FILE,
     CONFIG_FILE,
     TASK_FILE,
     WEIGHTS_FILE,
 )
 from ..model.sources_mtpf import backbone_hint
 from ..model.storage_methods_mtpf import HUB_FILES
-from .checks import changed_code, check_adapter, check_backbone, check_published_backbone, check_tokenizer
+from .checks import changed_code, check_adapter, check_backbone, check_bound, check_tokenizer
 from .client import HubError, check_repo_id
 from .commit import PushPlan, Release, log, publish
-from .files import BACKBONE_FILES, TRAINING_FILE, code_files, lora_parameters, read_folder
+from .files import (
+    BACKBONE_FILES,
+    DELTA_FILES,
+    TRAINING_FILE,
+    code_files,
+    read_folder,
+    stored_parameters,
+)
 from .manifest import find_manifest
 
 
@@ -80,7 +87,8 @@ def push_adapter(
 ) -> str | PushPlan:
     """Publish an adapter folder as one commit, bound to a published backbone by id, commit and weights' hash.
 
-    The folder is not changed: the uploaded ``adapter_config.json`` and ``task.json`` name the backbone.
+    The folder is not changed: the uploaded ``adapter_config.json``, which a standalone app has not, and
+    ``task.json`` name the backbone.
 
     Args:
         folder: As ``model.save_adapter`` writes it.
@@ -98,17 +106,19 @@ def push_adapter(
             path, or the Hub refuses.
     """
     release, folder = Release(repo_id, **options), Path(folder)
+    files = DELTA_FILES if is_delta(folder) else ADAPTER_FILES
     content, (config, task) = read_unchanged(
-        folder, lambda: (read_folder(folder, ADAPTER_FILES), check_adapter(folder))
+        folder, lambda: (read_folder(folder, files), check_adapter(folder))
     )
     task["backbone"] = _bind(release, folder, task.get("backbone") or {}, backbone_id, backbone_revision)
-    config["base_model_name_or_path"] = task["backbone"]["id"]
-    config["revision"] = task["backbone"]["revision"]
-    for name, value in ((TASK_FILE, task), (ADAPTER_CONFIG_FILE, config)):
+    if config:
+        config["base_model_name_or_path"] = task["backbone"]["id"]
+        config["revision"] = task["backbone"]["revision"]
+    for name, value in ((TASK_FILE, task), *([(ADAPTER_CONFIG_FILE, config)] if config else [])):
         text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         content[name] = CommitOperationAdd(name, (text + "\n").encode())
     num_bytes = sum(file.upload_info.size for name, file in content.items() if name.endswith(".safetensors"))
-    num_parameters = lora_parameters(read_header(folder / ADAPTER_WEIGHTS_FILE).tensors)
+    num_parameters = stored_parameters(folder)
     card = adapter_card(task, config, num_parameters=num_parameters, num_bytes=num_bytes, **release.card)
     return publish(release, "adapter", content, card, dry_run)
 
@@ -140,7 +150,7 @@ def _bind(
             f"sha256 {str(expected)[:12]}…, published {str(weights.sha256)[:12]}…); push the backbone it was "
             "trained on, or name its commit with --backbone_revision."
         )
-    check_adapter(folder, check_published_backbone(release.api, backbone_id, manifest))
+    check_bound(release.api, backbone_id, manifest, folder)
     if changed := changed_code(manifest):
         log.warning(
             "%s at %s carries other code (%s) than this version of mtpf; push the backbone again to renew.",

@@ -231,7 +231,10 @@ class AdapterMethods:
         if standalone or is_delta(folder):
             if not (standalone and is_delta(folder)):
                 how = (
-                    "without standalone=True" if standalone else "with standalone=True, for a pass of its own"
+                    "without standalone=True"
+                    if standalone
+                    else "with standalone=True, for a pass of its own, or make a backbone and an ordinary "
+                    "app of it with mtpf apply-delta"
                 )
                 kind = "not a standalone app" if standalone else "a standalone app, which shares no trunk"
                 raise AdapterError(f"{path_or_repo} is {kind}; load it {how}.")

@@ -8,6 +8,7 @@ these, and its hash is recorded. In memory such an app shares every unchanged te
 
 import copy
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,9 @@ from .views_mtpf import CHANGES
 
 ROWS = ".rows"
 """Ending of the key of a mask of changed rows."""
+
+PATTERNS_FILE = "patterns.md"
+"""What was mined to choose the new tokens, for a reader."""
 
 _CACHES = ("_mtpf_tokenizer", "_mtpf_text_tokenizer", "_written_adapters", "_disabled_adapter")
 
@@ -217,27 +221,17 @@ def read_delta(
     encoder, task = uncompiled(model.backbone), read_task(folder)
     name = name or task.get("name") or "app"
     check_adapter_name(name)
-    delta, recorded = task.get("delta"), task.get("backbone") or {}
-    if not delta or not check_head(folder, task, model.config.hidden_size):
-        raise AdapterError(f"{folder} is damaged: its {TASK_FILE} does not describe a standalone app.")
-    if task.get("max_length", 1) > (most := max_tokens(encoder.config)):
-        raise AdapterError(
-            f"{folder} is damaged: 'max_length' in {TASK_FILE} is above the encoder's {most:,}."
-        )
+    recorded = task.get("backbone") or {}
     if check_backbone:
         check_identity(folder, encoder, recorded, source)
         check_settings(folder, encoder, recorded)
-    before, embedding = backbone_state_dict(encoder), embedding_key(encoder)
-    path = folder / DELTA_FILE
-    header = read_header(path, AdapterError, masks=ROWS).tensors
-    shapes = {key: tuple(value.shape) for key, value in before.items()}
-    _check_shapes(folder, header, shapes, embedding, delta)
-    stored = read_tensors(path)
-    masks = {key: _mask(path, key, stored, shapes[key][0]) for key in header if not key.endswith(ROWS)}
-    new = len(masks.get(embedding, ())) - len(before[embedding])
-    if new > 0 and not masks[embedding][-new:].all():
-        raise AdapterError(f"{path} is damaged: rows of new tokens are missing.")
-    tokenizer = _tokenizer(folder, model, delta, recorded if check_backbone else {})
+    before = backbone_state_dict(encoder)
+    stored, masks = delta_tensors(folder, task, encoder)
+    tokenizer = None
+    if task["delta"]["tokens"]:
+        cached = model.__dict__.get("_mtpf_text_tokenizer")
+        plain = cached[0] if cached else load_tokenizer(model)
+        tokenizer = delta_tokenizer(folder, task, plain, check_backbone)
     head = AdapterHead(
         task["kind"],
         task["labels"],
@@ -250,12 +244,70 @@ def read_delta(
     own = own_model(model)
     for key, mask in masks.items():
         old = before[key]
-        value = old.new_zeros(shapes[key])
+        value = old.new_zeros(len(mask), *old.shape[1:])
         value[: len(old)] = old
         value[mask.to(old.device)] = stored[key].to(old)
         set_tensor(own.backbone, key, value)
     finish(own, name, head.to(model.device), tokenizer)
     return own.eval()
+
+
+def delta_parameters(folder: Path) -> int:
+    """Return the number of values in the changed rows of a standalone app."""
+    tensors = read_header(folder / DELTA_FILE, AdapterError, masks=ROWS).tensors
+    return sum(math.prod(tensor.shape) for key, tensor in tensors.items() if not key.endswith(ROWS))
+
+
+def delta_tensors(
+    folder: Path, task: dict[str, Any], encoder: Encoder = None
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Read the tensors of a standalone app, after all checks of it but those of hashes.
+
+    Args:
+        folder: Of the app.
+        task: Its ``task.json``.
+        encoder: Of its backbone, which may be without memory; without one the files are only compared with
+            each other.
+
+    Returns:
+        What is stored, by name, and for each tensor which of its rows are, bool ``(rows,)``.
+
+    Raises:
+        AdapterError: A file is missing or damaged, or does not fit.
+    """
+    width = None if encoder is None else encoder.config.hidden_size
+    if not task.get("delta") or not check_head(folder, task, width):
+        raise AdapterError(f"{folder} is damaged: its {TASK_FILE} does not describe a standalone app.")
+    if encoder is not None and task.get("max_length", 1) > (most := max_tokens(encoder.config)):
+        raise AdapterError(
+            f"{folder} is damaged: 'max_length' in {TASK_FILE} is {task['max_length']:,}, but the backbone "
+            f"reads {most:,} tokens."
+        )
+    path = folder / DELTA_FILE
+    header = read_header(path, AdapterError, masks=ROWS).tensors
+    for key, (dtype, shape) in header.items():
+        if key.endswith(ROWS) and key.removesuffix(ROWS) not in header:
+            raise AdapterError(f"{folder} is damaged: {DELTA_FILE} has no tensor for its mask {key[:120]!r}.")
+        if key.endswith(ROWS) and (dtype != "U8" or len(shape) != 1) or not shape:
+            raise AdapterError(f"{folder} is damaged: {key[:120]!r} is not a mask of rows, or has none.")
+    before = {} if encoder is None else backbone_state_dict(encoder)
+    shapes = {key: tuple(value.shape) for key, value in before.items()}
+    embedding = "" if encoder is None else embedding_key(encoder)
+    if encoder is not None:
+        _check_shapes(folder, header, shapes, embedding, task["delta"])
+    stored = read_tensors(path)
+    masks = {
+        key: _mask(path, key, stored, shapes[key][0] if shapes else None)
+        for key in header
+        if not key.endswith(ROWS)
+    }
+    rows, tokens = task["delta"]["rows"], task["delta"]["tokens"]
+    if encoder is None and tokens and not any(_ends_at(mask, rows) for mask in masks.values()):
+        raise AdapterError(f"{path} is damaged: it has no tensor of {rows:,} rows for its new tokens.")
+    new = len(masks.get(embedding, ())) - len(before.get(embedding, ()))
+    if new > 0 and not masks[embedding][-new:].all():
+        raise AdapterError(f"{path} is damaged: rows of new tokens are missing.")
+    return stored, masks
 
 
 def _check_shapes(
@@ -275,15 +327,16 @@ def _check_shapes(
     shapes[embedding] = (rows, *before[1:])
     if rows > before[0] and embedding not in header:
         raise AdapterError(f"{folder} is damaged: {DELTA_FILE} has no {embedding!r} for its new tokens.")
-    for key, (dtype, shape) in header.items():
+    for key, (_, shape) in header.items():
         name = key.removesuffix(ROWS)
-        if name not in shapes or not shapes[name] or name not in header:
+        if name not in shapes or not shapes[name]:
             raise AdapterError(f"{folder} does not fit: the backbone has no tensor for {key[:120]!r}.")
         expected = shapes[name]
         if key.endswith(ROWS):
-            if dtype != "U8" or shape != (-(-expected[0] // 8),):
+            if shape != (-(-expected[0] // 8),):
                 raise AdapterError(
-                    f"{folder} is damaged: {key!r} is not a mask of the {expected[0]:,} rows of its tensor."
+                    f"{folder} was trained on another backbone: {key!r} is not a mask of the {expected[0]:,} "
+                    "rows that its tensor has here."
                 )
         elif shape[1:] != expected[1:] or not (
             key + ROWS in header and shape[0] <= expected[0] or shape == expected
@@ -294,30 +347,38 @@ def _check_shapes(
             )
 
 
-def _mask(path: Path, key: str, stored: dict[str, torch.Tensor], rows: int) -> torch.Tensor:
-    """Return which rows of a tensor are stored, bool ``(rows,)``."""
+def _mask(path: Path, key: str, stored: dict[str, torch.Tensor], rows: int | None) -> torch.Tensor:
+    """Return which rows of a tensor are stored, bool ``(rows,)``; without ``rows`` up to seven too many."""
     if key + ROWS not in stored:
-        return torch.ones(rows, dtype=torch.bool)
+        return torch.ones(len(stored[key]), dtype=torch.bool)
     bits = np.unpackbits(stored[key + ROWS].numpy())
-    if bits[rows:].any() or bits.sum() != len(stored[key]):
+    beyond = rows is not None and bits[rows:].any()
+    if beyond or bits.sum() != len(stored[key]):
         raise AdapterError(
-            f"{path} is damaged: {key + ROWS!r} names {bits.sum():,} rows of {rows:,}"
-            + (" and beyond" if bits[rows:].any() else "")
+            f"{path} is damaged: {key + ROWS!r} names {bits.sum():,} rows"
+            + (f" of {rows:,} and beyond" if beyond else "")
             + f", but {len(stored[key]):,} are stored."
         )
     return torch.from_numpy(bits[:rows].astype(bool))
 
 
-def _tokenizer(folder: Path, model: Any, delta: dict[str, Any], recorded: dict[str, Any]) -> Any:
-    """Return the app's tokenizer, if it has tokens of its own."""
-    if not delta["tokens"]:
-        return None
-    cached = model.__dict__.get("_mtpf_text_tokenizer")
-    tokenizer = add_tokens(cached[0] if cached else load_tokenizer(model), delta["tokens"])
+def _ends_at(mask: torch.Tensor, rows: int) -> bool:
+    return rows <= len(mask) < rows + 8 and bool(mask[rows - 1]) and not mask[rows:].any()
+
+
+def delta_tokenizer(folder: Path, task: dict[str, Any], tokenizer: Any, check: bool = True) -> Any:
+    """Return the tokenizer of a standalone app: its backbone's with the app's tokens.
+
+    Raises:
+        AdapterError: The backbone's is another one than the app was trained with.
+    """
+    delta, recorded = task["delta"], (task.get("backbone") or {}).get("tokenizer") if check else None
+    if delta["tokens"]:
+        tokenizer = add_tokens(tokenizer, delta["tokens"])
     sha256, highest = text_tokenizer(nn.Module(), tokenizer).sha256, max(tokenizer.get_vocab().values())
-    if highest >= delta["rows"] or recorded.get("tokenizer", sha256) != sha256:
+    if highest >= delta["rows"] or (recorded or sha256) != sha256:
         raise AdapterError(
-            f"The app {folder} was trained with another tokenizer (sha256 "
-            f"{str(recorded.get('tokenizer'))[:12]}…, here {sha256[:12]}…); use the one of its backbone."
+            f"The app {folder} was trained with another tokenizer (sha256 {str(recorded)[:12]}…, here "
+            f"{sha256[:12]}…); use the one of its backbone."
         )
     return tokenizer

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from .adapter_files_mtpf import find_adapter
 from .backbone_identity_mtpf import backbone_state_dict, check_finite, check_in_memory
 from .delta_mtpf import is_delta, read_delta
 from .errors_mtpf import MtpfError, ShapeMismatchError
@@ -66,8 +67,8 @@ class StorageMethods(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Load as transformers does: an MTPF folder, or any stock checkpoint of a supported encoder.
 
-        ``packaged`` is the encoder of the extra ``demo``. The folder of a standalone app gives the whole
-        model with the app in it; its backbone is the one it names, or ``backbone``.
+        ``packaged`` is the encoder of the extra ``demo``. The folder or repo of a standalone app gives the
+        whole model with the app in it; its backbone is the one it names, or ``backbone``.
 
         Raises:
             ValueError: The checkpoint lacks weights of the encoder (transformers would only warn and use
@@ -90,7 +91,17 @@ class StorageMethods(PreTrainedModel):
             if (folder / "config.json").is_file():
                 check_checkpoint(folder)
         kwargs.setdefault("key_mapping", {STOCK_PREFIXES: ""})
-        return super().from_pretrained(source, *args, **kwargs)
+        try:
+            return super().from_pretrained(source, *args, **kwargs)
+        except OSError as error:
+            if "have a file named" not in str(error) or os.path.exists(source) or not is_hub_id(str(source)):
+                raise
+            folder = None  # it may be the repo of a standalone app
+            with suppress(MtpfError):
+                folder = find_adapter(source, kwargs.pop("revision", None), kwargs.get("token"))
+            if folder is None or not is_delta(folder):
+                raise
+        return cls._from_delta(folder, *args, **kwargs)
 
     @classmethod
     def _from_delta(cls, folder: Path, *args: Any, backbone: Any = None, **kwargs: Any) -> Any:

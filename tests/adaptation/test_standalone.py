@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 from modeling_mtpf import AdapterError, MtpfModel
 from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.adaptation import tokens as tokens_module
+from modeling_mtpf.adaptation.settings import LoraShape
 from modeling_mtpf.adaptation.tokens import mine_tokens
 from modeling_mtpf.cli.main import run_command
 from modeling_mtpf.data.words import load_word_tokenizer
@@ -47,7 +48,7 @@ def settings(dtype="float32", **sparse) -> FitSettings:
     return FitSettings(sparse=sparse, stored_dtype=dtype, **options, **FLOAT)
 
 
-def fitted(setting, folder, family="tc", name="airline", **options):
+def fitted(setting, folder, family="tc", name="airline", lora=None, **options):
     data = {"tc": tc_data, "ner": ner_data}[family]()
     return fit_app(
         data,
@@ -57,7 +58,7 @@ def fitted(setting, folder, family="tc", name="airline", **options):
         backbone=setting,
         output_dir=folder,
         name=name,
-        settings=settings(**options),
+        settings=replace(settings(**options), lora=lora or LoraShape()),
     )
 
 
@@ -121,6 +122,26 @@ def test_everything_is_trained_with_the_whole_budget(setting, tmp_path):
     assert all("pooler" in key or "position_ids" in key or "token_type_ids" in key for key in same)
     again = MtpfModel.from_pretrained(tmp_path / "end-to-end", backbone=model.config.name_or_path)
     assert all(torch.equal(value, trained[key]) for key, value in backbone_state_dict(again.backbone).items())
+
+
+@pytest.mark.parametrize("options", [{"vocabulary": 0.0}, {}, {"budget": 1.0, "vocabulary": 0.0}])
+def test_matrices_of_the_last_layers_compete_where_that_is_asked(setting, tmp_path, options):
+    model, _ = setting
+    app = fitted(setting, tmp_path / "upper", lora=LoraShape(layers=2), **options)
+    base, trained = backbone_state_dict(model.backbone), backbone_state_dict(app.model.backbone)
+    changed = [key for key in base if not torch.equal(base[key], trained[key][: len(base[key])])]
+    assert changed and all(re.search(r"layer\.[23]\.", key) for key in changed)
+    again = MtpfModel.from_pretrained(tmp_path / "upper", backbone=model.config.name_or_path)
+    assert again.predict(TEXTS, ["airline"]) == app.model.predict(
+        TEXTS, ["airline"], tokenizer=app.model.__dict__.get("_mtpf_tokenizer") or setting[1]
+    )
+
+
+def test_a_shape_that_a_standalone_app_has_not_is_refused(setting, tmp_path):
+    with pytest.raises(RecipeError, match="lora.r is not for a standalone app"):
+        fitted(setting, tmp_path / "ranked", lora=LoraShape(r=4))
+    with pytest.raises(MtpfError, match="layers"):
+        fitted(setting, tmp_path / "deep", lora=LoraShape(layers=99))
 
 
 def test_ordinary_and_standalone_apps_in_one_call(setting, delta, load, folders):
