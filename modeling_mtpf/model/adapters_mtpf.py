@@ -219,7 +219,8 @@ def _extend_layers(encoder: Encoder, carriers: dict[str, Any], name: str, config
     try:
         for path in config.target_modules:
             module = carriers[path]
-            twin = type(module).__new__(type(module))
+            kind: Any = type(module)
+            twin = kind.__new__(kind)
             twin.__dict__.update(module.__dict__)
             tables = {key: table for key, table in module._modules.items() if key != "base_layer"}
             twin.__dict__["_modules"] = {**module._modules, **{key: type(tables[key])() for key in tables}}

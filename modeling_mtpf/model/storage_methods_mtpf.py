@@ -96,12 +96,12 @@ class StorageMethods(PreTrainedModel):
         except OSError as error:
             if "have a file named" not in str(error) or os.path.exists(source) or not is_hub_id(str(source)):
                 raise
-            folder = None  # it may be the repo of a standalone app
+            app: Any = None  # it may be the repo of a standalone app
             with suppress(MtpfError):
-                folder = find_adapter(source, kwargs.pop("revision", None), kwargs.get("token"))
-            if folder is None or not is_delta(folder):
+                app = find_adapter(source, kwargs.pop("revision", None), kwargs.get("token"))
+            if app is None or not is_delta(app):
                 raise
-        return cls._from_delta(folder, *args, **kwargs)
+        return cls._from_delta(app, *args, **kwargs)
 
     @classmethod
     def _from_delta(cls, folder: Path, *args: Any, backbone: Any = None, **kwargs: Any) -> Any:
