@@ -9,14 +9,17 @@ machine is shared with the clients and perhaps with others: CPU times compare be
 ``--many 1000`` loads an app that often instead, and measures memory and times.
 """
 
+import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +98,25 @@ def load(address: str, plan: dict[str, Any], clients: int) -> dict[str, Any]:
         return json.loads(Path(plan["output"]).read_text("utf-8"))
 
 
+@contextlib.contextmanager
+def watched(server: subprocess.Popen) -> Iterator[list[tuple[float, float]]]:
+    """Yield a list that gets the seconds since the beginning and the MB of a process, every ten seconds."""
+    rows: list[tuple[float, float]] = []
+    over, begun = threading.Event(), time.perf_counter()
+
+    def watch() -> None:
+        while not over.wait(0 if not rows else 10):
+            rows.append((round(time.perf_counter() - begun, 1), round(usage(server)[1], 1)))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield rows
+    finally:
+        over.set()
+        thread.join()
+
+
 def usage(server: subprocess.Popen) -> tuple[float, float]:
     """Return the CPU seconds and the MB of a process."""
     process = psutil.Process(server.pid)
@@ -131,13 +153,11 @@ def measure_load(options: Any, settings: ServeSettings) -> dict[str, Any]:
     alone = [in_process(engine, texts, plan["apps"], options.seconds)]
     server, address = start_server(arguments)
     try:
-        load(
-            address,
-            {**plan, "requests": max(2 * options.clients, options.requests // 20), "token": None},
-            options.clients,
-        )
+        # Memory comes to rest after the first few thousand requests, with batches and changes of all kinds.
+        load(address, {**plan, "requests": max(2 * options.clients, options.requests // 20)}, options.clients)
         (cpu, megabytes), (count, seconds) = usage(server), batches(address)
-        counts = load(address, plan, options.clients)
+        with watched(server) as memory:
+            counts = load(address, plan, options.clients)
         (cpu_after, megabytes_after), (count_after, seconds_after) = usage(server), batches(address)
     finally:
         server.terminate()
@@ -156,6 +176,7 @@ def measure_load(options: Any, settings: ServeSettings) -> dict[str, Any]:
         "texts_per_batch": counts["requests"] / (count_after - count),
         "p99_by_batch": counts["p99_ms"] / batch_ms,
         "growth": megabytes_after / megabytes - 1,
+        "memory": memory,
     }
 
 
@@ -181,19 +202,30 @@ def measure_many(options: Any, settings: ServeSettings) -> dict[str, Any]:
     engine = open_engine(settings)
     app, texts = read_app(options.app[-1].rpartition("=")[2]), texts_of(options.texts)[:1]
     before = psutil.Process().memory_info().rss
-    adds, firsts, laters = list[float](), list[float](), list[float]()
-    for number in range(options.many):
+    times: dict[str, list[float]] = {row: [] for row in ("add", "first_prediction", "later", "remove")}
+
+    def timed(row: str, action: Callable[..., Any], *arguments: Any) -> Any:
         begun = time.thread_time()
-        engine.add(f"many-{number}", app)
-        adds.append(1000 * (time.thread_time() - begun))
+        result = action(*arguments)
+        times[row].append(1000 * (time.thread_time() - begun))
+        return result
+
+    for number in range(options.many):
+        timed("add", engine.add, f"many-{number}", app)
     memory = (psutil.Process().memory_info().rss - before) / options.many / 1e6
+    results = []
     for number in range(0, options.many, max(1, options.many // 50)):
-        for times in (firsts, laters):
-            begun = time.thread_time()
-            engine.predict(texts, [f"many-{number}"], False, 1, None)
-            times.append(1000 * (time.thread_time() - begun))
-    rows = {"first_add": adds[:50], "last_add": adds[-50:], "first_prediction": firsts, "later": laters}
-    return {"mb_per_app": memory, **{f"{name}_ms": statistics.median(row) for name, row in rows.items()}}
+        for row in ("first_prediction", "later"):
+            answer = timed(row, engine.predict, texts, [f"many-{number}"], False, 1, None)
+            results.append(answer[f"many-{number}"])
+    for number in range(50):  # the next ones
+        timed("add", engine.add, f"next-{number}", app)
+        timed("remove", engine.remove, f"next-{number}")
+    times = {"first_adds": times["add"][:50], "next_adds": times["add"][-50:], **times}
+    medians = {f"{row}_ms": statistics.median(values) for row, values in times.items()}
+    ratio = medians["first_prediction_ms"] / medians["later_ms"]
+    same = all(result == results[0] for result in results)
+    return {"mb_per_app": memory, **medians, "first_to_later": ratio, "results_equal": same}
 
 
 def main() -> None:
@@ -217,7 +249,7 @@ def main() -> None:
     measure = measure_many if options.many else measure_load
     record = {"options": vars(options), **measure(options, settings)}
     Path(options.output).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-    print(json.dumps({key: value for key, value in record.items() if key != "options"}, indent=2))
+    print(json.dumps({k: v for k, v in record.items() if k not in ("options", "memory")}, indent=2))
 
 
 if __name__ == "__main__":

@@ -48,12 +48,17 @@ async function local() {
 /** Wait for the service worker, which keeps all files for later; false where there can be none. */
 async function cached() {
   try {
-    await navigator.serviceWorker.register("sw.js");
-    if (!navigator.serviceWorker.controller)
-      await Promise.race([
-        new Promise((resolve) => navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true })),
-        new Promise((_, reject) => setTimeout(reject, 5000)),
-      ]);
+    const keeper = navigator.serviceWorker;
+    const registered = keeper.register("sw.js");
+    if (keeper.controller) {
+      registered.catch(() => {}); // looks for a newer one, for which nothing waits
+      return true;
+    }
+    await registered;
+    await Promise.race([
+      new Promise((resolve) => keeper.addEventListener("controllerchange", resolve, { once: true })),
+      new Promise((_, reject) => setTimeout(reject, 5000)),
+    ]);
     return true;
   } catch {
     return false; // http of another machine, or a browser that does not allow it

@@ -67,19 +67,23 @@ export class Runner {
       const data = await file(name, manifest.files[name]);
       return refused(`onnxruntime cannot read ${name}`, () => ort.InferenceSession.create(new Uint8Array(data), session));
     };
+    const words = async () => {
+      const data = await file("tokenizer.json", manifest.files["tokenizer.json"]);
+      return refused("The tokenizer is damaged; export it again", () => {
+        const tokenizer = new WordTokenizer(JSON.parse(new TextDecoder().decode(data)), Tokenizer);
+        tokenizer.encode("Call Ada at 5pm \u{10ffff}");
+        return tokenizer;
+      });
+    };
     /** @type {[string, any][]} */ const listed = Object.entries(manifest.apps);
-    const [trunk, tail, tokenizer, ...apps] = await Promise.all([
+    // The tokenizer is made while other threads read the graphs and compile onnxruntime.
+    const [tokenizer, trunk, tail, ...apps] = await Promise.all([
+      words(),
       graph("trunk.onnx"),
       graph("tail.onnx"),
-      file("tokenizer.json", manifest.files["tokenizer.json"]),
       ...listed.map(([, entry]) => file(entry.file, entry)),
     ]);
-    runner.trunk = trunk;
-    runner.tail = tail;
-    await refused("The tokenizer is damaged; export it again", () => {
-      runner.tokenizer = new WordTokenizer(JSON.parse(new TextDecoder().decode(tokenizer)), Tokenizer);
-      runner.tokenizer.encode("Call Ada at 5pm \u{10ffff}");
-    });
+    Object.assign(runner, { tokenizer, trunk, tail });
     for (const [index, [name]] of listed.entries()) {
       await refused(`The app ${name} is damaged; export it again`, () => {
         runner.apps.set(name, readApp(apps[index], name, ort));

@@ -91,6 +91,7 @@ def _packages(page: Path, temporary: Path) -> Path:
         npm,
         "ci",
         "--omit=optional",
+        "--omit=dev",
         "--ignore-scripts",
         "--no-audit",
         "--no-fund",

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser_tools import awkward_texts, without_utf16
+from browser_tools import MODULE, awkward_texts, without_utf16
 from conftest import SENTENCES, assert_close, make_tokenizer
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
@@ -110,6 +111,36 @@ def test_tags_are_decoded_as_by_the_python_runner(node):
         for case in cases
     ]
     assert results == expected
+
+
+TYPED = """
+import { RunnerError, fromUrl } from "MODULE/runner.js";
+import { openFolder, type Entity, type Runner } from "MODULE/node.js";
+const runner: Runner = await openFolder("phone", { intraOpNumThreads: 1 });
+const results = await runner.predict(["Hi"], ["intent"], { topK: null, threshold: 0.5 });
+const entities = results.entities[0] as Entity[];
+export const start: number = entities[0].utf16_start;
+export const read: (name: string) => Promise<ArrayBuffer> = fromUrl("http://localhost/phone/");
+export const error: Error = new RunnerError("no");
+// @ts-expect-error: a number is no text
+await runner.predict(5, ["intent"]);
+// @ts-expect-error: no such option
+await runner.predict("Hi", ["intent"], { top_k: 3 });
+// @ts-expect-error: a list for each app
+export const label: string = results.intent;
+"""
+
+
+def test_types_are_those_that_the_comments_say(node, tmp_path):
+    """TypeScript checks the runner, and a program in which three calls must be wrong."""
+    compiler = MODULE / "node_modules" / "typescript" / "bin" / "tsc"
+    if not compiler.is_file():
+        pytest.skip("typescript is missing; run: npm ci --ignore-scripts --prefix demo/browser")
+    program = tmp_path / "use.mts"
+    program.write_text(TYPED.replace("MODULE", MODULE.as_posix()))
+    flags = "--noEmit --allowJs --checkJs --strict --skipLibCheck --target esnext --module nodenext".split()
+    done = subprocess.run(["node", compiler, *flags, program], cwd=MODULE, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 OPEN = """

@@ -279,14 +279,45 @@ BROKEN = {
 }
 
 
+def slowly(server, data: bytes) -> bytes:
+    """Send bytes one after the other, as slowloris does; return what comes until the server closes."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        try:
+            for at in range(len(data)):
+                client.sendall(data[at : at + 1])
+                time.sleep(0.1)
+            return client.recv(100) or b"closed late"
+        except ConnectionError:
+            return b""
+
+
+def deaf(server) -> None:
+    """Send many requests and read no answer."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=1) as client:
+        try:
+            client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 20_000)
+        except OSError:  # the server reads no further
+            pass
+        time.sleep(2)
+
+
+SLOW = (
+    HEAD + b"".join(b"X-%d: y\r\n" % n for n in range(20)),
+    HEAD + b"Content-Length: 100\r\n\r\n" + b" " * 90,
+)
+
+
 def test_slow_and_broken_clients_leave_others_unharmed(server):
-    with ThreadPoolExecutor(2 * len(BROKEN)) as clients:
+    with ThreadPoolExecutor(3 * len(BROKEN)) as clients:
         started = time.monotonic()
         answers = {name: clients.submit(raw, server, data) for name, (data, _) in BROKEN.items()}
         crowd = [clients.submit(raw, server, BROKEN["slow head"][0]) for _ in range(len(BROKEN))]
-        while not all(answer.done() for answer in (*answers.values(), *crowd)):
+        slow = [clients.submit(slowly, server, data) for data in SLOW]
+        crowd += [clients.submit(deaf, server) for _ in range(4)]
+        while not all(answer.done() for answer in (*answers.values(), *crowd, *slow)):
             server.predict(["Hi"], APPS)
     assert time.monotonic() - started < 9  # all connections were closed by the server
+    assert [each.result() for each in slow] == [b"", b""]
     for name, (_, status) in BROKEN.items():
         assert answers[name].result()[9:12] == status, (name, answers[name].result()[:200])
 
