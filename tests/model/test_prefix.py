@@ -124,8 +124,10 @@ def test_the_tail_equals_an_encoder_whose_attention_is_written_out(
     add_prefixed(model, "slots")
     prefixes = random_prefixes(5, dtype=torch.float64)
     setattr(model.backbone.peft_config["slots"], PREFIXES, prefixes)
-    inputs = batch(architecture)
-    inputs = {key: value[[0, 1, 4]] for key, value in inputs.items()}
+    inputs = {key: value[:2, :14] for key, value in batch(architecture).items()}
+    inputs["attention_mask"][1, 11:] = 0  # few, so that a window shows real tokens to each padded one
+    # ModernBERT's eager attention has its softmax in float32.
+    exact = {"atol": 1e-4 if (architecture, implementation) == ("modernbert", "eager") else 1e-9}
     with torch.no_grad():
         found = model.encode_adapters(["slots"], **inputs)["slots"]
         with model.use_adapter("slots"):
@@ -134,7 +136,7 @@ def test_the_tail_equals_an_encoder_whose_attention_is_written_out(
         assert torch.equal(plain[real], found[real])
         for row, mask in enumerate(real):
             alone = model.encode_adapters(["slots"], input_ids=inputs["input_ids"][row : row + 1, mask])
-            assert torch.allclose(alone["slots"][0], found[row, mask], atol=1e-6)
+            assert torch.allclose(alone["slots"][0], found[row, mask], **exact)
     layers = list(encoder_layers(model.backbone))
     of_module = {id(module): prefixes.get(n) for n, layer in enumerate(layers) for module in layer.modules()}
 
@@ -145,7 +147,7 @@ def test_the_tail_equals_an_encoder_whose_attention_is_written_out(
     model.backbone.set_attn_implementation("eager")
     with torch.no_grad(), model.use_adapter("slots"):
         expected = model.backbone(**inputs).last_hidden_state
-    assert torch.allclose(found[real], expected[real], atol=1e-9)
+    assert torch.allclose(found[real], expected[real], **exact)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
