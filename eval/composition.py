@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,15 @@ import yaml
 
 from eval.checks.calibration import small
 from eval.composition_report import write_report
+from eval.from_records import add_missing
 from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.adaptation.bundle import BundleSettings, Part, fit_bundle
 from modeling_mtpf.adaptation.scoring import score_app
 from modeling_mtpf.data.app_data import AppData
 from modeling_mtpf.data.backbones import open_backbone
-from modeling_mtpf.errors import DataError, RecipeError
+from modeling_mtpf.errors import RecipeError
 from modeling_mtpf.evaluation.composition import ComposedTask, load_composition, score_composition
-from modeling_mtpf.evaluation.records import PACKAGES, add_record, read_records, record_key, today
+from modeling_mtpf.evaluation.records import PACKAGES, read_records, today
 from modeling_mtpf.evaluation.tasks import load_task, select_tasks
 from modeling_mtpf.model.adapter_files_mtpf import backbone_sha256
 from modeling_mtpf.settings import ScriptParser
@@ -250,30 +251,9 @@ def run(options: argparse.Namespace) -> None:
                 unit = Unit(plan, name or source, opened, task, seed, options.work, options.data)
                 for group in options.groups:
                     for method in methods:
-                        compute(unit, group, method, options.records)
-
-
-def compute(unit: Any, group: str, method: str, output: Path) -> None:
-    """Add the records of a method, unless all are there."""
-
-    def check(records: list[dict[str, Any]]) -> None:
-        wanted = {**unit.facts, "method": unit.spec(method)}
-        for record in records:
-            if record["regime"] == f"{unit.backbone}/{group}/{method}":
-                for key, value in wanted.items():
-                    if record["config"][key] != value:
-                        raise DataError(
-                            f"{output} has records of {record['regime']} with other {key}: "
-                            f"{record['config'][key]}, not {value}; choose another --records."
-                        )
-
-    records = read_records(output)
-    check(records)
-    if set(map(record_key, unit.keys(group, method))) <= set(map(record_key, records)):
-        return
-    for record in unit.run(group, method):
-        add_record(output, record, check)
-        print(*(record[key] for key in ("regime", "task", "seed", "protocol", "value")), flush=True)
+                        facts = {**unit.facts, "method": unit.spec(method)}
+                        run_method = partial(unit.run, group, method)
+                        add_missing(options.records, unit.keys(group, method), facts, run_method)
 
 
 def report(options: argparse.Namespace) -> None:

@@ -1,14 +1,13 @@
 """Tables and picture of the study of composed apps, from its records, and the page that holds them."""
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from eval.from_records import fill
 from eval.study.contrasts import contrast
-from modeling_mtpf.errors import DataError
 from modeling_mtpf.evaluation.plots import interval_panel, save
 from modeling_mtpf.evaluation.report import gather, markdown_table
 from modeling_mtpf.evaluation.statistics import Cells, mean_interval, tasks_of
@@ -16,6 +15,7 @@ from modeling_mtpf.evaluation.statistics import Cells, mean_interval, tasks_of
 PAGE, PICTURE = "composition_results.md", "composition.svg"
 PROTOCOLS = {"slots": "slots, strict F1", "intents": "intent, accuracy", "further": "further apps"}
 REFERENCES = ("separate", "separate-heads", "joint")
+
 Records = Sequence[dict[str, Any]]
 
 
@@ -85,26 +85,6 @@ def tasks(records: Records) -> str:
 TABLES = {"averages": averages, "differences": differences, "tasks": tasks}
 
 
-def fill(
-    document: str,
-    records: Records,
-    tables: Mapping[str, Callable[[Records], str]] = TABLES,
-    study: str = "composition",
-) -> str:
-    """Return the document with what is between ``<!-- STUDY: NAME -->`` and ``<!-- end -->`` computed.
-
-    Raises:
-        DataError: A mark names a table that does not exist, or there are no records.
-    """
-
-    def filled(mark: re.Match) -> str:
-        if mark[1] not in tables:
-            raise DataError(f"There is no table {mark[1]!r} of the {study}; known: {', '.join(tables)}.")
-        return f"<!-- {study}: {mark[1]} -->\n\n{tables[mark[1]](records)}\n\n<!-- end -->"
-
-    return re.sub(rf"<!-- {study}: (\w+) -->.*?<!-- end -->", filled, document, flags=re.DOTALL)
-
-
 def draw(records: Records, file: Path) -> None:
     """Draw each method's distance to separate apps, a panel a metric, with the interval over seeds."""
     from matplotlib.figure import Figure
@@ -132,6 +112,6 @@ def draw(records: Records, file: Path) -> None:
 def write_report(records: Records, docs: Path) -> list[Path]:
     """Fill in the page and draw the picture; return the files."""
     page, picture = docs / PAGE, docs / PICTURE
-    page.write_text(fill(page.read_text("utf-8"), records), "utf-8")
+    page.write_text(fill(page.read_text("utf-8"), "composition", TABLES, records), "utf-8")
     draw(records, picture)
     return [page, picture]

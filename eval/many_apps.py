@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,8 @@ import numpy as np
 import torch
 
 from eval.checks.calibration import small
-from eval.composition import METRICS, compute, milliseconds, name_of, read_plan, study
+from eval.composition import METRICS, milliseconds, name_of, read_plan, study
+from eval.from_records import add_missing
 from eval.many_apps_report import write_report
 from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.adaptation.bundle import BundleSettings, Part, fit_bundle
@@ -309,7 +310,9 @@ def run(options: argparse.Namespace) -> None:
             for seed in options.seeds or plan["seeds"]:
                 unit = Unit(plan, name or source, opened, group, seed, options.data)
                 for method in methods:
-                    compute(unit, group, method, options.records)
+                    facts = {**unit.facts, "method": unit.spec(method)}
+                    run_method = partial(unit.run, group, method)
+                    add_missing(options.records, unit.keys(group, method), facts, run_method)
 
 
 def report(options: argparse.Namespace) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.composition_report import fill, groups_of, seed_means
+from eval.composition_report import groups_of, seed_means
+from eval.from_records import fill
 from eval.study.contrasts import contrast
 from modeling_mtpf.evaluation.plots import decorate, save
 from modeling_mtpf.evaluation.report import gather, markdown_table
@@ -192,6 +193,6 @@ def draw(records: Records, file: Path) -> None:
 def write_report(records: Records, docs: Path) -> list[Path]:
     """Fill in the page and draw the picture; return the files."""
     page, picture = docs / PAGE, docs / PICTURE
-    page.write_text(fill(page.read_text("utf-8"), records, TABLES, "many apps"), "utf-8")
+    page.write_text(fill(page.read_text("utf-8"), "many apps", TABLES, records), "utf-8")
     draw(records, picture)
     return [page, picture]

@@ -1,170 +1,178 @@
-"""Measure sparse fine-tuning against its rivals, and make the report from the raw records.
+"""Run the study of sparse fine-tuning, and make its report from the raw records.
 
-python eval/sparse_study.py run --output eval/results/sparse.jsonl --data DATA --sets tc/banking77,ner/bc5cdr
-python eval/sparse_study.py report eval/results/sparse.jsonl > docs/study/sparse.md
+    python eval/sparse_study.py run
+    python eval/sparse_study.py run --seeds 0 --sets tc/banking77 --only end-to-end sparse-10
+    python eval/sparse_study.py run --ablations
+    python eval/sparse_study.py report
 
-A record is one fit: set, variant, seed, test score, seconds of CPU time, bytes of the app, and seconds to
-predict the test texts. Records that exist already are skipped.
+``run`` computes the records of the plan that eval/results/sparse.json does not have yet; the same command
+resumes after a stop. A record is one fit: the test score of the app that comes back from its folder, CPU
+seconds of the whole fit, bytes of its weights, and CPU time to predict a text. ``report`` fills in the tables
+of docs/sparse_results.md and docs/apps.md.
 """
 
 import argparse
-import json
+import statistics
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from modeling_mtpf.errors import MtpfError, exit_without_extra
+
+exit_without_extra("train", "datasets", "sklearn", "yaml", "tqdm")
+exit_without_extra("eval", "evaluate", "seqeval", "scipy", "matplotlib")
+
 import torch
+import yaml
 
+from eval.checks.calibration import small
+from eval.from_records import add_missing
+from eval.sparse_report import write_report
 from modeling_mtpf.adaptation import FitSettings, fit_app
+from modeling_mtpf.adaptation.scoring import score_app
 from modeling_mtpf.adaptation.settings import LoraShape, SparseSettings
+from modeling_mtpf.data.app_data import AppData
 from modeling_mtpf.data.backbones import open_backbone
+from modeling_mtpf.data.spans import text_and_spans
+from modeling_mtpf.errors import RecipeError
+from modeling_mtpf.evaluation.records import PACKAGES, read_records, today
+from modeling_mtpf.evaluation.tasks import Task, load_task, select_tasks
+from modeling_mtpf.model.adapter_files_mtpf import backbone_sha256
 from modeling_mtpf.settings import ScriptParser
+from modeling_mtpf.version import versions
 
-SPARSE = SparseSettings(vocabulary=0.0)
-VARIANTS: dict[str, tuple[str, bool, SparseSettings, LoraShape]] = {
-    "probe": ("probe", False, SPARSE, LoraShape()),
-    "lora": ("lora", False, SPARSE, LoraShape()),
-    "lora-all": ("lora", False, SPARSE, LoraShape(targets=["all"])),
-    "tail": ("sparse", False, SPARSE, LoraShape()),
-    "tail-worst": ("sparse", False, replace(SPARSE, choice="worst"), LoraShape()),
-    "tail-random": ("sparse", False, replace(SPARSE, choice="random"), LoraShape()),
-    "end-to-end": ("sparse", True, replace(SPARSE, budget=1.0, learning_rate=5e-5), LoraShape()),
-    "sparse-10": ("sparse", True, SPARSE, LoraShape()),
-    "sparse-10-tokens": ("sparse", True, SparseSettings(), LoraShape()),
-    "sparse-5": ("sparse", True, replace(SPARSE, budget=0.05), LoraShape()),
-    "sparse-20": ("sparse", True, replace(SPARSE, budget=0.2), LoraShape()),
-    "random-10": ("sparse", True, replace(SPARSE, choice="random"), LoraShape()),
-    "worst-10": ("sparse", True, replace(SPARSE, choice="worst"), LoraShape()),
-    "layers-10": ("sparse", True, replace(SPARSE, choice="layers"), LoraShape()),
-    "beta-0": ("sparse", True, replace(SPARSE, beta=0.0), LoraShape()),
-}
-"""Name → method, whether standalone, what is trained, and the LoRA."""
-
-FIELDS = ("accuracy", "entity_f1")
+ROOT = Path(__file__).parents[1]
+PLAN, RECORDS = ROOT / "eval" / "sparse.yaml", ROOT / "eval" / "results" / "sparse.json"
+METRICS = {"ner": "entity_f1", "tc": "accuracy"}
+DETAILS = ("steps", "best_step", "trained_share", "tokens", "rank", "change_kept", "validation_before_svd")
+TIMED = 40
+"""Texts that are predicted one by one to time a prediction."""
 
 
-def fit(source: Path, variant: str, seed: int, rows: int, opened: Any) -> dict[str, Any]:
-    """Fit one app and return its record."""
-    method, standalone, sparse, lora = VARIANTS[variant]
-    family = source.parent.name
-    sizes = {"train": rows, "validation": rows // 3, "test": 1000}
-    splits = {split: pd.read_parquet(source / f"{split}.parquet") for split in sizes}
-    parts = {
-        split: table.sample(min(sizes[split], len(table)), random_state=0) for split, table in splits.items()
-    }
-    settings = FitSettings(seed=seed, mixed_precision="float32", sparse=sparse, lora=lora)
-    with tempfile.TemporaryDirectory() as folder:
+def settings_of(common: dict[str, Any], spec: dict[str, Any], seed: int) -> FitSettings:
+    """Return the settings of a fit from the plan's."""
+    values = common | spec.get("settings", {})
+    nested = {"sparse": SparseSettings, "lora": LoraShape}
+    return FitSettings(seed=seed, **{k: nested[k](**v) if k in nested else v for k, v in values.items()})
+
+
+def measure(
+    opened: Any, data: AppData, spec: dict[str, Any], settings: FitSettings
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fit an app and load it from its folder; return its scores, and its cost with what was chosen."""
+    (model, tokenizer), test = opened, data.test
+    assert test is not None
+    data.test = None
+    alone = spec.get("standalone", False)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "app"
+        options: dict[str, Any] = {"method": spec["method"], "standalone": alone, "settings": settings}
         started = time.process_time()
-        app = fit_app(
-            parts["train"],
-            family,
-            validation=parts["validation"],
-            backbone=opened,
-            method=method,
-            standalone=standalone,
-            name="app",
-            output_dir=Path(folder) / "app",
-            settings=settings,
-        )
-        fitted = time.process_time() - started
-        stored = sum(file.stat().st_size for file in (Path(folder) / "app").iterdir())
-    from modeling_mtpf.adaptation.scoring import score_app
-    from modeling_mtpf.data.app_data import load_app_data
-
-    data = load_app_data(parts["test"], family, validation=parts["validation"])
-    tokenizer = app.model.__dict__.get("_mtpf_tokenizer") if standalone else opened[1]
-    started = time.process_time()
-    scores = score_app(app.model, tokenizer or opened[1], "app", data.train)
+        app = fit_app(data, data.family, backbone=opened, output_dir=folder, **options)
+        seconds = time.process_time() - started
+        if not alone:
+            model.delete_adapter("app")
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        model.load_adapter(folder, standalone=alone)
+    try:
+        loaded = model.standalone["app"] if alone else model
+        tokenizer = loaded.__dict__.get("_mtpf_tokenizer", tokenizer)
+        scores, times = score_app(loaded, tokenizer, "app", test), []
+        for row in zip(test.inputs[:TIMED], test.labels, strict=False):
+            text = text_and_spans(*row)[0] if data.family == "ner" else row[0]
+            started = time.process_time()
+            loaded.predict([text], adapters=["app"], tokenizer=tokenizer)
+            times.append(time.process_time() - started)
+    finally:
+        model.delete_adapter("app")
     details = next(iter(app.record["seeds"].values()))
-    if not standalone:
-        app.model.delete_adapter("app")
-    return {
-        "task": f"{family}/{source.name}",
-        "variant": variant,
-        "seed": seed,
-        "n_train": len(parts["train"]),
-        "n_test": len(parts["test"]),
-        "score": round(float(next(scores[key] for key in FIELDS if key in scores)), 4),
-        "cpu_seconds": round(fitted, 1),
-        "predict_seconds": round(time.process_time() - started, 2),
-        "bytes": stored,
-        **{key: details[key] for key in ("steps", "best_step", "trained_share", "tokens") if key in details},
-        **{key: details[key] for key in ("change_kept", "validation_before_svd") if key in details},
+    found = {
+        "value": round(scores[METRICS[data.family]], 6),
+        "scores": {name: round(value, 6) for name, value in scores.items() if isinstance(value, float)},
         "validation": details["validation_score"],
     }
+    cost = {
+        "bytes": size,
+        "cpu_seconds": round(seconds, 1),
+        "cpu_ms_a_text": round(1000 * statistics.median(times), 3),
+    }
+    return found, {"cost": cost, "details": {key: details[key] for key in DETAILS if key in details}}
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write a record for each set, variant and seed that has none yet."""
-    torch.set_num_threads(1)
-    known = {(r["task"], r["variant"], r["seed"]) for r in read(options.output)}
+    """Compute all records of the plan that are not there."""
+    plan = yaml.safe_load(options.plan.read_text("utf-8"))
+    torch.set_num_threads(options.threads)
+    known = plan["methods"] | plan["ablations"]
+    methods = options.only or list(plan["ablations"] if options.ablations else plan["methods"])
+    if unknown := set(methods) - set(known):
+        raise RecipeError(f"--only: the plan has no {min(unknown)!r}; it has: {', '.join(known)}.")
+    tasks = select_tasks(",".join(options.sets or plan["sets"]), set(METRICS))
     opened = open_backbone(options.backbone)
-    for seed in map(int, options.seeds.split(",")):
-        for name in options.sets.split(","):
-            for variant in options.variants.split(","):
-                if (name, variant, seed) in known or (variant == "probe" and (name[:3] == "ner" or seed)):
+    identity = {"name": Path(options.backbone).name, "sha256": backbone_sha256(opened[0].backbone)}
+    for seed in options.seeds or plan["seeds"]:
+        for task in tasks:
+            for method in methods:
+                spec = known[method]
+                facts = {"backbone": identity, "method": spec, **{k: plan[k] for k in ("rows", "settings")}}
+                if task.family not in spec.get("families", METRICS):
                     continue
-                record = fit(options.data / name, variant, seed, options.rows, opened)
-                with options.output.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+                key = {"regime": method, "seed": seed, "task": task.name, "family": task.family}
+                key |= {"protocol": "sparse", "metric": METRICS[task.family]}
+                fit = partial(compute, opened, task, key, facts, options.data)
+                add_missing(options.records, [key], facts, fit)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a file, if there is one."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def compute(
+    opened: Any, task: Task, key: dict[str, Any], facts: dict[str, Any], folder: str | None
+) -> Iterator[dict[str, Any]]:
+    """Yield the record of one fit on the rows that its seed draws."""
+    data = small(load_task(task, folder), facts["rows"], key["seed"])
+    rows = {"n_train": len(data.train), "n_test": len(data.test or ())}
+    source = data.notes["fingerprint"]
+    settings = settings_of(facts["settings"], facts["method"], key["seed"])
+    scores, measured = measure(opened, data, facts["method"], settings)
+    config = {**facts, **measured, "data": source}
+    yield {**key, **scores, **rows, "config": config, "versions": versions(*PACKAGES), "date": today()}
 
 
 def report(options: argparse.Namespace) -> None:
-    """Print a table of scores by set, and one of costs, as means and spreads over the seeds."""
-    table = pd.DataFrame([record for path in options.files for record in read(path)])
-    tasks, order = sorted(table["task"].unique()), [v for v in VARIANTS if v in set(table["variant"])]
-    lines = ["| variant | " + " | ".join(tasks) + " | mean |", "|---" * (len(tasks) + 2) + "|"]
-    for variant in order:
-        cells, means = [], []
-        for task in tasks:
-            scores = 100 * table[(table["variant"] == variant) & (table["task"] == task)]["score"]
-            spread = f" ± {scores.std():.1f}" if len(scores) > 1 else ""
-            cells.append(f"{scores.mean():.1f}{spread}" if len(scores) else "–")
-            means += [scores.mean()] if len(scores) else []
-        mean = f"{np.mean(means):.1f}" if len(means) == len(tasks) else "–"
-        lines.append(f"| {variant} | " + " | ".join(cells) + f" | {mean} |")
-    lines += ["", "| variant | fits | CPU s | MB | predict s | trained |", "|---|---|---|---|---|---|"]
-    for variant in order:
-        rows = table[table["variant"] == variant]
-        seconds, size, predict, share = (
-            rows[column].mean() for column in ("cpu_seconds", "bytes", "predict_seconds", "trained_share")
-        )
-        trained = "–" if np.isnan(share) else f"{share:.1%}"
-        lines.append(
-            f"| {variant} | {len(rows)} | {seconds:.0f} | {size / 1e6:.2f} | {predict:.1f} | {trained} |"
-        )
-    sys.stdout.write("\n".join(lines) + "\n")
+    """Fill in the tables from the records."""
+    for file in write_report(read_records(options.records), ROOT / "docs"):
+        print(file)
 
 
-def main() -> None:
-    """Run or report."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run from the command line."""
     parser = ScriptParser(description=__doc__)
     commands = parser.add_subparsers(required=True)
-    running = commands.add_parser("run")
-    running.add_argument("--output", type=Path, required=True)
-    running.add_argument("--data", type=Path, required=True)
-    running.add_argument("--sets", required=True)
-    running.add_argument("--variants", default=",".join(VARIANTS))
-    running.add_argument("--seeds", default="0,1,2")
-    running.add_argument("--rows", type=int, default=1000)
-    running.add_argument("--backbone", default="packaged")
-    running.set_defaults(action=run)
-    reporting = commands.add_parser("report")
-    reporting.add_argument("files", nargs="+", type=Path)
-    reporting.set_defaults(action=report)
-    options = parser.parse_args()
-    options.action(options)
+    for function in (run, report):
+        command = commands.add_parser(function.__name__, help=function.__doc__)
+        command.set_defaults(function=function)
+        command.add_argument("--records", type=Path, default=RECORDS, help="file of the raw records")
+        if function is run:
+            command.add_argument("--plan", type=Path, default=PLAN)
+            command.add_argument("--data", help="folder of the data; by default that of MTPF_DATA")
+            command.add_argument("--only", nargs="+", help="methods or ablations")
+            command.add_argument("--ablations", action="store_true", help="these instead of the methods")
+            command.add_argument("--sets", nargs="+", help="by default all of the plan")
+            command.add_argument("--seeds", type=int, nargs="+", help="by default all of the plan")
+            command.add_argument("--backbone", default="packaged")
+            command.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    try:
+        options.function(options)
+    except MtpfError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -96,7 +96,7 @@ class StorageMethods(PreTrainedModel):
         except OSError as error:
             if "have a file named" not in str(error) or os.path.exists(source) or not is_hub_id(str(source)):
                 raise
-            app: Any = None  # it may be the repo of a standalone app
+            app: Path | None = None  # it may be the repo of a standalone app
             with suppress(MtpfError):
                 app = find_adapter(source, kwargs.pop("revision", None), kwargs.get("token"))
             if app is None or not is_delta(app):

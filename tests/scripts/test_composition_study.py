@@ -10,7 +10,8 @@ from datasets import Dataset
 from scipy import stats
 
 from eval import composition as script
-from eval.composition_report import PAGE, fill
+from eval.composition_report import PAGE, TABLES
+from eval.from_records import fill
 from modeling_mtpf.errors import DataError
 from modeling_mtpf.evaluation.composition import COMPOSITIONS
 from modeling_mtpf.evaluation.records import read_records
@@ -124,8 +125,8 @@ def test_tables_of_made_up_records():
     ]
     records.append(record("lc++", "snips", 2, "slots", 0.1))  # a seed that lacks a task does not count
     text = "a <!-- composition: averages --><!-- end --> b <!-- composition: differences -->x<!-- end -->"
-    filled = fill(text, records)
-    assert fill(filled, records) == filled
+    filled = fill(text, "composition", TABLES, records)
+    assert fill(filled, "composition", TABLES, records) == filled
     half = stats.t.ppf(0.975, 1) * np.std([55, 65], ddof=1) / 2**0.5
     cell = f"60.00 ± {half:.2f}"
     assert f"| packaged/two | `lc++` | {cell} | {cell} | – | 2 | 2.00 | 1 | 2.0 |" in filled
@@ -133,13 +134,13 @@ def test_tables_of_made_up_records():
         "| packaged/two | `joint` − `separate` | +1.33 [-0.10, +2.77] | +1.33 [-0.10, +2.77] | – |" in filled
     )
     with pytest.raises(DataError, match="no table 'average' of the composition; known: averages"):
-        fill("<!-- composition: average --><!-- end -->", records)
+        fill("<!-- composition: average --><!-- end -->", "composition", TABLES, records)
 
 
 def test_the_page_is_made_from_the_committed_records():
     records = read_records(script.RECORDS)
     page = (script.ROOT / "docs" / PAGE).read_text("utf-8")
-    assert fill(page, records) == page
+    assert fill(page, "composition", TABLES, records) == page
     slots = [r for r in records if r["regime"] == "packaged/two/separate" and r["protocol"] == "slots"]
     tasks = {r["task"] for r in slots}
     assert len(slots) == len(tasks) * len({r["seed"] for r in slots}) == 12

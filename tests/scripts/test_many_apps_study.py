@@ -145,8 +145,8 @@ def test_tables_of_made_up_records(tmp_path):
         for task, family, shift in (("a", "tc", 0.0), ("b", "ner", 0.1))
     ]
     text = "".join(f"<!-- many apps: {name} --><!-- end -->\n" for name in TABLES)
-    filled = fill(text, records, TABLES, "many apps")
-    assert fill(filled, records, TABLES, "many apps") == filled
+    filled = fill(text, "many apps", TABLES, records)
+    assert fill(filled, "many apps", TABLES, records) == filled
     half = stats.t.ppf(0.975, 1) * np.std([55, 59], ddof=1) / 2**0.5
     assert f"| packaged/eight | `apps-one` | 57.00 ± {half:.2f} | 62.00 ± {half:.2f} | 52.00 ± " in filled
     assert "| packaged/eight | one tail in the bytes of `apps-one` | `shared` | +8.50 [" in filled
@@ -161,4 +161,4 @@ def test_the_page_is_made_from_the_committed_records():
     names = [line.split()[3] for line in page.splitlines() if line.startswith("<!-- many apps: ")]
     assert set(names) == set(TABLES)
     if records:
-        assert fill(page, records, TABLES, "many apps") == page
+        assert fill(page, "many apps", TABLES, records) == page
