@@ -7,7 +7,7 @@ from datasets import Dataset
 from scipy import stats
 
 from eval import many_apps as script
-from eval.composition_report import fill
+from eval.from_records import fill
 from eval.many_apps_report import PAGE, TABLES, draw
 from modeling_mtpf.adaptation.bundle.registry import BUNDLE_METHODS
 from modeling_mtpf.adaptation.bundle.rivals import RIVALS
