@@ -19,8 +19,12 @@ def test_sections_are_found_and_judged():
     rate = {"words_per_second": 20.0, "words_per_cpu_second": 15.0, "clustering_and_writing_share": 0.05}
     plain = {"words_per_second": 10.0, "words_per_second_loop_alone": 12.0, "words_per_cpu_second": 10.0}
     memory = {"mtpf_1x": {"peak_mb": 1000.0}, "mtpf_4x": {"peak_mb": 1200.0}}
-    expected = {"labels": [False, True, False, True], "labels_memory": [False, True]}
-    for name, medians in (("labels", {"mtpf": rate, "plain": plain}), ("labels_memory", memory)):
+    mining = {name: {"peak_mb": 900.0, "cpu_seconds": 8.0} for name in ("mining_10k", "mining_100k")}
+    mining["mining_1m"] = {"peak_mb": 1000.0, "cpu_seconds": 9.0}
+    mining["training"] = {"score_seconds": 2.0, "step_seconds": 0.1, "steps": 1010}
+    expected = {"labels": [False, True, False, True], "labels_memory": [False, True], "mining": [False, True]}
+    sections = {"labels": {"mtpf": rate, "plain": plain}, "labels_memory": memory, "mining": mining}
+    for name, medians in sections.items():
         section = speed.load_section(name)
         assert set(medians) == set(section.CONTESTANTS)
         met = [speed.judged(*numbers)["kept"] for numbers in section.compare(medians).values()]
