@@ -16,6 +16,7 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     if own := set(cores[int(worker.removeprefix("gw")) :: workers]):
         os.sched_setaffinity(0, own)
 
+import numpy as np
 import pytest
 import torch
 from hub_server import HubServer
@@ -25,6 +26,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from modeling_mtpf import AdapterHead, LoraSettings, MtpfConfig, MtpfModel
 from modeling_mtpf.hub import push_backbone
+from modeling_mtpf.model.predict_mtpf import text_tokenizer
+from modeling_mtpf.model.scope_mtpf import Scope
 from modeling_mtpf.model.texts_mtpf import TextTokenizer
 
 ARCHITECTURES = ("bert", "distilbert", "roberta", "xlm-roberta", "electra", "modernbert")
@@ -162,6 +165,19 @@ def batch(encoders):
         return dict(tokenizer(SENTENCES, padding=True, return_tensors="pt"))
 
     return tokenize
+
+
+def add_scope(model: MtpfModel, name: str) -> None:
+    """Give a text app a scope with random numbers, in which about half of `SENTENCES` are."""
+    with torch.no_grad():
+        inputs = [text_tokenizer(model)._backend.encode(text).ids for text in SENTENCES]
+        states = [model.encode_adapters([name], input_ids=torch.tensor([ids]))[name] for ids in inputs]
+        logits = model.heads[name](torch.cat([state.mean(1) for state in states])).float().numpy()
+    generator, labels = np.random.default_rng(0), logits.shape[1]
+    sizes = ((labels, 2), (labels, 2), (2, 2))
+    scope = Scope(*(abs(generator.normal(0, 0.5, size)) for size in sizes), np.zeros(()))
+    scope.threshold = np.median(scope.scores(logits))
+    model.heads[name].scope = scope.rounded()
 
 
 def assert_close(results, expected) -> None:
