@@ -16,6 +16,7 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     if own := set(cores[int(worker.removeprefix("gw")) :: workers]):
         os.sched_setaffinity(0, own)
 
+import numpy as np
 import pytest
 import torch
 from hub_server import HubServer
@@ -34,6 +35,8 @@ from modeling_mtpf.model.delta_mtpf import (
     set_tensor,
     write_delta,
 )
+from modeling_mtpf.model.predict_mtpf import text_tokenizer
+from modeling_mtpf.model.scope_mtpf import Scope
 from modeling_mtpf.model.texts_mtpf import TextTokenizer
 
 ARCHITECTURES = ("bert", "distilbert", "roberta", "xlm-roberta", "electra", "modernbert")
@@ -171,6 +174,19 @@ def batch(encoders):
         return dict(tokenizer(SENTENCES, padding=True, return_tensors="pt"))
 
     return tokenize
+
+
+def add_scope(model: MtpfModel, name: str) -> None:
+    """Give a text app a scope with random numbers, in which about half of `SENTENCES` are."""
+    with torch.no_grad():
+        inputs = [text_tokenizer(model)._backend.encode(text).ids for text in SENTENCES]
+        states = [model.encode_adapters([name], input_ids=torch.tensor([ids]))[name] for ids in inputs]
+        logits = model.heads[name](torch.cat([state.mean(1) for state in states])).float().numpy()
+    generator, labels = np.random.default_rng(0), logits.shape[1]
+    sizes = ((labels, 2), (labels, 2), (2, 2))
+    scope = Scope(*(abs(generator.normal(0, 0.5, size)) for size in sizes), np.zeros(()))
+    scope.threshold = np.median(scope.scores(logits))
+    model.heads[name].scope = scope.rounded()
 
 
 def assert_close(results, expected) -> None:

@@ -38,6 +38,27 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("module", ["sklearn", "spacy"])
+def test_examples_of_other_libraries_run(module, folders, tmp_path):
+    """In a process of its own, from a folder with what the demo leaves."""
+    pytest.importorskip(module)
+    page = (ROOT / "docs" / "apps.md").read_text("utf-8")
+    (example,) = re.findall(
+        rf"^```python\n((?:(?!```).)*modeling_mtpf\.{module}\b.*?)^```", page, re.S | re.M
+    )
+    for name, source in (("runs/demo/backbone", "backbone"), ("apps/entities", "entities")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(folders / source)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", example]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = r"\['(meal|alarm)'\] \[\[\S+ +\S+\]\]\n" if module == "sklearn" else r"\[.*\]\n"
+    assert re.fullmatch(expected, done.stdout)
+
+
+@pytest.mark.slow
 def test_site_builds_strictly(tmp_path):
     pytest.importorskip("mkdocs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]

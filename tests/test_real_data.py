@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from eval.checks import multi_label
 from train import pretrain
 
 
@@ -34,3 +35,12 @@ def test_joint_steps_on_real_data(tmp_path):
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert len(record["data"]["tc"]) == 3 and record["data"]["ner"]["sentences"] > 60
     assert all(value > 0 for value in record["moved"].values())
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_printed_scores_of_several_labels_are_those_of_predict(tmp_path):
+    data = Path(os.environ["MTPF_DATA"])
+    sizes = {"train": 80, "validation": 60, "test": 60}
+    row = multi_label.measure(str(data / "ner" / "hwu64"), "probe", sizes, tmp_path)
+    assert row["printed"] == row["recomputed"] and 0 < row["printed"]["micro_f1"] < 1

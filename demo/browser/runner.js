@@ -5,16 +5,18 @@ import { RunnerError, WordTokenizer } from "./tokens.js";
 export { RunnerError, WordTokenizer };
 
 /**
- * @typedef {{label: string | null, score: number}} Label
+ * @typedef {{label: string | null, score: number, in_scope?: boolean}} Label
  * @typedef {{entity_group: string, score: number, word: string, start: number, end: number, utf16_start: number, utf16_end: number}} Entity
  *   `start` and `end` count characters, as in Python; `text.slice(utf16_start, utf16_end)` is the word.
  * @typedef {Label | Label[] | Entity[] | Record<string, Label | Label[] | Entity[]>} Result
  *   Of a text app, a text app with any number of labels, a token app, and a bundle: for each part its result.
- * @typedef {{name: string, kind: string, labels: string[], problem_type?: string, first: number}} Part
+ * @typedef {{threshold: number, projection: number[][], means: number[][], background: number[][]}} Scope
+ * @typedef {{name: string, kind: string, labels: string[], problem_type?: string, first: number, scope?: Scope}} Part
  *   A head: its labels are the columns of the logits from `first` on. An app that is no bundle has one, named "".
  * @typedef {{name: string, kind: string, max_length: number, parts: Map<string, Part>, inputs: Record<string, any>}} App
- * @typedef {{batchSize?: number, topK?: number | null, threshold?: number | null}} PredictOptions
- *   As of `MtpfModel.predict`: `topK` labels of a text app (`null`: all), and the least score of entities and labels.
+ * @typedef {{batchSize?: number, topK?: number | null, threshold?: number | null, inScope?: boolean}} PredictOptions
+ *   As of `MtpfModel.predict`: `topK` labels of a text app (`null`: all), the least score of entities and labels, and
+ *   whether text apps say, as `in_scope`, that a text is about anything that they were fitted on.
  * @typedef {(name: string, sha256?: string) => Promise<ArrayBuffer>} ReadFile Reads a file of the export.
  * @typedef {{ort: any, Tokenizer: new (tokenizer: any, config: any) => any, session?: object}} Libraries
  *   onnxruntime-web or onnxruntime-node, the class of `@huggingface/tokenizers`, options of the sessions.
@@ -24,6 +26,8 @@ export { RunnerError, WordTokenizer };
 
 const KINDS = ["text-classification", "token-classification"];
 const NEEDED = ["trunk.onnx", "tail.onnx", "tokenizer.json"];
+/** Emoji, arrows and pictographs. */
+const SYMBOL = /[\ufe0f\u20e3\u2190-\u21ff\u2300-\u2bff\u{1f000}-\u{1faff}]/u;
 /** What Python's `str.strip` takes away. */
 const LEADING = /^[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+/;
 
@@ -112,6 +116,7 @@ export class Runner {
     const rows = typeof texts === "string" ? [texts] : [...texts];
     this.#check(rows, options);
     const meant = names.map((name) => this.#find(name));
+    if (options.inScope) checkScope(meant);
     const encoded = rows.map((text) => this.tokenizer.encode(text));
     /** @type {Map<string, Window[][]>} */ const pieces = new Map(meant.map(([{ name }]) => [name, rows.map(() => [])]));
     const windows = this.#windows(encoded.map(({ ids }) => ids.length), [...pieces.keys()]);
@@ -151,13 +156,14 @@ export class Runner {
   }
 
   /** @param {unknown[]} texts @param {PredictOptions} options */
-  #check(texts, { batchSize = 32, topK = 1, threshold = null }) {
+  #check(texts, { batchSize = 32, topK = 1, threshold = null, inScope = false }) {
     const wrong = texts.findIndex((text) => typeof text !== "string");
     if (wrong >= 0) throw new RunnerError(`Text ${wrong} is ${texts[wrong] === null ? "null" : typeof texts[wrong]}, not a string.`);
     if (!whole(batchSize, 1, 1e9)) throw new RunnerError(`batchSize is ${batchSize}; it must be a whole number of at least 1.`);
     if (topK !== null && !whole(topK, 1, 1e9)) throw new RunnerError(`topK is ${topK}; it must be a whole number of at least 1, or null for all.`);
     if (threshold !== null && !(typeof threshold === "number" && threshold >= 0 && threshold <= 1))
       throw new RunnerError(`threshold is ${threshold}; it must be a number from 0 to 1.`);
+    if (inScope && topK !== 1) throw new RunnerError(`inScope belongs to a text's best label; leave topK, which is ${topK}, at 1.`);
   }
 
   /**
@@ -300,7 +306,7 @@ function readApp(data, name, ort) {
       ["labels", labels, Array.isArray(labels) && labels.every((/** @type {any} */ label) => typeof label === "string")],
       ["name", part.name, typeof part.name === "string" && !parts.has(part.name)],
     );
-    parts.set(part.name, { ...part, first: total });
+    parts.set(part.name, { ...part, first: total, scope: part.scope && readScope(part.scope, labels.length) });
     total += labels.length;
   }
   check(
@@ -308,6 +314,39 @@ function readApp(data, name, ort) {
     ["number of labels", total, parts.size > 0 && inputs["head.weight"].dims[1] === total],
   );
   return { kind: app.kind, max_length: app.max_length, name, parts, inputs };
+}
+
+/** What tells texts out of scope, as `runner.py` reads it. @param {any} scope @param {number} labels @returns {Scope} */
+function readScope({ threshold, ...arrays }, labels) {
+  const rows = (/** @type {[number, number, string]} */ [count, axes, data]) => {
+    const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
+    const values = Array.from(new Uint16Array(bytes.buffer), half);
+    check(["size of scope", values.length, values.length === count * axes && values.every(Number.isFinite)]);
+    return Array.from({ length: count }, (_, row) => values.slice(row * axes, (row + 1) * axes));
+  };
+  const [count, axes] = arrays.projection;
+  const same = [count, arrays.background[0], arrays.background[1], arrays.means[1]].join();
+  check(["scope", same, same === [labels, 2, axes, axes].join()], ["threshold of scope", threshold, Number.isFinite(threshold)]);
+  return { threshold, projection: rows(arrays.projection), means: rows(arrays.means), background: rows(arrays.background) };
+}
+
+/** Raise for a text app that has no scope. @param {[App, Part | null][]} meant */
+function checkScope(meant) {
+  for (const [app, part] of meant)
+    for (const each of part ? [part] : app.parts.values())
+      if (each.kind === KINDS[0] && (each.problem_type || !each.scope))
+        throw new RunnerError(`App '${[app.name, each.name].filter(Boolean).join("/")}' cannot say what is out of scope; leave out inScope.`);
+}
+
+/** Whether a text's logits lie where those of the training texts do. @param {Scope} scope @param {number[]} logits */
+function contains({ threshold, projection, means, background: [center, inverse] }, logits) {
+  const most = Math.max(...logits);
+  const shifted = logits.map((value) => value - most);
+  const point = center.map((_, axis) => shifted.reduce((sum, value, label) => sum + value * projection[label][axis], 0));
+  const distance = (/** @type {number[]} */ mean, /** @type {number[]} */ weight) =>
+    point.reduce((sum, value, axis) => sum + (weight[axis] ?? 1) * (value - mean[axis]) ** 2, 0);
+  const near = Math.min(...means.map((mean) => distance(mean, [])));
+  return distance(center, inverse) - near - Math.log(shifted.reduce((sum, value) => sum + Math.exp(value), 0)) >= threshold;
 }
 
 /** The number that 16 bits are. @param {number} bits */
@@ -344,12 +383,14 @@ function argmax(values) {
 }
 
 /** Labels of a text: windows' probabilities, weighted by length. @param {Window[]} windows @param {Part} part @param {PredictOptions} options */
-function labelsOf(windows, { labels, problem_type }, { topK = 1, threshold = null }) {
+function labelsOf(windows, { labels, problem_type, scope }, { topK = 1, threshold = null, inScope = false }) {
   const several = problem_type === "multi_label_classification";
   const total = windows.reduce((sum, { rows }) => sum + rows.length, 0);
   const mean = labels.map(() => 0);
+  const meanLogits = labels.map(() => 0);
   for (const { rows } of windows) {
     const logits = labels.map((_, label) => rows.reduce((sum, row) => sum + row[label], 0) / rows.length);
+    logits.forEach((value, label) => (meanLogits[label] += (value * rows.length) / total));
     (several ? sigmoid : softmax)(logits).forEach((value, label) => (mean[label] += (value * rows.length) / total));
   }
   const most = several && topK === 1 ? null : topK;
@@ -357,7 +398,8 @@ function labelsOf(windows, { labels, problem_type }, { topK = 1, threshold = nul
   const order = labels.map((_, label) => label).sort((a, b) => mean[b] - mean[a]);
   const best = order.slice(0, most ?? labels.length).map((label) => ({ label: labels[label], score: mean[label] }));
   if (most !== 1) return best.filter(({ score }) => score >= least);
-  return best[0].score >= least ? best[0] : { ...best[0], label: null };
+  const result = best[0].score >= least ? best[0] : { ...best[0], label: null };
+  return inScope && scope ? { ...result, in_scope: contains(scope, meanLogits) } : result;
 }
 
 /**
@@ -370,7 +412,9 @@ function entitiesOf(text, words, windows, labels, threshold) {
   const tokens = windows.flatMap(({ rows, part: [first, end] }) => rows.slice(first, end));
   const spans = words.flatMap(({ first, start, end }) => {
     // Byte-level tokenizers count the space before a word as part of it.
-    const spaces = characters.slice(start, end).join("").match(LEADING)?.[0].length ?? 0;
+    const word = characters.slice(start, end).join("");
+    if (SYMBOL.test(word) && !/[\p{L}\p{N}]/u.test(word)) return []; // apps take them for parts of entities
+    const spaces = word.match(LEADING)?.[0].length ?? 0;
     return start + spaces < end ? [{ first, start: start + spaces, end }] : [];
   });
   const scores = spans.map(({ first }) => softmax(tokens[first]));

@@ -42,7 +42,7 @@ from ..model.sources_mtpf import is_hub_id
 from ..settings import nearest
 from .calibration import calibrate
 from .methods import auto, lora, probe, sparse  # noqa: F401  they register themselves
-from .methods.registry import method_named
+from .methods.registry import check_used, method_named, uses
 from .rounding import round_to_stored
 from .scope import IN_SCOPE, MAX_TEXTS, fit_scope
 from .scoring import score_app
@@ -164,7 +164,7 @@ def fit_app(
     started = time.time()
     data, family = _with_family(data, family)
     method, fit = method_named(family, method)
-    settings = _settings_for(settings or FitSettings(), method, family, started=adapter is not None)
+    settings = settings or FitSettings()
     if seeds < 1 or settings.seed + seeds > 2**31:
         raise RecipeError(f"seeds is {seeds}; it must be at least 1, and all seeds below 2^31.")
     if seeds > 1 and method == "probe":
@@ -173,10 +173,10 @@ def fit_app(
         raise RecipeError(
             "A standalone app is fitted by the method sparse, without an adapter to start from."
         )
-    if standalone and settings.lora.r is not None:
-        raise RecipeError(
-            "lora.r is not for a standalone app, which stores its matrices whole; leave it out."
-        )
+    check_used(family, method, settings, standalone)
+    settings = settings.for_family(family, started=adapter is not None)
+    if not uses(family, method, "size"):
+        settings = replace(settings, size=None)
     folder = new_folder(output_dir)
     name = name or (folder.name if folder else "app")
     check_adapter_name(name)  # before the data is read
@@ -217,19 +217,6 @@ def fit_app(
         write = partial(_write_standalone, base, best) if standalone else write_app
         save_app(folder, model, name, write, dtype=dtype, task=record, **source)
     return FittedApp(name, model, record["metrics"], record, folder)
-
-
-def _settings_for(settings: FitSettings, method: str, family: str, started: bool) -> FitSettings:
-    """Fill in what depends on the family, after refusing what the method does not use."""
-    if settings.refit and method not in ("lora", "auto"):
-        raise RecipeError(f"refit is for the methods lora and auto, not for {method}; leave it out.")
-    if method == "sparse" and (settings.size or settings.lora.targets):
-        raise RecipeError(
-            "size and lora.targets are not for the method sparse, which chooses matrices by itself; "
-            "lora.layers says in how many layers, sparse.budget how much of them."
-        )
-    settings = settings.for_family(family, started=started)
-    return replace(settings, size=None) if method in ("probe", "sparse") else settings
 
 
 def _with_family(data: Any, family: Any) -> tuple[Any, str]:

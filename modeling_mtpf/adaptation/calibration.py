@@ -23,14 +23,20 @@ class HeldOut:
 
     Attributes:
         scores: Logits or log-probabilities ``(rows, labels)``; of a multi-label app logits.
-        targets: Number of each row's label ``(rows,)``; negative where only the best label is known to be
-            wrong. Of a multi-label app whether each has each label, bool ``(rows, labels)``.
+        targets: Number of each row's label ``(rows,)``; negative where the head does not know it. Of a
+            multi-label app whether each has each label, bool ``(rows, labels)``. Of NER the labels that
+            predict gives.
         names: Labels of the columns, where they are not those of the head in its order.
+        entities: Of NER, whose rows are the words of the entities that predict gives, the number of each
+            one's entity ``(rows,)``.
+        right: Whether each of these is right ``(entities,)``.
     """
 
     scores: np.ndarray
     targets: np.ndarray
     names: list[str] | None = None
+    entities: np.ndarray | None = None
+    right: np.ndarray | None = None
 
     def of_labels(self, labels: list[str]) -> np.ndarray:
         """Return the scores in the order of a head ``(rows, labels)``; a missing label has the lowest."""
@@ -41,10 +47,19 @@ class HeldOut:
         return scores
 
     def calibration_error(self, temperature: float = 1.0) -> float:
-        """Return the expected calibration error of the best labels at a temperature."""
+        """Return the expected calibration error of the best labels, or the entities, at a temperature."""
+        if self.right is not None:
+            return expected_calibration_error(self.entity_scores(temperature), self.right)
         probabilities = np.exp(log_softmax(self.scores / temperature, axis=1))
         right = probabilities.argmax(1) == self.targets
         return expected_calibration_error(probabilities.max(1), right)
+
+    def entity_scores(self, temperature: float) -> np.ndarray:
+        """Return the score that predict gives each entity: the mean probability of its words' labels."""
+        assert self.entities is not None and self.right is not None
+        words = log_softmax(self.scores / temperature, axis=1)[np.arange(len(self.targets)), self.targets]
+        sizes = np.bincount(self.entities, minlength=len(self.right))
+        return np.bincount(self.entities, np.exp(words), len(self.right)) / sizes
 
     def set_scores(self) -> dict[str, float]:
         """Score a multi-label app at the threshold that is best for these rows."""
@@ -71,6 +86,7 @@ def best_threshold(logits: np.ndarray, targets: np.ndarray) -> float:
 def fit_temperature(held_out: HeldOut) -> float:
     """Return the temperature by which logits are divided for the lowest cross-entropy on held-out rows.
 
+    Of NER it is that of the entities' scores and whether they are right, since these are what is delivered.
     A standard normal prior on its logarithm, which weighs little next to a hundred rows, keeps it finite
     where all rows are right. Source: Guo et al. 2017, "On Calibration of Modern Neural Networks".
     """
@@ -79,6 +95,10 @@ def fit_temperature(held_out: HeldOut) -> float:
     known = targets >= 0
 
     def loss(log_temperature: float) -> float:
+        if held_out.right is not None:
+            each = held_out.entity_scores(np.exp(log_temperature))
+            each = np.where(held_out.right, each, 1 - each)
+            return log_temperature**2 / 2 - np.log(np.maximum(each, 1e-12)).sum()
         if targets.ndim == 2:
             return log_temperature**2 / 2 + binary_cross_entropy(scores / np.exp(log_temperature), targets)
         each = log_softmax(scores / np.exp(log_temperature), axis=1)

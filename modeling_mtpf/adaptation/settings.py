@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,11 +59,12 @@ class SparseSettings:
     Attributes:
         budget: Share of the encoder's numbers that are trained; 1 trains all of a standalone app.
         choice: Which matrices: those of the best ``score``, of the ``worst``, at ``random``, or whole
-            ``layers`` from the last one down.
+            ``layers`` from the last one down; the latter two are not scored.
         beta: Weight of the gradient's norm in the score, next to its dispersion.
         score_batches: Batches by which the matrices are scored.
         learning_rate: Peak learning rate of matrices and new token vectors.
-        head_learning_rate: Peak learning rate of a head that starts from a probe.
+        head_learning_rate: Peak learning rate of a head that starts from a probe, as in text apps with one
+            label a text.
         vocabulary: Most new tokens of a standalone app, as a share of the distinct tokens of its texts.
     """
 
@@ -99,7 +100,8 @@ class FitSettings:
         seed: Of everything random in one fit.
         max_length: Longest input in tokens. A longer sentence is read in windows, of a longer text the
             beginning is fitted.
-        learning_rate: Peak learning rate of LoRA and head; by default 2e-3 for NER, 1e-3 for TC.
+        learning_rate: Peak learning rate of LoRA and head; by default 2e-3 for NER, 1e-3 for TC. Of the
+            method ``sparse`` that of a head that does not start from a probe.
         batch_size: Rows per step.
         steps: Steps of LoRA training; 0: twenty passes over the data, but 400 to 2,500 steps.
         evaluations: How often validation is scored in the course of the steps.
@@ -116,7 +118,7 @@ class FitSettings:
         size: Where the LoRA is: ``small`` (the last two layers), ``medium`` (the last four) or ``large``
             (all), on all their linear modules, with rank 16; or ``tpl``, as in pre-finetuning: on query, key
             and MLP of the last two layers, with rank 32. By default medium for NER, small for TC, but of an
-            ``--adapter`` the rank stays, and without a size all of its shape.
+            ``--adapter`` the rank stays, and without a size, or with tpl, all of its shape.
         lora: Shape of the LoRA in numbers, which replace those of the size.
         sparse: What the method ``sparse`` trains.
     """
@@ -151,6 +153,17 @@ class FitSettings:
 
         if self.size not in (None, *SIZES):
             raise RecipeError(f"size is {self.size!r}; choose one of: {', '.join(SIZES)}.")
+
+    def changed(self) -> list[str]:
+        """Return the names of the settings that are not their defaults, of a part as ``lora.r``."""
+        default, names = FitSettings(), []
+        for name, value in vars(default).items():
+            mine = vars(self)[name]
+            if is_dataclass(value):
+                names += [f"{name}.{key}" for key, part in vars(value).items() if vars(mine)[key] != part]
+            elif mine != value:
+                names.append(name)
+        return names
 
     def for_family(self, family: str, started: bool = False) -> Self:
         """Fill in what depends on the family, and on whether the LoRA is ``started`` from an adapter."""

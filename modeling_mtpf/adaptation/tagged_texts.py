@@ -97,9 +97,10 @@ class TaggedTexts:
         return entity_scores(self._tags, predicted)
 
     def held_out(self, scores: list[np.ndarray]) -> HeldOut:
-        """Return the words of the entities that are found; those of one that is wrong have no label."""
+        """Return the words of the entities that are found, and which of these are right."""
         number = {label: index for index, label in enumerate(self._labels)}
         words, targets = [np.zeros((0, len(number)))], [np.zeros(0, dtype=np.int64)]
+        right: list[bool] = []
         for tags, values in zip(self._tags, scores, strict=True):
             if not len(values):
                 continue
@@ -108,8 +109,13 @@ class TaggedTexts:
             for entity in self._entities(best):
                 part = slice(*entity[:2])
                 words.append(values[part])
-                targets.append(best[part] if entity in gold else np.full(len(best[part]), IGNORE))
-        return HeldOut(np.concatenate(words), np.concatenate(targets))
+                targets.append(best[part])
+                right.append(entity in gold)
+        sizes = np.array([len(part) for part in targets[1:]], dtype=np.int64)
+        entities = np.repeat(np.arange(len(right)), sizes)
+        return HeldOut(
+            np.concatenate(words), np.concatenate(targets), None, entities, np.array(right, dtype=bool)
+        )
 
     def _entities(self, best: np.ndarray) -> list[tuple[int, int, int]]:
         """Return first word, the one after the last, and type of each entity."""

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import re
 import sys
 import unicodedata
 from pathlib import Path
@@ -225,7 +226,8 @@ class Runner:
             words[word] = first, min(low, start), max(high, end)
         # Byte-level tokenizers count the space before a word as part of it.
         spans = [(t, j - len(text[i:j].lstrip()), j) for word, (t, i, j) in words.items() if word is not None]
-        spans = [(token, start, end) for token, start, end in spans if start < end]
+        symbol = re.compile(r"(?s)(?=.*[\ufe0f\u20e3\u2190-\u21ff\u2300-\u2bff\U0001f000-\U0001faff])[\W_]*")
+        spans = [(t, i, j) for t, i, j in spans if i < j and not symbol.fullmatch(text[i:j])]  # words alone
         limits = [*(start for _, start, _ in spans[1:]), len(text)]
         scores = scores[[token for token, _, _ in spans]]
         tags = _decode(np.log(np.maximum(scores, 1e-30)), labels)

@@ -137,7 +137,8 @@ class Tokens:
         """Return the first sub-word of each word, and where the word begins and ends in the text.
 
         Byte-level tokenizers count the space before a word as part of it; here it is not. Words without a
-        character of their own are left out.
+        character of their own are left out, and those of `SYMBOLS` alone: an app that saw none in fitting
+        takes them for parts of the entities next to them.
         """
         numbers = np.array([-1 if word is None else word for word in self.encoding.word_ids], dtype=np.int64)
         opens = np.ones(len(numbers), dtype=bool)
@@ -151,6 +152,9 @@ class Tokens:
         spans = zip(spaced.tolist(), ends.tolist(), strict=True)
         starts = np.array([end - len(text[start:end].lstrip()) for start, end in spans], dtype=np.int64)
         real = (starts < ends) & (numbers[first] >= 0)
+        if has_symbols(text):
+            borders = zip(starts.tolist(), ends.tolist(), strict=True)
+            real &= [not is_symbol(text[start:end]) for start, end in borders]
         return first[real], starts[real], ends[real]
 
 
@@ -203,6 +207,11 @@ def plain_backend(tokenizer: Any) -> Any:
 def has_symbols(text: str) -> bool:
     """Say whether a text has any of `SYMBOLS`."""
     return not text.isascii() and _SYMBOL.search(text) is not None
+
+
+def is_symbol(word: str) -> bool:
+    """Say whether a word has any of `SYMBOLS`, and neither letter nor digit."""
+    return has_symbols(word) and not any(map(str.isalnum, word))
 
 
 def with_symbols_apart(backend: Any) -> Any:

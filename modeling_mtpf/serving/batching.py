@@ -42,6 +42,7 @@ class _Request:
     apps: tuple[str, ...]
     top_k: int
     threshold: float | None
+    in_scope: bool
     answer: "asyncio.Future[bytes]"
 
     @property
@@ -116,7 +117,12 @@ class Batcher:
         self._thread.shutdown()
 
     async def predict(
-        self, texts: list[str], apps: list[str], top_k: int = 1, threshold: float | None = None
+        self,
+        texts: list[str],
+        apps: list[str],
+        top_k: int = 1,
+        threshold: float | None = None,
+        in_scope: bool = False,
     ) -> bytes:
         """Return the answer to one request as JSON: ``results``, a list for each app, and ``revisions``.
 
@@ -131,7 +137,7 @@ class Batcher:
             if app_of(name, self.engine.apps) is None:
                 raise UnknownAppError(name, self.engine.apps)
         answer = asyncio.get_running_loop().create_future()
-        self._queue.append(_Request(texts, tuple(dict.fromkeys(apps)), top_k, threshold, answer))
+        self._queue.append(_Request(texts, tuple(dict.fromkeys(apps)), top_k, threshold, in_scope, answer))
         self._waiting += len(texts)
         self._arrived.set()
         return await answer
@@ -183,7 +189,7 @@ class Batcher:
         groups: dict[Hashable, list[_Request]] = {}
         for request in batch:
             apps = None if self._paired(request) else request.apps
-            groups.setdefault((apps, request.top_k, request.threshold), []).append(request)
+            groups.setdefault((apps, request.top_k, request.threshold, request.in_scope), []).append(request)
         outcomes: dict[_Request, bytes | Exception] = {}
         for requests in groups.values():
             outcomes.update(self._together(requests))
@@ -201,7 +207,7 @@ class Batcher:
         if paired:
             apps = [request.apps[0] for request in requests for _ in request.texts]
         try:
-            rows = self.engine.predict(texts, apps, paired, first.top_k, first.threshold)
+            rows = self.engine.predict(texts, apps, paired, first.top_k, first.threshold, first.in_scope)
         except Exception as error:
             if len(requests) > 1:
                 return {r: e for request in requests for r, e in self._together([request]).items()}

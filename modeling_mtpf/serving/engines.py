@@ -74,12 +74,20 @@ class TorchEngine:
         _return_memory()
 
     def predict(
-        self, texts: list[str], apps: list[str], paired: bool, top_k: int, threshold: float | None
+        self,
+        texts: list[str],
+        apps: list[str],
+        paired: bool,
+        top_k: int,
+        threshold: float | None,
+        in_scope: bool = False,
     ) -> Any:
         """Apply all apps to all texts and return a list for each app; or, paired, one app to each text."""
         names: dict[str, Any] = {"adapter_names": apps} if paired else {"adapters": apps}
         with precision(execution_device(self.model), self.precision):
-            return self.model.predict(texts, **names, top_k=top_k or None, threshold=threshold)
+            return self.model.predict(
+                texts, **names, top_k=top_k or None, threshold=threshold, in_scope=in_scope
+            )
 
 
 class OnnxEngine:
@@ -113,7 +121,13 @@ class OnnxEngine:
         self.add(name, AppFiles("", "", {}))
 
     def predict(
-        self, texts: list[str], apps: list[str], paired: bool, top_k: int, threshold: float | None
+        self,
+        texts: list[str],
+        apps: list[str],
+        paired: bool,
+        top_k: int,
+        threshold: float | None,
+        in_scope: bool = False,
     ) -> Any:
         """Apply all apps to all texts; return a list for each app.
 
@@ -123,6 +137,6 @@ class OnnxEngine:
         if top_k != 1 or threshold is not None:
             raise MtpfError("This server runs an ONNX export, which knows neither top_k nor threshold.")
         try:
-            return self.runner.predict(texts, apps)
+            return self.runner.predict(texts, apps, in_scope=in_scope)
         except ValueError as error:  # RunnerError
             raise MtpfError(str(error)) from error

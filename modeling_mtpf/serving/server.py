@@ -68,6 +68,17 @@ class PredictRequest(BaseModel):
     )
     top_k: int = Field(1, ge=0, le=100_000, description="Labels of a TC app; 0 gives all of them.")
     threshold: float | None = Field(None, ge=0, le=1, description="Leave out what has a lower score.")
+    in_scope: bool = Field(
+        False, description="Say of each text whether it is about anything that a TC app was fitted on."
+    )
+
+    @model_validator(mode="after")
+    def _best_label_only(self) -> "PredictRequest":
+        if self.in_scope and self.top_k != 1:
+            raise ValueError(
+                f"in_scope belongs to a text's best label; leave top_k, which is {self.top_k}, at 1"
+            )
+        return self
 
 
 class Entity(BaseModel):
@@ -81,10 +92,14 @@ class Entity(BaseModel):
 
 
 class Label(BaseModel):
-    """A label of a text; null where the best one is below the threshold."""
+    """A label of a text; null where the best one is below the threshold.
+
+    ``in_scope`` is there where the request asks for it.
+    """
 
     label: str | None
     score: float
+    in_scope: bool | None = None
 
 
 Result = Label | list[Label] | list[Entity]
@@ -230,7 +245,7 @@ def _add_predict(application: FastAPI, batcher: Batcher, limits: Limits, access:
                 f"The request has {len(body.texts):,} texts with {characters:,} characters; at most "
                 f"{limits.max_texts:,} with {limits.max_characters:,} are accepted. Send several requests.",
             )
-        answer = await batcher.predict(body.texts, body.apps, body.top_k, body.threshold)
+        answer = await batcher.predict(body.texts, body.apps, body.top_k, body.threshold, body.in_scope)
         return Response(answer, media_type="application/json")
 
 

@@ -348,11 +348,6 @@ def test_refitting_leaves_out_texts_with_labels_that_train_lacks(setting):
     arguments = replace(data, validation=unknown), "tc"
     app = fit_app(*arguments, method="lora", backbone=setting, settings=settings)
     assert app.record["seeds"]["0"]["refitted_with_validation"]
-    with pytest.raises(RecipeError, match="refit is for the methods lora and auto, not for sparse"):
-        fit_app(*arguments, method="sparse", backbone=setting, settings=settings)
-    for shape in ({"size": "large"}, {"lora": LoraShape(targets=["all"])}):
-        with pytest.raises(RecipeError, match="size and lora.targets are not for the method sparse"):
-            fit_app(*arguments, method="sparse", backbone=setting, settings=FitSettings(**shape))
 
 
 @pytest.mark.parametrize(

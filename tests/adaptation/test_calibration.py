@@ -104,17 +104,44 @@ def test_folds_calibrate_on_what_each_was_not_fitted_on():
     np.testing.assert_allclose(np.exp(result.held_out.scores), expected[:, order], atol=1e-6)
 
 
-def test_words_of_wrong_entities_are_wrong(setting):
+def entities(temperature: float, count: int = 3000) -> HeldOut:
+    """Entities of one to three words, right as often as the mean probability of the words' labels says."""
+    generator = np.random.default_rng(0)
+    sizes = generator.integers(1, 4, count)
+    scores = generator.normal(size=(sizes.sum(), 5)) * 3 * temperature
+    numbers = np.repeat(np.arange(count), sizes)
+    rows = HeldOut(scores, scores.argmax(1), None, numbers, np.zeros(count, bool))
+    each = softmax(scores / temperature, axis=1).max(1)
+    means = np.array([each[numbers == entity].mean() for entity in range(count)])
+    np.testing.assert_allclose(rows.entity_scores(temperature), means)
+    rows.right = generator.random(count) < means
+    return rows
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_the_score_of_an_entity_says_how_often_it_is_right(temperature):
+    """Not those of its words: that of a word says little where all of an entity must be right."""
+    rows = entities(temperature)
+    assert fit_temperature(rows) == pytest.approx(temperature, rel=0.07)
+    assert rows.calibration_error(temperature) < 0.03 < rows.calibration_error(temperature * 3)
+    nothing = HeldOut(np.zeros((0, 3)), np.zeros(0, int), None, np.zeros(0, int), np.zeros(0, bool))
+    assert fit_temperature(nothing) == pytest.approx(1, abs=1e-3) and nothing.calibration_error() == 0
+
+
+def test_an_entity_is_right_where_all_of_it_is(setting):
     """One entity is right, one too short, one of another type, one is none, one is missed."""
     labels = ["O", "B-A", "I-A", "B-B", "I-B"]
     sentence = "Ada met in London Paris Rome is good bad".split()
     gold = ["B-A", "O", "B-A", "I-A", "B-B", "O", "O", "B-C", "B-B"]
-    told = ["B-A", "O", "B-A", "O", "B-A", "B-B", "O", "O", "O"]
+    told = ["B-A", "O", "B-A", "O", "B-A", "B-B", "I-B", "O", "O"]
     texts = TaggedTexts(setting[1], Examples([sentence, ["Hi"]], [gold, ["O"]]), labels, 64)
     scores = [np.eye(5)[[labels.index(tag) for tag in tags]] for tags in (told, ["O"])]
     rows = texts.held_out(scores)
-    assert [labels[best] for best in rows.scores.argmax(1)] == ["B-A", "B-A", "B-A", "B-B"]
-    assert rows.targets.tolist() == [1, -100, -100, -100]
+    assert [labels[best] for best in rows.targets] == ["B-A", "B-A", "B-A", "B-B", "I-B"]
+    assert rows.entities.tolist() == [0, 1, 2, 3, 3] and rows.right.tolist() == [True, False, False, False]
+    np.testing.assert_array_equal(rows.scores.argmax(1), rows.targets)
+    empty = TaggedTexts(setting[1], Examples([["Hi"]], [["O"]]), labels, 64).held_out([scores[1]])
+    assert empty.scores.shape == (0, 5) and not len(empty.right)
 
 
 @pytest.mark.parametrize("family", ["ner", "tc"])

@@ -50,7 +50,7 @@ def classifier(encoders):
 
 
 def test_texts_and_labels_are_enough(setting):
-    settings = FitSettings(**FLOAT, steps=2)
+    settings = FitSettings(**FLOAT)
     app = fit_app(TEXTS, LABELS, backbone=setting, method="probe", name="one", settings=settings)
     fit_app((TEXTS, np.array(LABELS)), backbone=setting, method="probe", name="two", settings=settings)
     results = app.model.predict(TEXTS, adapters=["one", "two"])
@@ -59,7 +59,9 @@ def test_texts_and_labels_are_enough(setting):
     moods = fit_app(TEXTS, several, backbone=setting, method="probe", name="moods", settings=settings)
     assert moods.model.heads["moods"].problem_type
     data = ner_data().train
-    tags = fit_app(data.inputs, data.labels, backbone=setting, name="tags", settings=settings)
+    tags = fit_app(
+        data.inputs, data.labels, backbone=setting, name="tags", settings=FitSettings(**FLOAT, steps=2)
+    )
     spans = [[{"start": 0, "end": 3, "label": "PER"}] for _ in TEXTS]
     entities = fit_app(TEXTS, spans, backbone=setting, name="spans", settings=settings)
     assert tags.record["family"] == entities.record["family"] == "ner"

@@ -151,7 +151,8 @@ def test_an_app_gives_label_sets_everywhere(setting, tmp_path, load, method):
     model, tokenizer = setting
     model.save_pretrained(tmp_path / "backbone")
     tokenizer.save_pretrained(tmp_path / "backbone")
-    settings = FitSettings(steps=150, learning_rate=3e-3, batch_size=4, max_length=32, **FLOAT)
+    steps = {"steps": 150, "learning_rate": 3e-3, "batch_size": 4} if method == "lora" else {}
+    settings = FitSettings(max_length=32, **steps, **FLOAT)
     app = fit_app(
         data(), "tc", backbone=setting, method=method, output_dir=tmp_path / "app", settings=settings
     )

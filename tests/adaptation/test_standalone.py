@@ -138,7 +138,7 @@ def test_matrices_of_the_last_layers_compete_where_that_is_asked(setting, tmp_pa
 
 
 def test_a_shape_that_a_standalone_app_has_not_is_refused(setting, tmp_path):
-    with pytest.raises(RecipeError, match="lora.r is not for a standalone app"):
+    with pytest.raises(RecipeError, match="lora.r is not a setting of standalone apps"):
         fitted(setting, tmp_path / "ranked", lora=LoraShape(r=4))
     with pytest.raises(MtpfError, match="layers"):
         fitted(setting, tmp_path / "deep", lora=LoraShape(layers=99))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from browser_tools import CHROMIUM_FLAGS, MODULE, run_node
-from conftest import randomize
+from conftest import add_scope, randomize
 
 from modeling_mtpf import AdapterHead, LoraSettings, MtpfModel
 from modeling_mtpf.export import add_page, export_onnx, web
@@ -27,7 +27,10 @@ def page_export(folders, tmp_path_factory) -> Path:
         model.heads[name] = AdapterHead(kind, ["B-A", "I-A", "O"], model.config.hidden_size, **options)
         model.heads[name].weight.data.normal_(0, 1)
         model.save_adapter(root / name, name)
-    apps = [folders / "entities", folders / "intent", root / "moods", root / "short"]
+    model.load_adapter(folders / "intent")
+    add_scope(model, "intent")
+    model.save_adapter(root / "intent", "intent")
+    apps = [folders / "entities", root / "intent", root / "moods", root / "short"]
     export_onnx(folders / "backbone", apps, root / "phone")
     return root / "phone"
 

@@ -165,6 +165,18 @@ def test_results_in_node_are_those_of_the_python_runner(page_export, native):
     assert_close(without_utf16(results, texts), expected)
 
 
+def test_texts_in_scope_are_those_of_the_python_runner(page_export, native):
+    apps = ["entities", "intent"]
+    texts = [*awkward_texts(60), *SENTENCES]
+    script = "const runner = await openFolder(input.folder);"
+    script += "console.log(JSON.stringify(await runner.predict(input.texts, input.apps, { inScope: true })));"
+    results = native(OPEN + script, {"folder": str(page_export), "texts": texts, "apps": apps})
+    expected = runner.Runner(page_export, threads=1).predict(texts, apps, in_scope=True)
+    assert {row["in_scope"] for row in expected["intent"]} == {True, False}
+    assert [row["in_scope"] for row in results["intent"]] == [row["in_scope"] for row in expected["intent"]]
+    assert_close(without_utf16(results, texts), expected)
+
+
 def test_top_k_and_threshold_are_those_of_predict(page_export, native, folders):
     from modeling_mtpf import MtpfModel
 
@@ -216,7 +228,8 @@ def test_wrong_calls_are_refused_in_one_sentence(page_export, native):
     script = """
 const runner = await openFolder(input);
 const calls = [["Hi", ["date"]], [["Hi", null], ["intent"]], [["Hi"], ["intent"], { topK: 0 }],
-  [["Hi"], ["intent"], { threshold: 2 }], [["Hi"], ["intent"], { batchSize: 0.5 }]];
+  [["Hi"], ["intent"], { threshold: 2 }], [["Hi"], ["intent"], { batchSize: 0.5 }],
+  [["Hi"], ["intent"], { inScope: true, topK: 2 }], [["Hi"], ["entities", "moods"], { inScope: true }]];
 const errors = [];
 for (const call of calls) errors.push(await attempt(() => runner.predict(...call)));
 console.log(JSON.stringify([errors, await runner.predict([], ["intent"])]));"""
@@ -227,6 +240,8 @@ console.log(JSON.stringify([errors, await runner.predict([], ["intent"])]));"""
         "topK is 0",
         "threshold is 2",
         "batchSize is 0.5",
+        "leave topK, which is 2, at 1",
+        "App 'moods' cannot say what is out of scope",
     ]
     for error, part in zip(errors, expected, strict=True):
         assert error.startswith("RunnerError: ") and part in error

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from modeling_mtpf import AdapterHead
-from modeling_mtpf.model.texts_mtpf import has_symbols, plain_backend, with_symbols_apart
+from modeling_mtpf.model.texts_mtpf import has_symbols, is_symbol, plain_backend, with_symbols_apart
 
 PIECES = st.sampled_from(
     [
@@ -97,7 +97,7 @@ def assert_same_words(text, spans, tokenizer):
         known = words.setdefault(word, [start, end])
         known[0], known[1] = min(known[0], start), max(known[1], end)
     trimmed = [(end - len(text[start:end].lstrip()), end) for start, end in words.values()]
-    expected = sorted(word for word in trimmed if word[0] < word[1])
+    expected = sorted(word for word in trimmed if word[0] < word[1] and not is_symbol(text[slice(*word)]))
     assert [span["start"] for span in spans] == [start for start, _ in expected]
     for span, (_, end) in zip(spans, expected, strict=True):
         assert span["end"] >= end
@@ -108,4 +108,4 @@ def test_a_huge_text_is_read_to_its_end(predictors):
     model, _ = predictors[0]
     text = "Ada met Noor. 🙂 " * 2000
     spans = model.predict(text, adapters=["words"])["words"][0]
-    assert len(spans) >= 8000 and spans[-1]["end"] >= len(text) - 2
+    assert len(spans) >= 8000 and spans[-1]["end"] >= len(text) - 3

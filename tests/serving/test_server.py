@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES, assert_close
+from conftest import SENTENCES, add_scope, assert_close
 from safetensors.numpy import load_file, save_file
 from server_process import ServerProcess
 
@@ -26,7 +26,7 @@ APPS = ["entities", "intent"]
 
 @pytest.fixture(scope="session")
 def apps_root(folders, tmp_path_factory) -> Path:
-    """A root with ``first`` and ``second``, two versions of an app, ``broken``, and a link that leads out."""
+    """A root with two versions of an app, one with a scope, ``broken``, and a link that leads out."""
     root = tmp_path_factory.mktemp("apps")
     for name in ("first", "second", "broken"):
         shutil.copytree(folders / "intent", root / name)
@@ -38,6 +38,9 @@ def apps_root(folders, tmp_path_factory) -> Path:
         {k: np.copysign(np.float32(1e9), v) for k, v in load_file(lora).items()}, lora, {"format": "pt"}
     )
     (root / "link").symlink_to(folders / "intent")
+    model = MtpfModel.from_pretrained(folders / "backbone").eval()
+    add_scope(model, model.load_adapter(folders / "intent", "scoped"))
+    model.save_adapter(root / "scoped", "scoped")
     return root
 
 
@@ -70,6 +73,31 @@ def test_the_answer_is_that_of_predict(server, model, apps, options):
     assert_close(answer["results"], model.predict(SENTENCES, apps, **{**options, "top_k": top_k}))
     shown = {app["name"]: app["revision"] for app in server.get("/apps")[1]["apps"]}
     assert answer["revisions"] == {name: shown[name] for name in apps}
+
+
+def test_texts_in_scope_are_those_of_predict(server, model, apps_root):
+    """Also where requests that ask for it meet others in a batch."""
+    model.load_adapter(apps_root / "scoped", "scoped", replace=True)
+    assert server.put("scoped", folder="scoped")[0] == 200
+    apps = ["scoped", "entities"]
+    results = model.predict(SENTENCES, apps, in_scope=True)
+    assert {row["in_scope"] for row in results["scoped"]} == {True, False}
+    assert_close(server.predict(SENTENCES, apps, in_scope=True)["results"], results)
+
+    def client(number):
+        return server.predict(SENTENCES, ["scoped"], in_scope=number % 2 == 0)["results"]["scoped"]
+
+    with ThreadPoolExecutor(8) as clients:
+        for number, rows in enumerate(clients.map(client, range(16))):
+            expected = [
+                {k: v for k, v in row.items() if k != "in_scope" or number % 2 == 0}
+                for row in results["scoped"]
+            ]
+            assert_close(rows, expected)
+    for body in ({"apps": ["intent"]}, {"apps": ["scoped"], "top_k": 2}):
+        status, answer, _ = server.call("POST", "/predict", {"texts": ["Hi"], "in_scope": True, **body})
+        assert status == 422 and "scope" in answer["detail"]
+    assert server.delete("scoped")[0] == 200
 
 
 def test_requests_of_many_clients_meet_in_batches(server, model):
@@ -399,6 +427,8 @@ def test_an_int8_export_is_served_as_it_is(folders, tmp_path):
         assert_close(
             server.predict(SENTENCES, APPS)["results"], Runner(tmp_path / "phone").predict(SENTENCES, APPS)
         )
+        body = {"texts": ["Hi"], "apps": ["intent"], "in_scope": True}
+        assert server.call("POST", "/predict", body)[0] == 422  # it has none
         apps = server.call("GET", "/apps")[1]["apps"]
         assert [(app["name"], "parts" in app) for app in apps] == [(name, False) for name in APPS]
         for unknown in ("nope", "goal", "nope/goal"):

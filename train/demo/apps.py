@@ -44,12 +44,13 @@ def show_apps(folder: Path, model: MtpfModel, tokenizer: PreTrainedTokenizerBase
         fit_app,
     )
 
-    settings = FitSettings(steps=150, evaluations=5, size="tpl")  # the demo is to take minutes
-    methods = {"ner": "lora", "tc": "probe"}
+    short = FitSettings(steps=150, evaluations=5, size="tpl")  # the demo is to take minutes
+    methods = {"ner": ("lora", short), "tc": ("probe", None)}
     rows = []
     for name, family, metric in (("entities", "ner", "entity_f1"), ("intent", "tc", "accuracy")):
         data = load_app_data(folder / "data" / f"{family}_app", family)
-        base = fit_app(data, family, backbone=start, settings=settings, method=methods[family])
+        method, settings = methods[family]
+        base = fit_app(data, family, backbone=start, settings=settings, method=method)
         app = fit_app(
             data,
             family,
@@ -57,7 +58,7 @@ def show_apps(folder: Path, model: MtpfModel, tokenizer: PreTrainedTokenizerBase
             adapter=folder / "adapters" / family,
             output_dir=folder / "apps" / name,
             settings=settings,
-            method=methods[family],
+            method=method,
         )
         rows.append((name, len(data.test or ()), base.metrics[metric], app.metrics[metric]))
     prediction = model.predict([SAMPLE], adapters=["entities", "intent"], tokenizer=tokenizer)

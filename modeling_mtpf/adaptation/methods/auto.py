@@ -10,7 +10,7 @@ from .probe import fit_probe
 from .registry import register_method
 
 
-@register_method("tc", "auto")
+@register_method("tc", "auto", unused=["sparse"])
 def fit_better(
     model: MtpfModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -218,8 +218,8 @@ class TailFit:
         return FitResult(scores[self._labels.metric], scores, details, self._labels.held_out(final))
 
 
-@register_method("ner", "lora")
-@register_method("tc", "lora")
+@register_method("ner", "lora", unused=["sparse"])
+@register_method("tc", "lora", unused=["sparse"])
 def fit_lora(
     model: MtpfModel,
     tokenizer: PreTrainedTokenizerBase,

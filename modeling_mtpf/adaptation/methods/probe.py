@@ -34,7 +34,10 @@ FEW, FOLDS = 50, 5
 """With fewer held-out texts than `FEW`, the strength is chosen by `FOLDS` folds of all texts."""
 
 
-@register_method("tc", "probe")
+_TRAINING = ("learning_rate", "batch_size", "steps", "evaluations", "patience", "cache_gb")
+
+
+@register_method("tc", "probe", unused=[*_TRAINING, "refit", "size", "lora", "sparse"])
 def fit_probe(
     model: MtpfModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -31,8 +31,8 @@ Weights = dict[str, nn.Parameter]
 """Path of a linear module inside the encoder → its matrix."""
 
 
-@register_method("ner", "sparse")
-@register_method("tc", "sparse")
+@register_method("ner", "sparse", unused=["refit", "size", "lora.targets", "sparse.head_learning_rate"])
+@register_method("tc", "sparse", unused=["refit", "size", "lora.targets"])
 def fit_sparse(
     model: MtpfModel,
     tokenizer: PreTrainedTokenizerBase,
