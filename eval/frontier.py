@@ -104,7 +104,7 @@ def settings_of(method: str, seed: int) -> tuple[str, FitSettings]:
     if "targets" in values:
         shape["targets"] = values["targets"].split("+")
     rest: dict[str, Any] = {"learning_rate": float(values["lr"])} if "lr" in values else {}
-    rest |= {"refit": True} if "refit" in values else {}
+    rest |= {"refit": values["refit"] == "1"} if "refit" in values else {}
     rest |= {key: int(values[key]) for key in ("steps", "patience", "batch_size") if key in values}
     if name in SIZES:
         return "lora", FitSettings(seed=seed, size=name, **rest)

@@ -198,7 +198,7 @@ class Unit:
             names = {name: f"alone-{name}" for name in self.rows}
             for name, data in self.rows.items():
                 options: dict[str, Any] = {"method": "lora", "name": names[name]}
-                options["settings"] = FitSettings(steps=self.plan["steps"], **shared)
+                options["settings"] = FitSettings(steps=self.plan["steps"], refit=False, **shared)
                 fit_app(data, data.family, backbone=self.opened, output_dir=work / name, **options)
         size = sum(file.stat().st_size for file in work.rglob("*.safetensors"))
         loras = {name.partition("/")[0] for name in names.values()}

@@ -141,7 +141,7 @@ def fit(task: Task, apps: Path) -> None:
     for split, most in ROWS.items():
         setattr(data, split, some(data, split, most))
     data.test = None
-    settings = FitSettings(steps=STEPS, evaluations=EVALUATIONS)
+    settings = FitSettings(steps=STEPS, evaluations=EVALUATIONS, refit=False)
     app = fit_app(data, task.family, output_dir=folder, method=TASKS.get(task.key, "auto"), settings=settings)
     print(f"fitted {task.key} in {app.record['seconds']:.0f} s: {app.metrics}", flush=True)
 

@@ -113,8 +113,8 @@ class FitSettings:
             where float16 cannot hold them.
         cache_gb: Memory for the outputs of the frozen trunk; rows beyond are computed again in each pass.
         progress: Show progress bars.
-        refit: Fit the final LoRA on train and validation together, for as many passes as validation chose.
-            Takes up to twice the time; probes are always refitted.
+        refit: Fit the final LoRA on train and validation together, for as many passes as validation chose,
+            which takes up to twice the time; by default for TC. Probes are always refitted.
         size: Where the LoRA is: ``small`` (the last two layers), ``medium`` (the last four) or ``large``
             (all), on all their linear modules, with rank 16; or ``tpl``, as in pre-finetuning: on query, key
             and MLP of the last two layers, with rank 32. By default medium for NER, small for TC, but of an
@@ -135,7 +135,7 @@ class FitSettings:
     stored_dtype: str = "float16"
     cache_gb: float = 2.0
     progress: bool = False
-    refit: bool = False
+    refit: bool | None = None
     size: str | None = None
     lora: LoraShape = field(default_factory=LoraShape)
     sparse: SparseSettings = field(default_factory=SparseSettings)
@@ -173,6 +173,7 @@ class FitSettings:
             self,
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
             size=size_of_start if started else self.size or size,
+            refit=family == "tc" if self.refit is None else self.refit,
         )
 
     def shape(self, layers: int, started: bool = False) -> LoraShape:

@@ -211,7 +211,7 @@ class Bench:
         steps = 20 if self.settings.quick else self.settings.ner_steps
         fixed: dict[str, Any] = {"steps": steps, "evaluations": 1} if steps else {}
         # Also without an adapter an app has the shape of one: the adapters are compared, not the shapes.
-        fixed |= {"size": "tpl", "mixed_precision": self.settings.mixed_precision}
+        fixed |= {"size": "tpl", "refit": False, "mixed_precision": self.settings.mixed_precision}
         started = self.adapters["ner"] is not None
         return FitSettings(seed=seed, **fixed).for_family("ner", started=started)
 

@@ -17,7 +17,7 @@ from modeling_mtpf.errors import RecipeError
 OTHER = {
     **{"seed": 1, "max_length": 32, "learning_rate": 1e-9, "batch_size": 2, "steps": 4, "evaluations": 2},
     **{"patience": 2, "class_weights": "balanced", "mixed_precision": "float32", "stored_dtype": "float32"},
-    **{"cache_gb": 0.5, "progress": True, "refit": True, "size": "small"},
+    **{"cache_gb": 0.5, "progress": True, "refit": False, "size": "small"},
     **{"lora.layers": 1, "lora.r": 2, "lora.targets": ["attention.self.query"]},
     **{"sparse.budget": 0.5, "sparse.choice": "worst", "sparse.beta": 0.5, "sparse.score_batches": 2},
     **{"sparse.learning_rate": 1e-9, "sparse.head_learning_rate": 1e-9, "sparse.vocabulary": 0.5},

@@ -147,7 +147,7 @@ def fit_bundle(
             for number, part in enumerate(parts):
                 _load_app(model, part, read[number], _APP.format(number))
         family = "tc" if all(part.family == "tc" for part in read) else "ner"
-        job.settings = job.settings.for_family(family, started=adapter is not None)
+        job.settings = replace(job.settings.for_family(family, started=adapter is not None), refit=None)
         job.settings = _within_limits(job)
         if folder is not None:
             job.states = FitStates(folder, _identity(job, method, digest))
