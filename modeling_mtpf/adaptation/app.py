@@ -175,8 +175,8 @@ def fit_app(
         )
     check_used(family, method, settings, standalone)
     settings = settings.for_family(family, started=adapter is not None)
-    unused = {key: None for key in ("size", "refit") if not uses(family, method, key)}
-    settings = replace(settings, **unused)
+    if not uses(family, method, "size"):
+        settings = replace(settings, size=None, refit=None)
     folder = new_folder(output_dir)
     name = name or (folder.name if folder else "app")
     check_adapter_name(name)  # before the data is read
