@@ -125,7 +125,7 @@ def fit_bundle(
     """
     started, how = time.time(), bundle_method(method)
     settings = settings or BundleSettings()
-    _check_settings(method, how, settings, seeds, texts is not None, output_dir is not None)
+    _check_settings(method, how, settings, seeds, bool(texts), output_dir is not None)
     _check_parts(parts, method, how)
     folder = new_folder(output_dir)
     name = name or (folder.name if folder else "bundle")
