@@ -217,8 +217,9 @@ def _extend_layers(encoder: Encoder, carriers: dict[str, Any], name: str, config
     So the latter gets a twin of the layer whose tables of modules are empty, and its entries are moved.
     """
     try:
-        for path in config.target_modules:
-            module = carriers[path]
+        for path, module in carriers.items():  # in the order in which PEFT draws random numbers
+            if path not in config.target_modules:
+                continue
             kind: Any = type(module)
             twin = kind.__new__(kind)
             twin.__dict__.update(module.__dict__)

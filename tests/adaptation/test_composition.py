@@ -321,10 +321,13 @@ def test_another_backbone_and_bundles_are_refused(apps, setting, load, encoders,
     assert other.adapters == []
 
 
+PAGES = ("compose", "many_apps")
+
+
 def test_every_method_is_documented():
     from pathlib import Path
 
-    page = (Path(__file__).parents[2] / "docs" / "compose.md").read_text()
+    page = "".join((Path(__file__).parents[2] / "docs" / f"{name}.md").read_text() for name in PAGES)
     assert all(f"`{method}`" in page for method in BUNDLE_METHODS)
 
 

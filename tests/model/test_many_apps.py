@@ -224,10 +224,10 @@ def test_adding_to_layers_with_lora_gives_what_peft_gives(folders, sixteen, batc
 
 def _through_update_layer(encoder, carriers, name, config):
     """The simple way to add an adapter to layers with LoRA, which visits all adapters there."""
-    for path in config.target_modules:
-        before = {id(parameter): parameter.requires_grad for parameter in carriers[path].parameters()}
-        carriers[path].update_layer(name, r=config.r, lora_alpha=config.lora_alpha, config=config)
-        for parameter in carriers[path].parameters():
+    for module in (module for path, module in carriers.items() if path in config.target_modules):
+        before = {id(parameter): parameter.requires_grad for parameter in module.parameters()}
+        module.update_layer(name, r=config.r, lora_alpha=config.lora_alpha, config=config)
+        for parameter in module.parameters():
             parameter.requires_grad_(before.get(id(parameter), False))
     encoder.peft_config[name] = config
 
@@ -262,6 +262,19 @@ def test_layers_with_lora_end_as_after_update_layer(folders, sixteen, trainable,
         model.backbone.encoder.layer[-1].output.dense.set_adapter("app-4")  # PEFT's own
         states[-1].append(_lora_state(model))
     assert states[0] == states[1]
+
+
+def test_a_fresh_lora_is_the_same_next_to_other_apps(folders, sixteen):
+    made = []
+    for first in (None, "app-1"):
+        model = MtpfModel.from_pretrained(folders / "backbone").eval()
+        if first:
+            model.load_adapter(sixteen / first)
+        torch.manual_seed(0)
+        model.add_adapter("fresh", LoraSettings(r=3, layers=2))
+        made.append({n: p for n, p in model.named_parameters() if ".fresh." in n})
+    assert made[0].keys() == made[1].keys()
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
 
 
 def test_ranks_by_module_are_those_that_peft_gives(folders, sixteen, monkeypatch):
