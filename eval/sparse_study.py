@@ -56,8 +56,8 @@ TIMED = 40
 
 
 def settings_of(common: dict[str, Any], spec: dict[str, Any], seed: int) -> FitSettings:
-    """Return the settings of a fit from the plan's."""
-    values = common | spec.get("settings", {})
+    """Return the settings of a fit from the plan's; those of training are not for a probe."""
+    values = ({} if spec["method"] == "probe" else common) | spec.get("settings", {})
     nested = {"sparse": SparseSettings, "lora": LoraShape}
     return FitSettings(seed=seed, **{k: nested[k](**v) if k in nested else v for k, v in values.items()})
 

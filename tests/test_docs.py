@@ -54,7 +54,7 @@ def test_examples_of_other_libraries_run(module, folders, tmp_path):
     command = [sys.executable, "-c", example]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    expected = r"\['(meal|alarm)'\] \[\[\S+ +\S+\]\]\n" if module == "sklearn" else r"\[.*\]\n"
+    expected = r"\['(meal|alarm)'\] \[\[\S+ +\S+ *\]\]\n" if module == "sklearn" else r"\[.*\]\n"
     assert re.fullmatch(expected, done.stdout)
 
 

@@ -26,7 +26,7 @@ def rows(seed: int, count: int, new: bool) -> list[dict]:
         if generator.random() < 0.3:  # noise, so that no score is 0 or 1
             tags = ["O", "O", "B-LOC", "I-LOC", "O"]
         if new and number % 7 == 0:
-            tags[2] = "B-NEW"
+            tags[2:4] = ["B-NEW", tags[3].replace("I-LOC", "I-NEW")]
         if new and number == 0:
             tokens, tags = tokens * 20, tags * 20  # several windows
         starts = np.cumsum([0, *(len(token) + 1 for token in tokens)])

@@ -37,7 +37,7 @@ def test_it_is_pushed_described_fetched_and_run_by_its_card(hub, slots, publishe
     examples = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     remote = [example for example in examples if "trust_remote_code=True" in example and "predict" in example]
     code = f"exec({remote[0]!r}); print(1)"
-    assert fresh_process(code, package=False, **hub.environment(), HF_HUB_OFFLINE="0") == 1
+    assert fresh_process(code, package=False, **hub.environment()) == 1
 
 
 def test_a_damaged_prefix_is_found_and_not_pushed(slots, published):

@@ -240,7 +240,7 @@ def with_composition(**changes):
     "change, message",
     [
         (lambda task: task.update(format_version=1), "the kind 'bundle' and the format version 1"),
-        (lambda task: task.update(format_version=3), "made by a newer mtpf"),
+        (lambda task: task.update(format_version=4), "made by a newer mtpf"),
         (
             lambda task: task.update(kind="text-classification"),
             "'text-classification' and the format version 2",

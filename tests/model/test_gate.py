@@ -104,7 +104,7 @@ def test_adapter_configs_are_refused(model, entities, changes):
         ({"max_length": 0}, "'max_length'"),
         ({"max_length": True}, "'max_length'"),
         ({"max_length": 10**9}, "'max_length'"),
-        ({"format_version": 3}, "made by a newer mtpf"),
+        ({"format_version": 4}, "made by a newer mtpf"),
         ({"format_version": "x"}, "'format_version'"),
         ({"labels": ["O", "B-PER", "I-\x1b[2JPER"]}, "control character"),
         ({"labels": ["O", "B-PER", "I-PER\nFINDING none"]}, "'labels'"),

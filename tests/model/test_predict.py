@@ -1,6 +1,7 @@
 """Every way to predict gives what a plain forward pass of one text with one app gives."""
 
 import itertools
+import unicodedata
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def plain(model, tokenizer, text, name):
             if start == entry[0] and (index == 1 or ids[index - 1] != word) and min(left, right) > entry[2]:
                 entry[2], entry[3] = min(left, right), scores[index]
     trimmed = [[end - len(text[start:end].lstrip()), end, *rest] for start, end, *rest in words.values()]
-    real = sorted((word for word in trimmed if word[0] < word[1]), key=lambda word: word[0])
+    real = sorted((word for word in trimmed if has_label(text[word[0] : word[1]])), key=lambda word: word[0])
     spans: list[dict] = []
     tags = best_tags([scores.log().tolist() for *_, scores in real], head.labels)
     for (start, end, _, scores), label in zip(real, tags, strict=True):
@@ -112,6 +113,12 @@ def plain(model, tokenizer, text, name):
         }
         for span in spans
     ]
+
+
+def has_label(word):
+    """Say whether a word gets one: not an empty one, and no emoji without a letter or digit."""
+    emoji = any(unicodedata.category(character) == "So" for character in word)
+    return bool(word) and (not emoji or any(map(str.isalnum, word)))
 
 
 def best_tags(scores, labels):
