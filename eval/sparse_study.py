@@ -12,7 +12,6 @@ of docs/sparse_results.md and docs/apps.md.
 """
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
@@ -32,6 +31,7 @@ import torch
 import yaml
 
 from eval.checks.calibration import small
+from eval.composition import METRICS, TIMED, milliseconds
 from eval.from_records import add_missing
 from eval.sparse_report import write_report
 from modeling_mtpf.adaptation import FitSettings, fit_app
@@ -49,10 +49,7 @@ from modeling_mtpf.version import versions
 
 ROOT = Path(__file__).parents[1]
 PLAN, RECORDS = ROOT / "eval" / "sparse.yaml", ROOT / "eval" / "results" / "sparse.json"
-METRICS = {"ner": "entity_f1", "tc": "accuracy"}
 DETAILS = ("steps", "best_step", "trained_share", "tokens", "rank", "change_kept", "validation_before_svd")
-TIMED = 40
-"""Texts that are predicted one by one to time a prediction."""
 
 
 def settings_of(common: dict[str, Any], spec: dict[str, Any], seed: int) -> FitSettings:
@@ -83,12 +80,10 @@ def measure(
     try:
         loaded = model.standalone["app"] if alone else model
         tokenizer = loaded.__dict__.get("_mtpf_tokenizer", tokenizer)
-        scores, times = score_app(loaded, tokenizer, "app", test), []
-        for row in zip(test.inputs[:TIMED], test.labels, strict=False):
-            text = text_and_spans(*row)[0] if data.family == "ner" else row[0]
-            started = time.process_time()
-            loaded.predict([text], adapters=["app"], tokenizer=tokenizer)
-            times.append(time.process_time() - started)
+        scores = score_app(loaded, tokenizer, "app", test)
+        rows = zip(test.inputs[:TIMED], test.labels, strict=False)
+        texts = [text_and_spans(*row)[0] if data.family == "ner" else row[0] for row in rows]
+        time_a_text = milliseconds((loaded, tokenizer), texts, ["app"])
     finally:
         model.delete_adapter("app")
     details = next(iter(app.record["seeds"].values()))
@@ -100,7 +95,7 @@ def measure(
     cost = {
         "bytes": size,
         "cpu_seconds": round(seconds, 1),
-        "cpu_ms_a_text": round(1000 * statistics.median(times), 3),
+        "cpu_ms_a_text": time_a_text,
     }
     return found, {"cost": cost, "details": {key: details[key] for key in DETAILS if key in details}}
 

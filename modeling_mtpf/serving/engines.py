@@ -1,13 +1,11 @@
 """What applies apps to texts: the model in torch, or an ONNX export."""
 
 import copy
-import ctypes
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..devices import precision
+from ..devices import precision, release_free_memory
 from ..errors import AdapterError, MtpfError
 from ..model.adapter_files_mtpf import read_task
 from ..model.bound_calls_mtpf import execution_device
@@ -25,12 +23,6 @@ def app_of(name: str, apps: dict[str, dict[str, Any]]) -> str | None:
         return base if base in apps else None
     parts = (app for app, shown in apps.items() if any(p.get("name") == name for p in shown.get("parts", ())))
     return next(parts, None)
-
-
-def _return_memory() -> None:
-    """Give freed memory back to the system: glibc keeps what apps that are gone leave between others."""
-    with suppress(OSError, AttributeError, TypeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class TorchEngine:
@@ -65,13 +57,13 @@ class TorchEngine:
                 raise AdapterError(str(error).replace(folder, app.source)) from error
         shown = {key: task[key] for key in _SHOWN if task.get(key) is not None}
         self.apps[name] = {"name": name, "source": app.source, "revision": app.revision, **shown}
-        _return_memory()
+        release_free_memory()  # what apps that are gone leave between others
 
     def remove(self, name: str) -> None:
         """Remove an app."""
         self.model.delete_adapter(name)
         del self.apps[name]
-        _return_memory()
+        release_free_memory()  # what apps that are gone leave between others
 
     def predict(
         self,

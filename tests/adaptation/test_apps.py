@@ -370,6 +370,18 @@ def test_an_unknown_size_is_refused():
         FitSettings(size="tiny")
 
 
+@pytest.mark.parametrize("family, method", [("ner", "lora"), ("tc", "lora"), ("tc", "sparse")])
+def test_the_lora_of_text_apps_is_refitted_by_default(setting, family, method):
+    data = ner_data() if family == "ner" else tc_data()
+    options = {"method": method, "backbone": setting, "settings": FitSettings(steps=2, **FLOAT)}
+    record = fit_app(data, family, **options).record
+    refitted = (family, method) == ("tc", "lora")
+    assert record["seeds"]["0"].get("refitted_with_validation", False) is refitted
+    assert bool(record["settings"]["refit"]) is refitted
+    rows = len(data.train) + (len(data.validation) if refitted else 0)
+    assert record["training_data"].endswith(f", {rows} training examples")
+
+
 @pytest.mark.parametrize("family", ["ner", "tc"])
 def test_refitting_takes_all_rows_for_the_best_number_of_passes(setting, family):
     """The weights equal those of a fit on the union that is stopped at that step."""
@@ -389,7 +401,8 @@ def test_refitting_takes_all_rows_for_the_best_number_of_passes(setting, family)
     steps = round(20 * (1 + 3 / rows))
     stop = round(details["best_step"] * (1 + 3 / rows))
     plain = replace(data, train=union)
-    settings = FitSettings(**{**options, "steps": steps, "evaluations": steps, "patience": steps})
+    options |= {"steps": steps, "evaluations": steps, "patience": steps, "refit": False}
+    settings = FitSettings(**options)
     states = {}
 
     def scored(trained, name, train, loss_of, score, *rest, **more):
