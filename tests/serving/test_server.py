@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from server_process import ServerProcess
 
 from modeling_mtpf import MtpfModel
+from modeling_mtpf.serving import engines
 from modeling_mtpf.serving.apps import read_app
 from modeling_mtpf.serving.engines import TorchEngine
 
@@ -482,3 +483,13 @@ def test_full_queue_then_sigterm_under_load(folders, model):
         assert all(1 <= int(after) <= 60 for status, after, _ in answers if status == 429)
         with pytest.raises(OSError):
             server.get("/health")
+
+
+def test_memory_of_apps_that_are_gone_is_given_back(folders, monkeypatch):
+    engine = TorchEngine(MtpfModel.from_pretrained(folders / "backbone"))
+    apps_then: list[set[str]] = []
+    monkeypatch.setattr(engines, "release_free_memory", lambda: apps_then.append(set(engine.apps)))
+    engine.add("one", read_app(str(folders / "intent")))
+    engine.add("one", read_app(str(folders / "entities")))
+    engine.remove("one")
+    assert apps_then == [{"one"}, {"one"}, set()]
