@@ -12,12 +12,10 @@ the tables and the picture of docs/composition_results.md.
 import argparse
 import hashlib
 import json
-import os
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,37 +23,30 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from modeling_mtpf.errors import MtpfError, exit_without_extra
+from modeling_mtpf.errors import exit_without_extra
 
 exit_without_extra("train", "datasets", "sklearn", "yaml", "tqdm")
 exit_without_extra("eval", "evaluate", "seqeval", "scipy", "matplotlib")
 
-import torch
-import yaml
 
 from eval.checks.calibration import small
 from eval.composition_report import write_report
-from eval.from_records import add_missing
+from eval.studies import METRICS, add_groups, add_missing, milliseconds, name_of, read_plan, study
 from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.adaptation.bundle import BundleSettings, Part, fit_bundle
 from modeling_mtpf.adaptation.scoring import score_app
 from modeling_mtpf.data.app_data import AppData
 from modeling_mtpf.data.backbones import open_backbone
-from modeling_mtpf.errors import RecipeError
 from modeling_mtpf.evaluation.composition import ComposedTask, load_composition, score_composition
-from modeling_mtpf.evaluation.records import PACKAGES, read_records, today
+from modeling_mtpf.evaluation.records import PACKAGES, today
 from modeling_mtpf.evaluation.tasks import load_task, select_tasks
 from modeling_mtpf.model.adapter_files_mtpf import backbone_sha256
-from modeling_mtpf.settings import ScriptParser
 from modeling_mtpf.version import versions
 
 ROOT = Path(__file__).parents[1]
 PLAN = ROOT / "eval" / "composition.yaml"
 RECORDS = ROOT / "eval" / "results" / "composition.json"
-METRICS = {"ner": "entity_f1", "tc": "accuracy"}
 BOTH = ("slots", "intents")
-TIMED = 40
-"""Texts that are predicted one by one to time a prediction."""
 
 
 @dataclass
@@ -209,36 +200,6 @@ class Unit:
         return load_composition(following, self.data, self.plan["rows"], self.seed).intents.train.inputs
 
 
-def milliseconds(opened: Any, texts: list[str], names: list[str]) -> float:
-    """Median CPU time of one text with all apps."""
-    model, tokenizer = opened
-    times = []
-    for text in texts[:TIMED]:
-        started = time.process_time()
-        model.predict([text], adapters=names, tokenizer=tokenizer)
-        times.append(time.process_time() - started)
-    return round(1000 * statistics.median(times), 3)
-
-
-def name_of(part: str) -> str:
-    """Return a name of an adapter for a part."""
-    return part.replace("/", "-")
-
-
-def read_plan(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """Return the plan and the chosen methods; set the number of threads."""
-    plan = yaml.safe_load(options.plan.read_text("utf-8"))
-    torch.set_num_threads(options.threads)
-    methods = options.only or list(plan["methods"])
-    for option, names, known in (
-        ("only", methods, plan["methods"]),
-        ("groups", options.groups, plan["groups"]),
-    ):
-        if unknown := set(names) - set(known):
-            raise RecipeError(f"--{option}: the plan has no {min(unknown)!r}; it has: {', '.join(known)}.")
-    return plan, methods
-
-
 def run(options: argparse.Namespace) -> None:
     """Compute all records of the plan that are not there."""
     plan, methods = read_plan(options)
@@ -256,64 +217,14 @@ def run(options: argparse.Namespace) -> None:
                         add_missing(options.records, unit.keys(group, method), facts, run_method)
 
 
-def report(options: argparse.Namespace) -> None:
-    """Fill in tables and picture from the records."""
-    for file in write_report(read_records(options.records), ROOT / "docs"):
-        print(file)
-
-
-def study(
-    description: str,
-    run: Callable[[argparse.Namespace], None],
-    report: Callable[[argparse.Namespace], None],
-    files: tuple[Path, Path],
-    groups: str,
-    arguments: list[str] | None,
-    **more: str,
-) -> int:
-    """Run a study from the command line.
-
-    Args:
-        description: Of the script.
-        run: Computes records.
-        report: Shows them.
-        files: Plan and records by default.
-        groups: The group that is computed by default.
-        arguments: Of the command line.
-        **more: Further folders that ``run`` needs, with their help.
-    """
-    parser = ScriptParser(description=description)
-    commands = parser.add_subparsers(required=True)
-    for function in (run, report):
-        command = commands.add_parser(function.__name__, help=function.__doc__)
-        command.set_defaults(function=function)
-        command.add_argument("--records", type=Path, default=files[1], help="file of the raw records")
-        if function is run:
-            for name, text in more.items():
-                command.add_argument(f"--{name}", type=Path, required=True, help=text)
-            command.add_argument("--plan", type=Path, default=files[0])
-            command.add_argument("--data", help="folder of the data; by default that of MTPF_DATA")
-            command.add_argument("--only", nargs="+", help="methods; by default all of the plan")
-            command.add_argument("--seeds", type=int, nargs="+", help="by default all of the plan")
-            command.add_argument("--groups", nargs="+", default=[groups], help="of the plan")
-            command.add_argument(
-                "--backbone", nargs="+", default=["packaged"], help="NAME=FOLDER, or packaged"
-            )
-            command.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    options = parser.parse_args(arguments)
-    try:
-        options.function(options)
-    except MtpfError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line."""
-    return study(
-        str(__doc__), run, report, (PLAN, RECORDS), "two", arguments, work="folder of the fitted apps"
-    )
+
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        add_groups(parser, "two")
+        parser.add_argument("--work", type=Path, required=True, help="folder of the fitted apps")
+
+    return study(str(__doc__), run, write_report, (PLAN, RECORDS), add_options, arguments)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.from_records import fill
+from eval.studies import fill
 from eval.study.contrasts import contrast
 from modeling_mtpf.evaluation.plots import interval_panel, save
 from modeling_mtpf.evaluation.report import gather, markdown_table

@@ -32,9 +32,8 @@ import numpy as np
 import torch
 
 from eval.checks.calibration import small
-from eval.composition import METRICS, milliseconds, name_of, read_plan, study
-from eval.from_records import add_missing
 from eval.many_apps_report import write_report
+from eval.studies import METRICS, add_groups, add_missing, milliseconds, name_of, read_plan, study
 from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.adaptation.bundle import BundleSettings, Part, fit_bundle
 from modeling_mtpf.adaptation.bundle.low_rank import LowRank, depth_of, install, lora_matrices
@@ -48,7 +47,7 @@ from modeling_mtpf.adaptation.trunk_cache import TrainedTrunk
 from modeling_mtpf.data.app_data import AppData
 from modeling_mtpf.data.backbones import open_backbone
 from modeling_mtpf.devices import precision
-from modeling_mtpf.evaluation.records import PACKAGES, read_records, today
+from modeling_mtpf.evaluation.records import PACKAGES, today
 from modeling_mtpf.evaluation.tasks import load_task, select_tasks
 from modeling_mtpf.model.adapter_files_mtpf import backbone_sha256
 from modeling_mtpf.model.adapters_mtpf import LoraSettings, count_parameters, lora_targets
@@ -315,15 +314,10 @@ def run(options: argparse.Namespace) -> None:
                     add_missing(options.records, unit.keys(group, method), facts, run_method)
 
 
-def report(options: argparse.Namespace) -> None:
-    """Fill in tables and picture from the records."""
-    for file in write_report(read_records(options.records), ROOT / "docs"):
-        print(file)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line."""
-    return study(str(__doc__), run, report, (PLAN, RECORDS), "eight", arguments)
+    options = partial(add_groups, group="eight")
+    return study(str(__doc__), run, write_report, (PLAN, RECORDS), options, arguments)
 
 
 if __name__ == "__main__":

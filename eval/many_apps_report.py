@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from eval.composition_report import groups_of, seed_means
-from eval.from_records import fill
+from eval.studies import fill
 from eval.study.contrasts import contrast
 from modeling_mtpf.evaluation.plots import decorate, save
 from modeling_mtpf.evaluation.report import gather, markdown_table

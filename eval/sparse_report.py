@@ -8,7 +8,7 @@ import numpy as np
 import yaml
 
 from eval.composition_report import seed_means
-from eval.from_records import fill
+from eval.studies import fill
 from eval.study.contrasts import contrast
 from modeling_mtpf.evaluation.report import gather, markdown_table
 from modeling_mtpf.evaluation.statistics import Cells, mean_interval, tasks_of

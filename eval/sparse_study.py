@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from modeling_mtpf.errors import MtpfError, exit_without_extra
+from modeling_mtpf.errors import exit_without_extra
 
 exit_without_extra("train", "datasets", "sklearn", "yaml", "tqdm")
 exit_without_extra("eval", "evaluate", "seqeval", "scipy", "matplotlib")
@@ -31,9 +31,8 @@ import torch
 import yaml
 
 from eval.checks.calibration import small
-from eval.composition import METRICS, TIMED, milliseconds
-from eval.from_records import add_missing
 from eval.sparse_report import write_report
+from eval.studies import METRICS, TIMED, add_missing, milliseconds, study
 from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.adaptation.scoring import score_app
 from modeling_mtpf.adaptation.settings import LoraShape, SparseSettings
@@ -41,10 +40,9 @@ from modeling_mtpf.data.app_data import AppData
 from modeling_mtpf.data.backbones import open_backbone
 from modeling_mtpf.data.spans import text_and_spans
 from modeling_mtpf.errors import RecipeError
-from modeling_mtpf.evaluation.records import PACKAGES, read_records, today
+from modeling_mtpf.evaluation.records import PACKAGES, today
 from modeling_mtpf.evaluation.tasks import Task, load_task, select_tasks
 from modeling_mtpf.model.adapter_files_mtpf import backbone_sha256
-from modeling_mtpf.settings import ScriptParser
 from modeling_mtpf.version import versions
 
 ROOT = Path(__file__).parents[1]
@@ -137,36 +135,15 @@ def compute(
     yield {**key, **scores, **rows, "config": config, "versions": versions(*PACKAGES), "date": today()}
 
 
-def report(options: argparse.Namespace) -> None:
-    """Fill in the tables from the records."""
-    for file in write_report(read_records(options.records), ROOT / "docs"):
-        print(file)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run from the command line."""
-    parser = ScriptParser(description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    for function in (run, report):
-        command = commands.add_parser(function.__name__, help=function.__doc__)
-        command.set_defaults(function=function)
-        command.add_argument("--records", type=Path, default=RECORDS, help="file of the raw records")
-        if function is run:
-            command.add_argument("--plan", type=Path, default=PLAN)
-            command.add_argument("--data", help="folder of the data; by default that of MTPF_DATA")
-            command.add_argument("--only", nargs="+", help="methods or ablations")
-            command.add_argument("--ablations", action="store_true", help="these instead of the methods")
-            command.add_argument("--sets", nargs="+", help="by default all of the plan")
-            command.add_argument("--seeds", type=int, nargs="+", help="by default all of the plan")
-            command.add_argument("--backbone", default="packaged")
-            command.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args(arguments)
-    try:
-        options.function(options)
-    except MtpfError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--ablations", action="store_true", help="these instead of the methods")
+        parser.add_argument("--sets", nargs="+", help="by default all of the plan")
+        parser.add_argument("--backbone", default="packaged")
+
+    return study(str(__doc__), run, write_report, (PLAN, RECORDS), add_options, arguments)
 
 
 if __name__ == "__main__":

@@ -141,8 +141,12 @@ def fit(task: Task, apps: Path) -> None:
     for split, most in ROWS.items():
         setattr(data, split, some(data, split, most))
     data.test = None
-    settings = FitSettings(steps=STEPS, evaluations=EVALUATIONS, refit=False)
-    app = fit_app(data, task.family, output_dir=folder, method=TASKS.get(task.key, "auto"), settings=settings)
+    method = TASKS.get(task.key, "auto")
+    training: dict[str, Any] = (
+        {} if method == "probe" else {"steps": STEPS, "evaluations": EVALUATIONS, "refit": False}
+    )
+    settings = FitSettings(**training)
+    app = fit_app(data, task.family, output_dir=folder, method=method, settings=settings)
     print(f"fitted {task.key} in {app.record['seconds']:.0f} s: {app.metrics}", flush=True)
 
 
@@ -216,7 +220,7 @@ def agreement(folder: Path, name: str, inputs: list[Any], threads: int) -> float
     def decided(result: Any) -> Any:
         if isinstance(result, dict):
             return result["label"]
-        return [(entity["start"], entity["end"], entity["label"]) for entity in result]
+        return [(entity["start"], entity["end"], entity["entity_group"]) for entity in result]
 
     same = [decided(one) == decided(batch) for one, batch in zip(*results, strict=True)]
     return round(sum(same) / len(same), 4)

@@ -175,8 +175,10 @@ def fit_app(
         )
     check_used(family, method, settings, standalone)
     settings = settings.for_family(family, started=adapter is not None)
-    if not uses(family, method, "size"):
-        settings = replace(settings, size=None, refit=None)
+    unused: dict[str, Any] = {
+        key: None for key in ("size", "refit", "learning_rate") if not uses(family, method, key)
+    }
+    settings = replace(settings, **unused)
     folder = new_folder(output_dir)
     name = name or (folder.name if folder else "app")
     check_adapter_name(name)  # before the data is read
@@ -204,8 +206,6 @@ def fit_app(
     if backbone_sha256(base.backbone) != digest:
         raise RuntimeError("The frozen backbone has changed while an app was fitted: this is a bug.")
     head: Any = model.heads[name]
-    if data.family == "tc" and not data.multi_label and not standalone:
-        head.scope = _scope(model, tokenizer, name, data, results[_best_seed(results)], settings)
     head.tokenizer_sha256 = text_tokenizer(model, tokenizer).sha256
     test = score_app(model, tokenizer, name, data.test) if data.test else None
     record = _record(data, method, settings, results, start_name, test)
@@ -281,12 +281,23 @@ def _fit_seeds(
         model.delete_adapter(name)
         install_adapter(model.backbone, best)
         model.heads.update(best.heads)
-    for parameter in app_parameters(model, name):
-        parameter.requires_grad_(False)
-    chosen = results[_best_seed(results)]
+    chosen, threshold = results[_best_seed(results)], None
     if chosen.held_out is not None:
         chosen.calibration = calibrate(model.heads[name], chosen.held_out)
-    return results, round_to_stored(app_parameters(model, name), settings)  # before the test scores
+    if chosen.refit is not None:
+        # What validation tells is of the app that has not seen it, and is kept.
+        first = _scope(model, tokenizer, name, data, chosen, settings)
+        threshold = None if first is None else first.threshold
+        model.delete_adapter(name)
+        chosen.refit()
+        chosen.details["refitted_with_validation"] = True
+        if chosen.held_out is not None:
+            calibrate(model.heads[name], chosen.held_out)
+    for parameter in app_parameters(model, name):
+        parameter.requires_grad_(False)
+    dtype = round_to_stored(app_parameters(model, name), settings)  # before the test scores
+    model.heads[name].scope = _scope(model, tokenizer, name, data, chosen, settings, threshold)
+    return results, dtype
 
 
 def _fit_standalone(
@@ -302,25 +313,34 @@ def _fit_standalone(
     return results, best
 
 
-def _scope(model, tokenizer, name, data, result: Any, settings: FitSettings) -> Scope | None:
-    """Fit what tells texts out of scope, from vectors that the method had or from some training texts."""
-    if not result.held_out:
+def _scope(
+    model, tokenizer, name, data, result: Any, settings: FitSettings, threshold: Any = None
+) -> Scope | None:
+    """Fit what tells texts out of scope, from vectors that the method had or from some training texts.
+
+    The threshold is that of the held-out texts, unless it is given.
+    """
+    if not result.held_out or data.family != "tc" or data.multi_label:
         return None
-    if result.vectors is None:
+    fitted = result.vectors
+    if fitted is None:
         size = min(len(data.train), MAX_TEXTS)
         rows = np.random.default_rng(settings.seed).permutation(len(data.train))[:size]
         some = data.train.take(rows)
         options: dict[str, Any] = {"mixed_precision": settings.mixed_precision}
         options["max_length"] = settings.max_length
-        result.vectors = embed_texts(model, tokenizer, some.inputs, name, **options), some.labels
+        fitted = embed_texts(model, tokenizer, some.inputs, name, **options), some.labels
     index = {label: number for number, label in enumerate(data.labels)}
-    targets = np.array([index.get(label, IGNORE) for label in result.vectors[1]])
-    vectors, known = result.vectors[0][targets >= 0], targets[targets >= 0]
+    targets = np.array([index.get(label, IGNORE) for label in fitted[1]])
+    vectors, known = fitted[0][targets >= 0], targets[targets >= 0]
     if len(set(known)) < 2:
         return None  # nothing to tell apart
     scores = result.held_out.of_labels(data.labels) / result.calibration["temperature"]
     result.calibration["in_scope"] = IN_SCOPE
-    return fit_scope(model.heads[name], vectors, known, scores)
+    scope = fit_scope(model.heads[name], vectors, known, scores)
+    if threshold is not None:
+        scope.threshold = threshold
+    return scope
 
 
 def _best_seed(results: dict[int, FitResult]) -> int:

@@ -1,7 +1,7 @@
 """Settings that all adaptation methods share, and the result they give."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
@@ -202,6 +202,8 @@ class FitResult:
             scores stay as they are.
         calibration: What `calibrate` returned, if the app was.
         vectors: Mean vectors ``(texts, hidden)`` of fitted texts and their labels, if the method has them.
+        refit: Fits the app once more, on train and validation together, under its name, which is free then.
+            Called for the result that is kept alone, after what needs held-out rows was learned from them.
     """
 
     score: float
@@ -210,3 +212,4 @@ class FitResult:
     held_out: HeldOut | None = None
     calibration: dict[str, float] = field(default_factory=dict)
     vectors: tuple[np.ndarray, Sequence[str]] | None = None
+    refit: Callable[[], None] | None = None

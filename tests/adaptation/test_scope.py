@@ -12,6 +12,7 @@ from test_apps import FLOAT, tc_data
 
 from modeling_mtpf import AdapterError, MtpfModel
 from modeling_mtpf.adaptation import FitSettings, fit_app
+from modeling_mtpf.adaptation.methods.probe import fit_probe
 from modeling_mtpf.adaptation.scope import fit_scope
 from modeling_mtpf.data.words import load_word_tokenizer
 from modeling_mtpf.hub.checks import check_adapter
@@ -91,6 +92,27 @@ def test_an_app_says_what_is_in_scope(setting, tmp_path, method, encoders):
     assert model.predict(texts, adapters=["intent"], tokenizer=tokenizer)["intent"]
     with pytest.raises(AdapterError, match="'intent' cannot say what is out of scope: it has no record"):
         model.predict(texts, adapters=["intent"], in_scope=True, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("method", ["lora", "auto"])
+def test_the_threshold_is_that_of_the_app_that_has_not_seen_the_held_out_texts(setting, method, monkeypatch):
+    if method == "auto":
+        monkeypatch.setattr("modeling_mtpf.adaptation.methods.auto.fit_probe", worst_probe)
+    made = []
+    for refit in (False, True):
+        settings = FitSettings(**FLOAT, steps=40, stored_dtype="float32", refit=refit)
+        app = fit_app(tc_data(), "tc", method=method, backbone=setting, settings=settings, name="intent")
+        made.append((app.model.heads["intent"].scope, app.record["calibration"]))
+        setting[0].delete_adapter("intent")
+    (plain, calibration), (refitted, calibrated) = made
+    assert refitted.threshold == pytest.approx(plain.threshold, rel=1e-4)
+    assert calibration == calibrated and not np.allclose(plain.means, refitted.means)
+
+
+def worst_probe(*arguments):
+    result = fit_probe(*arguments)
+    result.score = -1.0
+    return result
 
 
 def test_held_out_columns_follow_the_labels(setting):

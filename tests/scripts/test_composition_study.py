@@ -11,7 +11,7 @@ from scipy import stats
 
 from eval import composition as script
 from eval.composition_report import PAGE, TABLES
-from eval.from_records import fill
+from eval.studies import fill
 from modeling_mtpf.errors import DataError
 from modeling_mtpf.evaluation.composition import COMPOSITIONS
 from modeling_mtpf.evaluation.records import read_records

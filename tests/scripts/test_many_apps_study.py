@@ -7,8 +7,8 @@ from datasets import Dataset
 from scipy import stats
 
 from eval import many_apps as script
-from eval.from_records import fill
 from eval.many_apps_report import PAGE, TABLES, draw
+from eval.studies import fill
 from modeling_mtpf.adaptation.bundle.registry import BUNDLE_METHODS
 from modeling_mtpf.adaptation.bundle.rivals import RIVALS
 from modeling_mtpf.data.backbones import open_backbone

@@ -347,6 +347,7 @@ def test_slow_and_broken_clients_leave_others_unharmed(server):
             server.predict(["Hi"], APPS)
     assert time.monotonic() - started < 9  # all connections were closed by the server
     assert [each.result() for each in slow] == [b"", b""]
+    assert [each.result() for each in crowd][-4:] == [None] * 4
     for name, (_, status) in BROKEN.items():
         assert answers[name].result()[9:12] == status, (name, answers[name].result()[:200])
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -232,18 +233,31 @@ def fit_lora(
     fit = _start(model, tokenizer, name, data, start_from, settings)
     result = fit.result(fit.fit())
     if settings.refit:
-        model.delete_adapter(name)
-        more = data.validation
-        if data.family == "tc" and not data.multi_label:  # a label that train lacks has no number
-            more = more.take([row for row, label in enumerate(more.labels) if label in data.labels])
-        both = [*data.train.inputs, *more.inputs], [*data.train.labels, *more.labels]
-        longer = 1 + len(more) / len(data.train)
-        steps = round(settings.steps_for(len(fit.train.encoded)) * longer)
-        again = replace(data, train=Examples(*both), validation=data.validation.take([]))
-        fit = _start(model, tokenizer, name, again, start_from, replace(settings, steps=steps))
-        fit.fit(until=round(result.details["best_step"] * longer))
-        result.details["refitted_with_validation"] = True
+        steps, best = settings.steps_for(len(fit.train.encoded)), result.details["best_step"]
+        arguments = model, tokenizer, name, data, start_from, settings
+        result.refit = partial(_refit, *arguments, steps, best)
     return result
+
+
+def _refit(
+    model: MtpfModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    data: AppData,
+    start_from: str | None,
+    settings: FitSettings,
+    steps: int,
+    best: int,
+) -> None:
+    """Fit on train and validation, for as many passes over both as the ``best`` of ``steps`` was on train."""
+    more = data.validation
+    if data.family == "tc" and not data.multi_label:  # a label that train lacks has no number
+        more = more.take([row for row, label in enumerate(more.labels) if label in data.labels])
+    both = [*data.train.inputs, *more.inputs], [*data.train.labels, *more.labels]
+    longer = 1 + len(more) / len(data.train)
+    again = replace(data, train=Examples(*both), validation=data.validation.take([]))
+    settings = replace(settings, steps=round(steps * longer))
+    _start(model, tokenizer, name, again, start_from, settings).fit(until=round(best * longer))
 
 
 def _start(
