@@ -56,7 +56,7 @@ class MtpfClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
     def fit(self, X: Iterable[str], y: Iterable[Any]) -> "MtpfClassifier":
-        """Fit an app on texts and their labels; a tenth is held out and, by a probe, fitted in the end."""
+        """Fit an app on texts and their labels; a tenth is held out, and fitted on in the end."""
         texts, self.classes_ = _texts(X), np.unique(np.asarray(y))
         # The position is the app's label: names of any type, in one order.
         labels = [str(number) for number in np.searchsorted(self.classes_, np.asarray(y))]

@@ -156,7 +156,7 @@ class FitSettings:
 
     def changed(self) -> list[str]:
         """Return the names of the settings that are not their defaults, of a part as ``lora.r``."""
-        default, names = FitSettings(), []
+        default, names = type(self)(), []
         for name, value in vars(default).items():
             mine = vars(self)[name]
             if is_dataclass(value):

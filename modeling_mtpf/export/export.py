@@ -320,8 +320,8 @@ def _check_fits(folder: Path, app: _AppTensors, shape: TailShape, manifest: dict
         )
     if app.layers > shape.layers:
         raise ExportError(
-            f"App {app.name!r} has LoRA on the last {app.layers} layers, but the tail of {folder} holds "
-            f"{shape.layers}; export into a new folder with --layers {app.layers}."
+            f"App {app.name!r} has LoRA or a prefix on the last {app.layers} layers, but the tail of "
+            f"{folder} holds {shape.layers}; export into a new folder with --layers {app.layers}."
         )
     foreign = [f"LoRA on {target!r}" for target in sorted(app.targets - set(shape.targets))]
     foreign += ["a prefix"] if app.prefix and not shape.prefix else []

@@ -377,8 +377,8 @@ def delta_tokenizer(folder: Path, task: dict[str, Any], tokenizer: Any, check: b
         tokenizer = add_tokens(tokenizer, delta["tokens"])
     sha256, highest = text_tokenizer(nn.Module(), tokenizer).sha256, max(tokenizer.get_vocab().values())
     if highest >= delta["rows"] or (recorded or sha256) != sha256:
+        known = f" (sha256 {recorded[:12]}…, here {sha256[:12]}…)" if recorded else ""
         raise AdapterError(
-            f"The app {folder} was trained with another tokenizer (sha256 {str(recorded)[:12]}…, here "
-            f"{sha256[:12]}…); use the one of its backbone."
+            f"The app {folder} was trained with another tokenizer{known}; use the one of its backbone."
         )
     return tokenizer

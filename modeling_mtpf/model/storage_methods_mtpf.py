@@ -96,10 +96,11 @@ class StorageMethods(PreTrainedModel):
         except OSError as error:
             if "have a file named" not in str(error) or os.path.exists(source) or not is_hub_id(str(source)):
                 raise
-            app: Path | None = None  # it may be the repo of a standalone app
-            with suppress(MtpfError):
+            try:  # it may be the repo of a standalone app
                 app = find_adapter(source, kwargs.pop("revision", None), kwargs.get("token"))
-            if app is None or not is_delta(app):
+            except MtpfError as reason:
+                raise error from reason
+            if not is_delta(app):
                 raise
         return cls._from_delta(app, *args, **kwargs)
 

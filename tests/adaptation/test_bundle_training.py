@@ -55,10 +55,9 @@ def parts(**more) -> list[Part]:
 
 def test_joint_training_of_one_part_is_fitting_that_app(setting, tmp_path):
     """An independent reference: the same LoRA, head and scores as `fit_app`, with the scale inside B."""
-    settings = {"steps": 12, "evaluations": 3, "stored_dtype": "float32", "refit": False, **FLOAT}
-    app = fit_app(
-        tc_data(), "tc", backbone=setting, name="app", method="lora", settings=FitSettings(**settings)
-    )
+    settings = {"steps": 12, "evaluations": 3, "stored_dtype": "float32", **FLOAT}
+    alone = FitSettings(refit=False, **settings)
+    app = fit_app(tc_data(), "tc", backbone=setting, name="app", method="lora", settings=alone)
     bundle = fit_bundle(
         [Part("intent", "tc", tc_data())], "joint", setting, name="both", settings=BundleSettings(**settings)
     )

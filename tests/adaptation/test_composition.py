@@ -280,7 +280,7 @@ def test_a_rank_is_kept_by_the_best_approximation(apps, setting, tmp_path):
         (lambda p: setattr(p[1], "weight", 0.5), {"method": "mean"}, "weights of its own"),
         (lambda p: None, {"method": "lc", "output_dir": "x"}, "cannot be stored as a LoRA"),
         (lambda p: None, {"refit": True}, "does not use refit"),
-        (lambda p: None, {"size": "small"}, "does not use size or lora"),
+        (lambda p: None, {"size": "small"}, "does not use size"),
         (lambda p: None, {"method": "lc+"}, "did you mean 'lc.*'"),
     ],
 )

@@ -20,7 +20,7 @@ from modeling_mtpf.adaptation.bundle import BundleSettings, Part, fit_bundle, ri
 from modeling_mtpf.adaptation.bundle.low_rank import run_with
 from modeling_mtpf.adaptation.bundle.rivals import RIVALS, SCALE, CPoly, MoeLora, MtlLora, MultiLora, Poly
 from modeling_mtpf.adaptation.bundle.training import FromLabels
-from modeling_mtpf.adaptation.settings import LoraShape
+from modeling_mtpf.adaptation.settings import LoraShape, SparseSettings
 from modeling_mtpf.cli.main import main
 from modeling_mtpf.data.app_data import Examples
 from modeling_mtpf.data.words import load_word_tokenizer
@@ -227,6 +227,11 @@ def test_what_a_rival_cannot_do_is_refused(setting, load, tmp_path):
             {"loss": "distil"},
             "The method shared trains from labels; leave out texts and the loss",
         ),
+        ("shared", {}, {"sparse": SparseSettings(budget=0.5)}, "does not use sparse.budget"),
+        ("joint", {}, {"heads": "frozen"}, "The method joint does not use heads; leave it out"),
+        ("poly", {}, {"max_texts": 3}, "does not use max_texts"),
+        ("prefix", {}, {"lora": LoraShape(r=7)}, "does not use lora.r"),
+        ("prefix", {}, {"prefix": "none"}, "leave out prefix: none"),
         ("mtl_lora", {}, {}, "Unknown method 'mtl_lora' of making a bundle; did you mean 'mtl-lora'"),
     ):
         with pytest.raises(MtpfError, match=message):

@@ -24,12 +24,12 @@ from ...model.modeling_mtpf import MtpfModel
 from ...model.predict_mtpf import text_tokenizer
 from ...model.sources_mtpf import is_hub_id
 from ...settings import nearest
+from ...version import versions
 from ..app import data_of, find_start, new_folder, save_app, write_app
 from ..calibration import calibrate
 from ..fit_state import FitStates
 from ..rounding import round_to_stored
 from ..scoring import score_app
-from ..settings import LoraShape
 from . import composition, joint, prefix, rivals  # noqa: F401  they register themselves
 from .low_rank import depth_of, install, lora_matrices
 from .registry import BundleFit, BundleMethod, Job, JobPart, bundle_method
@@ -177,16 +177,25 @@ def fit_bundle(
     return FittedBundle(name, adapters, model, metrics, record, folder)
 
 
+_UNUSED = {
+    "apps": {"refit", "sparse", "size", "lora"},
+    "data": {"refit", "sparse", "heads", "text_column", "max_texts"},
+}
+_OF_PREFIX = {"prefix", "prefix_length", "prefix_width"}
+"""Settings that methods do not read, by what the methods need, and those of prefixes."""
+
+
 def _check_settings(
     method: str, how: BundleMethod, settings: BundleSettings, seeds: int, texts: bool, saved: bool
 ) -> None:
     """Refuse what the method does not use."""
-    shaped = settings.size is not None or settings.lora != LoraShape()
-    if settings.refit or (shaped and how.needs == "apps"):
-        what = "refit" if settings.refit else "size or lora"
-        raise RecipeError(f"The method {method} does not use {what}; leave it out.")
-    if method not in prefix.METHODS and (key := settings.changed_prefix()):
-        raise RecipeError(f"The method {method} does not use {key}; leave it out, or choose peml.")
+    unused = _UNUSED[how.needs] | (set() if method in prefix.METHODS else _OF_PREFIX)
+    unused |= {"lora.r", "lora.targets"} if method == "prefix" else set()  # a LoRA without effect
+    for key in settings.changed():
+        if unused & {key, key.partition(".")[0]}:
+            raise RecipeError(f"The method {method} does not use {key}; leave it out.")
+    if method == "prefix" and settings.prefix == "none":
+        raise RecipeError("The method prefix trains nothing else; leave out prefix: none.")
     if how.needs == "data" and (texts or settings.loss == "distil"):
         raise RecipeError(f"The method {method} trains from labels; leave out texts and the loss distil.")
     if seeds < 1 or settings.seed + seeds > 2**31:
@@ -208,8 +217,9 @@ def _fit_seeds(job: Job, how: BundleMethod, seeds: int) -> dict[int, BundleFit]:
 
 def _identity(job: Job, method: str, backbone: str) -> str:
     """Return a digest of all that a fit depends on."""
-    settings = {key: value for key, value in asdict(job.settings).items() if key != "progress"}
-    facts: list[Any] = [method, backbone, settings, job.texts]
+    free = "progress", "cache_gb"
+    settings = {key: value for key, value in asdict(job.settings).items() if key not in free}
+    facts: list[Any] = [versions("torch"), method, backbone, settings, job.texts]
     for part in job.parts:
         splits = [part.data.train, part.data.validation] if part.data is not None else []
         rows = [[split.inputs, split.labels] for split in splits]

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...errors import RecipeError
 from ...model.prefix_mtpf import Prefix, Prefixes
 from ..tail_training import optimise
 from .joint import PlainLora, fit_joint
@@ -174,9 +173,10 @@ def _split(part: JobPart) -> tuple[JobPart, JobPart]:
     count = max(1, round(HELD_OUT * len(order)))
     held_out = data.train.take(order[:count])
     most = data.train.take(order[count:]) if len(order) > count else held_out
+    none = held_out.take([])  # the search scores nothing
     return (
-        replace(part, data=replace(data, train=most, validation=held_out)),
-        replace(part, data=replace(data, train=held_out, validation=held_out)),
+        replace(part, data=replace(data, train=most, validation=none)),
+        replace(part, data=replace(data, train=held_out, validation=none)),
     )
 
 
@@ -210,6 +210,4 @@ def fit_peml(job: Job) -> BundleFit:
 @register_bundle_method("prefix", needs="data")
 def fit_prefix(job: Job) -> BundleFit:
     """Train a prefix and all heads, and no LoRA."""
-    if job.settings.prefix == "none":
-        raise RecipeError("The method prefix trains nothing else; leave out prefix: none.")
     return _fit(job, PrefixAlone)

@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -43,12 +44,13 @@ class FromLabels:
         self._parts, self._settings, self._rounds = job.parts, settings, job.rounds
         self._labels: dict[str, Any] = {}
         self._rows: dict[str, tuple[TrunkCache, TrunkCache]] = {}
+        cached = replace(settings, cache_gb=settings.cache_gb / (2 * len(job.parts)))
         for part in job.parts:
             assert part.data is not None
             labels = labels_of(job.tokenizer, part.data, settings.max_length)
             self._labels[part.name] = labels
             train, validation = (
-                rows(job.model, encoded, depth, settings) for encoded in (labels.train, labels.validation)
+                rows(job.model, encoded, depth, cached) for encoded in (labels.train, labels.validation)
             )
             self._rows[part.name] = train, validation
         sizes = {name: len(train.encoded) for name, (train, _) in self._rows.items()}

@@ -65,6 +65,7 @@ def check_used(family: str, name: str, settings: FitSettings, standalone: bool =
             what = f"standalone apps of {family}" if standalone else f"the method {name} for {family}"
             others = [other for of, other in METHODS if of == family and uses(of, other, key)]
             way = f", or choose the method {' or '.join(others)}" if others else ""
+            way = ", or add --standalone" if key == "sparse.vocabulary" and name == "sparse" else way
             raise RecipeError(f"{key} is not a setting of {what}; leave it out{way}.")
 
 
