@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.adaptation.scoring import score_app
@@ -61,38 +60,19 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class ExportedModel:
     """An export with the part of the interface of `MtpfModel` that scoring an app needs."""
 
-    device = torch.device("cpu")
-
     def __init__(self, folder: Path, threads: int):
         self.runner = Runner(folder, threads)
-        self.config = SimpleNamespace(hidden_size=self.runner.manifest["backbone"]["hidden_size"])
-        self.heads = {name: self._head(app) for name, app in self.runner.apps.items()}
-
-    @staticmethod
-    def _head(app: dict[str, Any]) -> Any:
-        weight, bias = (torch.from_numpy(app["inputs"][f"head.{key}"]) for key in ("weight", "bias"))
-        head: Any = nn.Linear(*weight.shape).requires_grad_(False)
-        head.weight.copy_(weight.T)
-        head.bias.copy_(bias)
-        head.kind, head.labels, head.max_length = app["kind"], app["labels"], app["max_length"]
-        return head
-
-    def eval(self) -> "ExportedModel":
-        """Change nothing: graphs do not train."""
-        return self
-
-    def encode_adapters(self, adapters: list[str], **inputs) -> dict[str, torch.Tensor]:
-        """Run the trunk once and the tail for each app; see `MtpfModel.encode_adapters`."""
-        feed = {name: inputs[name].numpy() for name in ("input_ids", "attention_mask")}
-        feed = {
-            "attention_mask": feed["attention_mask"],
-            "hidden_states": self.runner.trunk.run(None, feed)[0],
+        self.heads = {
+            name: SimpleNamespace(kind=app["kind"], labels=app["labels"])
+            for name, app in self.runner.apps.items()
         }
-        outputs = {
-            name: self.runner.tail.run(["last_hidden_state"], {**feed, **self.runner.apps[name]["inputs"]})[0]
-            for name in adapters
+
+    def predict(self, texts: list[str], adapters: list[str], **_: Any) -> dict[str, list]:
+        """Return the runner's results; of a text its best label alone."""
+        results = self.runner.predict(texts, adapters)
+        return {
+            name: [[row] if isinstance(row, dict) else row for row in rows] for name, rows in results.items()
         }
-        return {name: torch.from_numpy(np.array(output)) for name, output in outputs.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:

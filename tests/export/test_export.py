@@ -25,13 +25,17 @@ from conftest import (
 )
 from transformers import AutoModel, PreTrainedTokenizerFast
 
+from eval.checks import export_quality
 from modeling_mtpf import AdapterError, AdapterHead, LoraSettings, MtpfModel
+from modeling_mtpf.adaptation.scoring import score_app
 from modeling_mtpf.cli.main import main
+from modeling_mtpf.data.app_data import Examples
 from modeling_mtpf.errors import DataError, MissingExtraError
 from modeling_mtpf.export import ExportError, export, export_onnx, read_manifest, runner
 from modeling_mtpf.export.graphs import TailShape, tail_modules
 from modeling_mtpf.export.int8 import quantize_products, quantize_tables
 from modeling_mtpf.model.hub_cache_mtpf import sha256_of
+from modeling_mtpf.model.predict_mtpf import load_tokenizer
 from modeling_mtpf.model.results_mtpf import TagScheme
 from modeling_mtpf.model.schemas_mtpf import MULTI_LABEL
 from modeling_mtpf.model.scope_mtpf import Scope
@@ -340,6 +344,24 @@ def test_products_are_rounded_token_by_token(tmp_path, shape):
     np.testing.assert_array_equal(y, z)
     exact = inputs.astype(float) @ weights
     assert np.linalg.norm(y - exact) < 0.02 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("name", ["entities", "intent"])
+def test_the_check_of_quality_scores_an_export_as_the_model(exported, folders, name):
+    model = torch_model(folders / "backbone", folders / name)
+    labels = model.heads[name].labels
+    texts = SENTENCES[:6]
+    if name == "entities":
+        inputs: list = [text.split() for text in texts]
+        examples = Examples(inputs, [[labels[0], *["O"] * (len(words) - 1)] for words in inputs])
+    else:
+        examples = Examples(texts, [labels[number % len(labels)] for number in range(len(texts))])
+    tokenizer = load_tokenizer(model)
+    expected = score_app(model, tokenizer, name, examples)
+    found = score_app(export_quality.ExportedModel(exported, 1), tokenizer, name, examples)
+    metric = export_quality.METRICS["ner" if name == "entities" else "tc"]
+    assert found[metric] == pytest.approx(expected[metric])
+    assert export_quality.agreement(exported, name, examples.inputs, 1) == 1
 
 
 def test_tables_are_rounded_row_by_row(tmp_path):
