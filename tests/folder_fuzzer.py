@@ -2,8 +2,8 @@
 
     python tests/folder_fuzzer.py FOLDER --cases 2000 --seed 0
 
-FOLDER holds ``backbone``, ``entities`` (an app), ``bundle``, ``delta`` (a standalone app) and ``phone`` (an export), as
-`tests/test_fuzz.py` makes them.
+FOLDER holds ``backbone``, ``entities`` (an app), ``bundle``, ``prefix`` (an app with one), ``delta`` (a standalone
+app) and ``phone`` (an export), as `tests/test_fuzz.py` makes them.
 Every outcome is ``loaded`` (with the right results), ``clear`` (refused in one sentence, and `inspect` finds
 something), or a fault: ``wrong``, ``traceback``, ``slow`` (5 s of CPU), ``large`` (1 GB), ``died``.
 """
@@ -31,6 +31,7 @@ KINDS = {
     "backbone": "backbone",
     "export": "phone",
     "bundle": "bundle",
+    "prefix": "prefix",
     "delta": "delta",
 }
 SECONDS, BYTES = 5, 1_000_000_000
@@ -286,7 +287,7 @@ class Child:
     def results(self, kind: str, folder: Path):
         if kind == "export":
             return self.runner.Runner(folder, threads=1).predict(TEXTS, ["entities"])["entities"]
-        adapter = kind in ("adapter", "bundle", "delta")
+        adapter = kind not in ("backbone", "export")
         model = self.model if adapter else self.load_backbone(str(folder)).eval()
         try:
             source = folder if adapter else self.originals / "entities"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import LABELS, randomize, write_standalone
 from folder_fuzzer import KINDS, fuzz
+from test_prefix import add_prefixed, words_head
 
 from modeling_mtpf import AdapterHead, LoraSettings, MtpfModel
 from modeling_mtpf.export import export_onnx
@@ -26,6 +27,8 @@ def originals(folders, tmp_path_factory) -> Path:
     randomize(model, 1, 0.5, within=".bundle.")
     task = {"composition": {"method": "lc++", "weights": {"words": 0.5}, "steps": 3, "texts": {"texts": 2}}}
     model.save_adapter(root / "bundle", "bundle", task=task)
+    add_prefixed(model, "prefix", head=words_head())
+    model.save_adapter(root / "prefix", "prefix")
     write_standalone(root / "backbone", root / "delta")
     export_onnx(root / "backbone", [root / "entities"], root / "phone")
     if kept := os.environ.get("MTPF_FUZZ_FOLDER"):
@@ -36,7 +39,8 @@ def originals(folders, tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_mutated_folders_load_rightly_or_are_refused(originals):
     """MTPF_FUZZ_CASES and MTPF_FUZZ_SEED try others; ``tests/folder_fuzzer.py`` runs thousands."""
-    for kinds in ([kind for kind in KINDS if kind not in ("bundle", "delta")], ["bundle"], ["delta"]):
+    alone = ["bundle", "prefix", "delta"]
+    for kinds in ([kind for kind in KINDS if kind not in alone], *([kind] for kind in alone)):
         cases = CASES * len(kinds) // 3
         counts, faults = fuzz(originals, cases, SEED, tuple(kinds))
         assert not faults, "\n".join(map(str, faults))

@@ -7,6 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from conftest import assert_close
 from peft import PeftModel
 from peft.tuners.poly import PolyConfig
 from peft.tuners.poly.layer import Linear as PolyLinear
@@ -159,7 +160,7 @@ def test_a_fresh_one_changes_nothing_and_a_step_moves_all_that_a_part_uses(name)
 
 
 @pytest.mark.parametrize("name", RIVALS)
-def test_each_part_is_an_app_of_its_own_folder(setting, batch, tmp_path, monkeypatch, name):
+def test_each_part_is_an_app_of_its_own_folder(setting, batch, tmp_path, monkeypatch, fresh_process, name):
     """Its stock LoRA does what was trained, and PEFT reads it; `multilora` gives one bundle."""
     made = []
 
@@ -201,7 +202,16 @@ def test_each_part_is_an_app_of_its_own_folder(setting, batch, tmp_path, monkeyp
     for folder in dict.fromkeys(folders.values()):
         again.load_adapter(folder)
     keys = list(bundle.adapters.values())
-    assert again.predict(TEXTS, keys) == model.predict(TEXTS, keys, tokenizer=tokenizer)
+    results = model.predict(TEXTS, keys, tokenizer=tokenizer)
+    assert again.predict(TEXTS, keys) == results
+    if name == "mtl-lora":
+        fresh = fresh_process(
+            "import json\nfrom modeling_mtpf import MtpfModel\n"
+            f"model = MtpfModel.from_pretrained({str(model.config.name_or_path)!r}).eval()\n"
+            f"keys = [model.load_adapter(folder) for folder in {list(map(str, folders.values()))!r}]\n"
+            f"print(json.dumps(model.predict({TEXTS!r}, keys)))"
+        )
+        assert_close(list(fresh.values()), list(results.values()))
     assert f"Bundle 'many', {name}, 6 steps from labels" in str(bundle)
 
 

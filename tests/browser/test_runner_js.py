@@ -12,9 +12,11 @@ from browser_tools import MODULE, awkward_texts, without_utf16
 from conftest import SENTENCES, assert_close, make_tokenizer
 from safetensors import safe_open
 from safetensors.numpy import load_file, save
+from test_prefix import add_prefixed, words_head
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
-from modeling_mtpf.export import runner
+from modeling_mtpf import MtpfModel
+from modeling_mtpf.export import export_onnx, runner
 from modeling_mtpf.model.texts_mtpf import plain_backend
 
 pytest_plugins = ["browser_fixtures"]
@@ -162,6 +164,26 @@ def test_results_in_node_are_those_of_the_python_runner(page_export, native):
     expected = runner.Runner(page_export, threads=1).predict(texts, apps)
     assert sum(map(len, expected["entities"])) > 100
     assert len({len(labels) for labels in expected["moods"]}) > 1
+    assert_close(without_utf16(results, texts), expected)
+
+
+@pytest.mark.slow
+def test_apps_with_and_without_a_prefix_give_what_the_python_runner_gives(folders, native, tmp_path):
+    """Those without one have inputs of no slots."""
+    model = MtpfModel.from_pretrained(folders / "backbone").eval()
+    head = words_head()
+    head.bias.data[0] -= 20
+    add_prefixed(model, "slots", 3, head)
+    model.save_adapter(tmp_path / "slots", "slots")
+    export_onnx(folders / "backbone", [tmp_path / "slots", folders / "intent"], tmp_path / "phone")
+    names, texts = ["slots", "intent"], awkward_texts(60)
+    results = native(
+        OPEN + "const runner = await openFolder(input.folder);"
+        "console.log(JSON.stringify(await runner.predict(input.texts, input.names)));",
+        {"folder": str(tmp_path / "phone"), "texts": texts, "names": names},
+    )
+    expected = runner.Runner(tmp_path / "phone", threads=1).predict(texts, names)
+    assert any(expected["slots"])
     assert_close(without_utf16(results, texts), expected)
 
 
