@@ -83,7 +83,7 @@ def spanmarker(rows: dict[str, Any], encoder: str, seed: int) -> float:
         output_dir=tempfile.mkdtemp(),
         num_train_epochs=EPOCHS,
         learning_rate=LEARNING_RATE,
-        warmup_ratio=0.1,
+        warmup_ratio=0.1,  # type: ignore[call-arg] # that of transformers 4
         per_device_train_batch_size=16,
         seed=seed,
         report_to="none",

@@ -48,6 +48,11 @@ def uses_bf16(device: torch.device, name: str) -> bool:
     return name == "bf16" or (name == "auto" and fast_bf16(device))
 
 
+def weights_dtype(device: torch.device, name: str) -> torch.dtype:
+    """Return the type of weights that predict in ``bf16``, ``float32``, or, with ``auto``, the faster one."""
+    return torch.bfloat16 if uses_bf16(device, name) else torch.float32
+
+
 def wants_few_shapes(device: torch.device, name: str) -> bool:
     """Whether each new batch shape costs more than the padding that avoids it.
 

@@ -1,11 +1,12 @@
-"""What an export costs in quality: apps on real tasks, in torch and as ONNX, on the same test rows.
+"""What an export, or bf16, costs in quality: apps on real tasks, in torch and as ONNX, on the same test rows.
 
     python eval/checks/export_quality.py --apps runs/apps --exports runs/exports \
         --output eval/results/export-quality.json
     python eval/checks/export_quality.py --tasks ner/fin,tc/emotion --apps runs/apps --exports runs/exports --output out.json
 
 Apps without a folder are fitted on the packaged encoder first, quickly and on few rows. Task data comes from
-MTPF_DATA or the Hub. Words, labels and metrics are those of `eval/benchmark.py`, with the export as the model.
+MTPF_DATA or the Hub. Words, labels and metrics are those of `eval/benchmark.py`, with the export as the model;
+the variant ``bf16`` is torch with such weights.
 """  # noqa: E501
 
 import argparse
@@ -24,7 +25,7 @@ import torch
 from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.adaptation.scoring import score_app
 from modeling_mtpf.data.app_data import AppData
-from modeling_mtpf.data.backbones import open_backbone
+from modeling_mtpf.data.backbones import load_backbone, open_backbone
 from modeling_mtpf.evaluation.records import today
 from modeling_mtpf.evaluation.tasks import Task, load_task, select_tasks
 from modeling_mtpf.export import export_onnx, read_manifest
@@ -55,6 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {"int8": False},
     "int8": {"int8": True},
 }
+BF16 = "bf16"
 
 
 class ExportedModel:
@@ -67,9 +69,11 @@ class ExportedModel:
             for name, app in self.runner.apps.items()
         }
 
-    def predict(self, texts: list[str], adapters: list[str], **_: Any) -> dict[str, list]:
+    def predict(
+        self, texts: list[str], adapters: list[str], batch_size: int = 32, **_: Any
+    ) -> dict[str, list]:
         """Return the runner's results; of a text its best label alone."""
-        results = self.runner.predict(texts, adapters)
+        results = self.runner.predict(texts, adapters, batch_size=batch_size)
         return {
             name: [[row] if isinstance(row, dict) else row for row in rows] for name, rows in results.items()
         }
@@ -85,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--exports", type=Path, required=True, help="folder of the exports; missing ones are made"
     )
-    parser.add_argument("--variants", default=",".join(VARIANTS), help="separated by commas")
+    parser.add_argument("--variants", default=",".join((*VARIANTS, BF16)), help="separated by commas")
     parser.add_argument("--test_rows", type=int, default=600)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--fit_only", action="store_true")
@@ -147,6 +151,8 @@ def export(tasks: list[Task], options: argparse.Namespace) -> dict[str, Path]:
     """Export all apps in each variant; an existing export is used, and missing apps are added to it."""
     folders = {}
     for variant in options.variants.split(","):
+        if variant == BF16:
+            continue
         folder = folders[variant] = options.exports / variant
         exported = read_manifest(folder)["apps"] if folder.exists() else {}
         missing = [options.apps / app_name(task) for task in tasks if app_name(task) not in exported]
@@ -162,14 +168,20 @@ def score(task: Task, folders: dict[str, Path], options: argparse.Namespace) -> 
     test = some(load_task(task), "test", options.test_rows)
     metric = METRICS[task.family]
     values, seconds = {}, {}
-    for key in ("torch", *folders):
-        contestant: Any = model if key == "torch" else ExportedModel(folders[key], options.threads)
+    contestants: dict[str, Any] = {"torch": model} | {
+        key: ExportedModel(folder, options.threads) for key, folder in folders.items()
+    }
+    if BF16 in options.variants.split(","):
+        contestants[BF16] = load_backbone("packaged", dtype=torch.bfloat16).eval()
+        contestants[BF16].load_adapter(options.apps / app_name(task))
+    for key, contestant in contestants.items():
         started = time.perf_counter()
         values[key] = round(float(score_app(contestant, tokenizer, name, test)[metric]), 4)
         seconds[key] = round(time.perf_counter() - started, 1)
     app = read_task(options.apps / app_name(task))
-    agree = {key: agreement(folders[key], name, test.inputs, options.threads) for key in folders}
-    difference = {key: round(100 * (values[key] - values["torch"]), 2) for key in folders}
+    del contestants["torch"]
+    agree = {key: agreement(of, name, test.inputs) for key, of in contestants.items()}
+    difference = {key: round(100 * (values[key] - values["torch"]), 2) for key in contestants}
     print(f"{task.key:<32}{metric:<12}", *(f"{key} {values[key]:.4f}" for key in values), flush=True)
     return {
         "regime": "base",
@@ -178,7 +190,7 @@ def score(task: Task, folders: dict[str, Path], options: argparse.Namespace) -> 
         "family": task.family,
         "metric": metric,
         "value": values["torch"],
-        "exported": {key: values[key] for key in folders},
+        "exported": {key: values[key] for key in contestants},
         "difference": difference,
         "same_in_batch": agree,
         "seconds": seconds,
@@ -191,15 +203,16 @@ def score(task: Task, folders: dict[str, Path], options: argparse.Namespace) -> 
     }
 
 
-def agreement(folder: Path, name: str, inputs: list[Any], threads: int) -> float:
+def agreement(contestant: Any, name: str, inputs: list[Any]) -> float:
     """Return the share of texts with equal labels or entities one by one and in batches of 32."""
     texts = [text if isinstance(text, str) else " ".join(text) for text in inputs]
-    runner = Runner(folder, threads)
-    results = [runner.predict(texts, [name], batch_size=size)[name] for size in (1, 32)]
+    results = [contestant.predict(texts, adapters=[name], batch_size=size)[name] for size in (1, 32)]
 
     def decided(result: Any) -> Any:
         if isinstance(result, dict):
             return result["label"]
+        if result and "label" in result[0]:
+            return [row["label"] for row in result]
         return [(entity["start"], entity["end"], entity["entity_group"]) for entity in result]
 
     same = [decided(one) == decided(batch) for one, batch in zip(*results, strict=True)]

@@ -22,7 +22,7 @@ EXAMPLES = """\
 http://127.0.0.1:8080/docs describes the interface. SIGTERM or Ctrl-C stops the server when it has answered
 what was begun."""
 
-ENGINES = ("float32", "bf16", "int8")
+ENGINES = ("float32", "bf16", "auto", "int8")
 
 
 @dataclass(kw_only=True)
@@ -34,7 +34,8 @@ class ServeSettings(Limits):
         backbone: ``packaged``, a folder or owner/name; by default the one of the first app. With
             int8: a folder of mtpf export.
         backbone_revision: Commit, tag or branch of the backbone's repo; main by default.
-        engine: ``float32`` or ``bf16`` in torch, or ``int8``: an ONNX export with all its apps.
+        engine: ``float32``, ``bf16`` or ``auto`` (bf16 where the device is fast at it) in torch, or ``int8``:
+            an ONNX export with all its apps.
         device: Of torch, e.g. cuda.
         threads: Of a prediction; by default torch's or onnxruntime's choice.
         host: Address to listen on; by default other machines cannot connect.
@@ -189,12 +190,13 @@ def open_engine(settings: ServeSettings) -> Any:
         path, revision = split_revision(source if equals else given)
         apps.append((name if equals else None, read_app(path, revision)))
     first = split_revision(settings.adapter[0].rpartition("=")[2]) if apps else None
-    model = open_model(settings.backbone, settings.backbone_revision, first)
     try:
-        model.to(settings.device)
+        model = open_model(
+            settings.backbone, settings.backbone_revision, first, settings.engine, settings.device
+        ).to(settings.device)
     except (RuntimeError, AssertionError) as error:
         raise MtpfError(f"--device {settings.device} cannot be used: {first_line(error)}") from error
-    engine = TorchEngine(model, settings.engine)
+    engine = TorchEngine(model)
     for alias, app in apps:
         if (name := alias or app.name) in engine.apps:
             raise MtpfError(f"Two apps are named {name!r}; name one of them: --adapter NAME={app.source}.")

@@ -5,10 +5,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..devices import precision, release_free_memory
+from ..devices import release_free_memory
 from ..errors import AdapterError, MtpfError
 from ..model.adapter_files_mtpf import read_task
-from ..model.bound_calls_mtpf import execution_device
 from ..model.schemas_mtpf import BUNDLE
 from .apps import AppFiles
 
@@ -30,14 +29,13 @@ class TorchEngine:
 
     Args:
         model: Without apps, or with some that are not served.
-        precision: ``float32`` or ``bf16`` (autocast).
     """
 
     one_app_per_text = True
     """Whether `predict` takes an app for each text."""
 
-    def __init__(self, model: Any, precision: str = "float32"):
-        self.model, self.precision = model.eval(), precision
+    def __init__(self, model: Any):
+        self.model = model.eval()
         self.apps: dict[str, dict[str, Any]] = {}
 
     def add(self, name: str, app: AppFiles) -> None:
@@ -76,10 +74,7 @@ class TorchEngine:
     ) -> Any:
         """Apply all apps to all texts and return a list for each app; or, paired, one app to each text."""
         names: dict[str, Any] = {"adapter_names": apps} if paired else {"adapters": apps}
-        with precision(execution_device(self.model), self.precision):
-            return self.model.predict(
-                texts, **names, top_k=top_k or None, threshold=threshold, in_scope=in_scope
-            )
+        return self.model.predict(texts, **names, top_k=top_k or None, threshold=threshold, in_scope=in_scope)
 
 
 class OnnxEngine:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from modeling_mtpf import AdapterHead, LoraSettings, MtpfModel
 from modeling_mtpf.cli.main import main
@@ -60,6 +61,17 @@ def test_files_of_lines_and_of_json(run, folders, expected, tmp_path):
     code, out, err = run("predict", *options, tmp_path / "a.txt", tmp_path / "b.jsonl")
     assert code == 0 and err == ""
     assert_lines(out, expected)
+
+
+def test_bf16_is_that_of_a_model_with_such_weights(run, folders, expected, tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS) + "\n")
+    options = ["--adapter", folders / "intent", "--backbone", folders / "backbone", tmp_path / "a.txt"]
+    half = MtpfModel.from_pretrained(folders / "backbone", dtype=torch.bfloat16).eval()
+    half.load_adapter(folders / "intent")
+    code, out, _ = run("predict", *options, "--precision", "bf16")
+    results = [json.loads(line)["results"]["intent"] for line in out.splitlines()]
+    assert code == 0 and results == half.predict(TEXTS, ["intent"])["intent"]
+    assert results != expected["intent"]
 
 
 @pytest.mark.parametrize(

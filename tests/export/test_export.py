@@ -361,7 +361,7 @@ def test_the_check_of_quality_scores_an_export_as_the_model(exported, folders, n
     found = score_app(export_quality.ExportedModel(exported, 1), tokenizer, name, examples)
     metric = export_quality.METRICS["ner" if name == "entities" else "tc"]
     assert found[metric] == pytest.approx(expected[metric])
-    assert export_quality.agreement(exported, name, examples.inputs, 1) == 1
+    assert export_quality.agreement(export_quality.ExportedModel(exported, 1), name, examples.inputs) == 1
 
 
 def test_tables_are_rounded_row_by_row(tmp_path):

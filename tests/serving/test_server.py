@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from server_process import ServerProcess
 
 from modeling_mtpf import MtpfModel
+from modeling_mtpf.cli.serve import ServeSettings, open_engine
 from modeling_mtpf.serving import engines
 from modeling_mtpf.serving.apps import read_app
 from modeling_mtpf.serving.engines import TorchEngine
@@ -406,11 +407,12 @@ def test_no_request_of_the_schema_makes_the_server_fail(server):
 # --------------------------------------------------------------------------------------------- engines
 
 
-def test_bf16_is_autocast(model, folders):
-    engine = TorchEngine(MtpfModel.from_pretrained(folders / "backbone"), "bf16")
+def test_bf16_is_that_of_a_model_with_such_weights(model, folders):
+    engine = open_engine(ServeSettings(backbone=str(folders / "backbone"), engine="bf16"))
+    half = MtpfModel.from_pretrained(folders / "backbone", dtype=torch.bfloat16).eval()
+    half.load_adapter(folders / "intent")
     engine.add("intent", read_app(str(folders / "intent")))
-    with torch.autocast("cpu", torch.bfloat16):
-        expected = model.predict(SENTENCES, ["intent"])
+    expected = half.predict(SENTENCES, ["intent"])
     assert (
         engine.predict(SENTENCES, ["intent"], False, 1, None)
         == expected
