@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -309,6 +310,24 @@ def test_the_backbone_is_compared_in_every_dtype(app, load, tmp_path, dtype):
     with pytest.raises(AdapterError, match=f"loaded in {dtype} from something else"):
         MtpfModel.from_pretrained(tmp_path / "other", dtype=dtype).load_adapter(folder)
     assert other.adapters == [] and other.load_adapter(folder, check_backbone=False) == "ner"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_stock_encoders_file_with_other_bytes_is_compared_in_every_dtype(encoders, tmp_path, dtype):
+    """Files that others wrote may hold more tensors, such as position ids, and other metadata."""
+    folder = Path(shutil.copytree(encoders["bert"], tmp_path / "encoder"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors["embeddings.position_ids"] = torch.arange(64)[None]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "made_by": "others"})
+    model = MtpfModel.from_pretrained(folder)
+    model.add_adapter("ner", LoraSettings(r=2))
+    model.save_adapter(tmp_path / "ner", "ner")
+    other = MtpfModel.from_pretrained(folder, dtype=dtype)
+    assert other.load_adapter(tmp_path / "ner") == "ner"
+    with torch.no_grad():
+        other.backbone.embeddings.word_embeddings.weight[7, 3] += 1
+    with pytest.raises(AdapterError, match=f"loaded in {dtype} from something else"):
+        other.load_adapter(tmp_path / "ner", "again")
 
 
 def test_a_step_after_loading_is_noticed(app):
