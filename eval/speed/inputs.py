@@ -6,9 +6,10 @@ new shapes in each pass still compiles kernels for some of them in the last one.
 
 import json
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
+
+from eval.speed import clock
 
 PASSES = 3
 PAIRS_PER_BATCH = 64
@@ -119,14 +120,14 @@ def _timed_run(recipe: Any, batches_per_source: int) -> tuple[float, dict[str, f
     class Timed(MetricsLog):
         def add(self, *rest: Any) -> None:
             super().add(*rest)
-            marks.append(time.perf_counter())
+            marks.append(clock.seconds())
 
     marks: list[float] = []
     folder, joined = Path(recipe.output_dir), recipe.regime == "tpl"
     accelerator, model = make_accelerator(recipe), load_backbone(recipe)
-    started = time.perf_counter()
+    started = clock.seconds()
     families, _ = prepare_families(recipe, model, folder)
-    prepared = time.perf_counter() - started
+    prepared = clock.seconds() - started
     for family in families:
         if isinstance(family, TcFamily):  # every source once a pass, as for the peer
             family.chooser = InTurn(len(family.sources), batches_per_source)  # type: ignore[assignment]
@@ -212,10 +213,10 @@ def _time_diagnostics(joint: Any, families: list, accelerator: Any) -> float:
     started = 0.0
     with fast_dropout_in(joint.model.backbone), accelerator.autocast():
         for _ in range(2):
-            started = time.perf_counter()
+            started = clock.seconds()
             gradient_cosine(joint, batch, shape)
             tail_similarity(joint, batch)
-    return time.perf_counter() - started
+    return clock.seconds() - started
 
 
 def last_pass(marks: list[float]) -> float:
@@ -252,6 +253,6 @@ def step_marks() -> tuple[list[float], Any]:
 
     class Marks(TrainerCallback):
         def on_step_end(self, *rest: Any, **more: Any) -> None:
-            marks.append(time.perf_counter())
+            marks.append(clock.seconds())
 
     return marks, Marks()

@@ -12,15 +12,17 @@ A section is a module ``eval/speed/sections/NAME.py`` with
   ``<=`` or ``>=``, limit).
 
 Each contestant runs in its own process, in turn with the others of the same round; its peak memory
-(``peak_mb``) is what the operating system counted for that process. This script imports nothing large: the
-peak of a process is never below the size of the process that starts it.
+(``peak_mb``) is what the operating system counted for that process. With ``--threads 1`` seconds are those of
+the CPU, so that other work on the machine decides little. What is judged is the median over rounds of the
+ratio within a round, next to the least and the greatest. The record says what the machine is and what
+products of matrices reach on it. This script imports nothing large: the peak of a process is never below the
+size of the process that starts it.
 """
 
 import argparse
 import importlib.util
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -84,8 +86,22 @@ def run_section(name: str, rounds: int, options: dict) -> dict:
         contestant: {key: statistics.median(r[key] for r in runs) for key in runs[0]}
         for contestant, runs in results.items()
     }
-    compared = {what: judged(*numbers) for what, numbers in section.compare(medians).items()}
+    compared = {}
+    by_round = [
+        section.compare({who: runs[min(number, len(runs) - 1)] for who, runs in results.items()})
+        for number in range(rounds)
+    ]
+    for what, (_, sign, limit) in by_round[0].items():
+        values = [of_round[what][0] for of_round in by_round]
+        compared[what] = judged(statistics.median(values), sign, limit)
+        compared[what]["range"] = [round(value, 4) for value in (min(values), max(values))]
     return {"rounds": results, "medians": medians, "compared": compared}
+
+
+def machine(threads: int) -> dict:
+    """Describe the machine, in a process of its own."""
+    command = [sys.executable, __file__, "--machine", "--threads", str(threads)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def judged(value: float, sign: str, limit: float) -> dict:
@@ -99,13 +115,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = ScriptParser(description=__doc__)
     parser.add_argument("--sections", default="labels", help="names with commas between them")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one round")
     parser.add_argument("--text", help="raw text: a file or folder with a column 'text'")
     parser.add_argument("--pairs", help="a folder of files with columns 'anchor' and 'positive'")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output", type=Path, help="raw numbers as JSON")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
+    parser.add_argument("--machine", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--options", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.machine:
+        from eval.speed.machine import describe
+
+        print(json.dumps(describe(options.threads)))
+        return 0
     if options.contestant:
         numbers = load_section(options.sections).measure(options.contestant, json.loads(options.options))
         print(json.dumps(numbers))
@@ -113,15 +136,18 @@ def main(arguments: list[str] | None = None) -> int:
     inputs = {"text": options.text, "pairs": options.pairs, "threads": options.threads}
     record: dict = {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": machine(options.threads),
         "threads": options.threads,
         "versions": versions(*PACKAGES),
     }
     sections = record["sections"] = {}
     for name in options.sections.split(","):
-        sections[name] = run_section(name, options.rounds, inputs)
+        sections[name] = run_section(name, 1 if options.quick else options.rounds, inputs)
         for what, verdict in sections[name]["compared"].items():
-            print(f"{name}: {what}: {verdict['value']} ({verdict['limit']}: {verdict['kept']})")
+            low, high = verdict["range"]
+            print(
+                f"{name}: {what}: {verdict['value']} [{low}, {high}] ({verdict['limit']}: {verdict['kept']})"
+            )
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,6 +1,6 @@
 """k apps on one text: trunk once and k tails, next to k separate passes, interleaved."""
 
-import time
+from eval.speed import clock
 
 CONTESTANTS = {"6_layers_32_tokens": 99, "6_layers_128_tokens": 99, "12_layers_32_tokens": 99}
 COUNTS = (2, 4, 8)
@@ -37,9 +37,9 @@ def measure(contestant: str, options: dict) -> dict[str, float]:
         for _ in range(REPEATS):
             for count in COUNTS:
                 for way, run in ways:
-                    started = time.perf_counter()
+                    started = clock.seconds()
                     run(count)
-                    times.setdefault(f"{way} {count}", []).append(1000 * (time.perf_counter() - started))
+                    times.setdefault(f"{way} {count}", []).append(1000 * (clock.seconds() - started))
     found = {key: sorted(values)[len(values) // 2] for key, values in times.items()}
     for count in COUNTS:
         found[f"ratio {count}"] = found[f"shared {count}"] / found[f"separate {count}"]
