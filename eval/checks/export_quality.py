@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         records.append(score(task, folders, options))
         options.output.write_text(json.dumps(records, indent=1) + "\n", "utf-8")
     print(f"\n{'mean of the differences, points':<40}", end="")
-    for variant in folders:
+    for variant in records[0]["difference"]:
         points = [record["difference"][variant] for record in records]
         print(f"{variant} {np.mean(points):+.2f} (worst {min(points):+.2f})", end="  ")
     print()
