@@ -22,8 +22,16 @@ def test_sections_are_found_and_judged():
     mining = {name: {"peak_mb": 900.0, "cpu_seconds": 8.0} for name in ("mining_10k", "mining_100k")}
     mining["mining_1m"] = {"peak_mb": 1000.0, "cpu_seconds": 9.0}
     mining["training"] = {"score_seconds": 2.0, "step_seconds": 0.1, "steps": 1010}
-    expected = {"labels": [False, True, False, True], "labels_memory": [False, True], "mining": [False, True]}
-    sections = {"labels": {"mtpf": rate, "plain": plain}, "labels_memory": memory, "mining": mining}
+    expected = {
+        "labels": [False, True, True, False, True],
+        "labels_memory": [False, True],
+        "mining": [False, True],
+    }
+    sections = {
+        "labels": {"mtpf": rate, "plain": plain, "plain_sorted": plain},
+        "labels_memory": memory,
+        "mining": mining,
+    }
     for name, medians in sections.items():
         section = speed.load_section(name)
         assert set(medians) == set(section.CONTESTANTS)

@@ -1,10 +1,10 @@
-"""Token classification against the Trainer of transformers, batch 32, 200 labels."""
+"""Token classification against the Trainer of transformers, batch 32, 200 labels, also grouped by length."""
 
 import tempfile
 
 from eval.speed import clock
 
-CONTESTANTS = {"mtpf": 99, "peer_float32": 99, "peer_bf16": 99}
+CONTESTANTS = {"mtpf": 99, "peer_float32": 99, "peer_bf16": 99, "peer_bf16_grouped": 99}
 STEPS = 12
 
 
@@ -14,7 +14,7 @@ def measure(contestant: str, options: dict) -> dict[str, float]:
 
     if contestant == "mtpf":
         return our_run(options, regime="ner", steps=STEPS)
-    seconds = _peer_seconds(options, bf16=contestant == "peer_bf16")
+    seconds = _peer_seconds(options, "bf16" in contestant, contestant.endswith("grouped"))
     return {
         "seconds": round(seconds, 3),
         "sentences_per_second": round(STEPS * SENTENCES_PER_BATCH / seconds, 2),
@@ -22,7 +22,7 @@ def measure(contestant: str, options: dict) -> dict[str, float]:
     }
 
 
-def _peer_seconds(options: dict, bf16: bool) -> float:
+def _peer_seconds(options: dict, bf16: bool, grouped: bool) -> float:
     """Train by transformers' recipe; return the seconds of tokenizing and of the last pass."""
     import torch
 
@@ -63,6 +63,7 @@ def _peer_seconds(options: dict, bf16: bool) -> float:
     prepared = clock.seconds() - started
     with tempfile.TemporaryDirectory() as work:
         arguments = peer_arguments(TrainingArguments, work, SENTENCES_PER_BATCH, bf16)
+        arguments.train_sampling_strategy = "group_by_length" if grouped else "random"
         trainer = Trainer(
             model=model,
             args=arguments,
@@ -80,4 +81,9 @@ def compare(medians: dict) -> dict[str, tuple[float, str, float]]:
     return {
         "sentences per second over the peer's default": (ours / medians["peer_float32"][key], ">=", 2.5),
         "sentences per second over the peer in bf16": (ours / medians["peer_bf16"][key], ">=", 1.2),
+        "sentences per second over the peer in bf16, grouped by length": (
+            ours / medians["peer_bf16_grouped"][key],
+            ">=",
+            1.25,
+        ),
     }
