@@ -7,6 +7,8 @@
 A section is a module ``eval/speed/sections/NAME.py`` with
 
 * ``CONTESTANTS``: name → most rounds it takes part in,
+* ``ENVIRONMENTS``, maybe: beginnings of names of contestants that run in an environment of their own, which
+  ``--python NAME=PATH`` names; without it they are left out, and ``compare`` does without them,
 * ``measure(contestant, options)``: does the work in a fresh process and returns its numbers,
 * ``compare(medians)``: from contestant → median of each number to the ratios that are judged: what → (value,
   ``<=`` or ``>=``, limit).
@@ -56,7 +58,8 @@ def load_section(name: str) -> ModuleType:
 
 def run_contestant(section: str, contestant: str, options: dict) -> dict[str, float]:
     """Measure one contestant in its own process."""
-    command = [sys.executable, __file__, "--contestant", contestant, "--sections", section]
+    python = options.get("pythons", {}).get(contestant.partition("_")[0], sys.executable)
+    command = [python, __file__, "--contestant", contestant, "--sections", section]
     with tempfile.TemporaryFile("w+") as errors:  # a full pipe would block the contestant
         child = subprocess.Popen(
             [*command, "--options", json.dumps(options)], stdout=subprocess.PIPE, stderr=errors, text=True
@@ -76,9 +79,15 @@ def run_contestant(section: str, contestant: str, options: dict) -> dict[str, fl
 def run_section(name: str, rounds: int, options: dict) -> dict:
     """Run all contestants in turn, round after round, and compare their medians."""
     section = load_section(name)
-    results: dict[str, list[dict[str, float]]] = {contestant: [] for contestant in section.CONTESTANTS}
+    missing = {name for name in getattr(section, "ENVIRONMENTS", ()) if name not in options["pythons"]}
+    for contestant in sorted(missing):
+        print(f"{name}: {contestant} is left out; name its environment with --python {contestant}=PATH")
+    contestants = {
+        who: most for who, most in section.CONTESTANTS.items() if who.partition("_")[0] not in missing
+    }
+    results: dict[str, list[dict[str, float]]] = {contestant: [] for contestant in contestants}
     for number in range(rounds):
-        for contestant, most in section.CONTESTANTS.items():
+        for contestant, most in contestants.items():
             if number < most:
                 results[contestant].append(run_contestant(name, contestant, options))
                 print(f"round {number + 1}, {name}/{contestant}: {results[contestant][-1]}", flush=True)
@@ -119,6 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--text", help="raw text: a file or folder with a column 'text'")
     parser.add_argument("--pairs", help="a folder of files with columns 'anchor' and 'positive'")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--python", action="append", default=[], help="NAME=PATH of a peer's environment")
     parser.add_argument("--output", type=Path, help="raw numbers as JSON")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     parser.add_argument("--machine", action="store_true", help=argparse.SUPPRESS)
@@ -134,6 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(numbers))
         return 0
     inputs = {"text": options.text, "pairs": options.pairs, "threads": options.threads}
+    inputs["pythons"] = dict(named.split("=", 1) for named in options.python)
     record: dict = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(options.threads),
