@@ -45,9 +45,10 @@ def test_peak_memory_is_that_of_the_contestant(tmp_path):
     sections = tmp_path / "sections"
     sections.mkdir()
     (sections / "memory.py").write_text(
-        "CONTESTANTS = {'small': 9, 'large': 1}\n"
+        "CONTESTANTS = {'small': 9, 'large': 1, 'peer_a': 9, 'other_b': 9}\n"
+        "ENVIRONMENTS = ('peer', 'other')\n"
         "def measure(contestant, options):\n"
-        "    size = {'small': 1, 'large': 200}[contestant] << 20\n"
+        "    size = {'small': 1, 'large': 200, 'other_b': 1}[contestant] << 20\n"
         "    return {'size': len(bytearray(b'x') * size), 'option': int(options['text'])}\n"
         "def compare(medians):\n"
         "    return {'more': (medians['large']['peak_mb'] - medians['small']['peak_mb'], '>=', 190)}\n"
@@ -55,10 +56,22 @@ def test_peak_memory_is_that_of_the_contestant(tmp_path):
     script, output = tmp_path / "speed.py", tmp_path / "numbers" / "speed.json"
     script.write_text(Path(speed.__file__).read_text())
     arguments = ["--sections", "memory", "--rounds", "2", "--text", "7", "--output", str(output)]
+    arguments += ["--python", f"other={sys.executable}"]
     # From a small process: a child's peak is never below the size of the one that starts it.
-    subprocess.run([sys.executable, str(script), *arguments], check=True, capture_output=True)
-    section = json.loads(output.read_text())["sections"]["memory"]
-    assert [len(section["rounds"][name]) for name in ("small", "large")] == [2, 1]
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments], check=True, capture_output=True, text=True
+    )
+    assert "peer is left out; name its environment with --python peer=PATH" in done.stdout
+    record = json.loads(output.read_text())
+    section = record["sections"]["memory"]
+    assert {name: len(runs) for name, runs in section["rounds"].items()} == {
+        "small": 2,
+        "large": 1,
+        "other_b": 2,
+    }
+    low, high = section["compared"]["more"]["range"]
+    assert low <= section["compared"]["more"]["value"] <= high
+    assert record["machine"]["cores"] and record["machine"]["peaks"]["float32"] > 0
     assert section["compared"]["more"]["kept"] and section["compared"]["more"]["value"] < 230
     assert section["medians"]["small"]["option"] == 7
 
