@@ -244,6 +244,13 @@ def test_ties_and_dare_are_their_papers_rules():
     assert set(found.unique().tolist()) == {0.0, 1.0, 3.0, 4.0}
 
 
+def test_lc_scores_bundles_learned_from_texts_alone_at_any_rank(apps, setting):
+    learned = [compose(apps, "lc", setting, texts=TEXTS, rank=rank).metrics for rank in (None, 99)]
+    assert learned[0] == learned[1] and learned[0].keys() == APPS.keys()
+    assert all(scores.keys() == {"validation_divergence"} for scores in learned[0].values())
+    assert setting[0].adapters == []
+
+
 @pytest.mark.parametrize("method", ["ties", "dare"])
 def test_merged_products_have_the_rank_of_the_apps(apps, setting, method, tmp_path):
     compose(apps, method, setting, output_dir=tmp_path / "merged")

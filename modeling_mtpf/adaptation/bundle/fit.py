@@ -341,6 +341,8 @@ def _test_scores(job: Job, fit: BundleFit, adapters: dict[str, str]) -> dict[str
             name: score_app(job.model, job.tokenizer, adapters[name], part.data.test)  # type: ignore
             for name, part in tests.items()
         }
+    if not tests:
+        return {}
     parts = [replace(p, data=replace(p.data, validation=p.data.test)) for p in tests.values()]  # type: ignore
     tested = FromLabels(replace(job, parts=parts), depth_of(job.model.backbone, fit.matrices))
     scores = tested.validate(bundle_tail(job.model, Fixed(fit.matrices), job.settings), fit.heads)

@@ -96,8 +96,8 @@ def lora_matrices(encoder: Encoder, name: str) -> Matrices:
 
 
 def truncated(matrices: Matrices, rank: int) -> Matrices:
-    """Return the best approximation of at most a rank, by SVD of the exact product B A."""
-    return {path: low_rank(pair.down, pair.up, rank) for path, pair in matrices.items()}
+    """Return the best approximation of at most a rank, by SVD of the exact product B A; biases stay."""
+    return {path: low_rank(down, up, rank)._replace(bias=bias) for path, (down, up, bias) in matrices.items()}
 
 
 def copied(matrices: Matrices) -> Matrices:
