@@ -15,6 +15,8 @@ from modeling_mtpf.evaluation.statistics import Cells, mean_interval, tasks_of
 PAGE, PICTURE = "composition_results.md", "composition.svg"
 PROTOCOLS = {"slots": "slots, strict F1", "intents": "intent, accuracy", "further": "further apps"}
 REFERENCES = ("separate", "separate-heads", "joint")
+LEARNED, MERGES = "lc++", ("mean", "sum", "ties", "dare", "lorahub", "lc++-labels")
+"""The method that learns without labels, and what it is compared with."""
 
 Records = Sequence[dict[str, Any]]
 
@@ -42,29 +44,31 @@ def averages(records: Records) -> str:
     cells, rows = gather(records), []
     for group, methods in groups_of(records).items():
         within = {key: v for key, v in cells.items() if key[2].rpartition("/")[0] == group}
-        for method in methods:
-            regime = f"{group}/{method}"
+        every = {m: {name: seed_means(within, name, f"{group}/{m}") for name in PROTOCOLS} for m in methods}
+        most = max(len(means["slots"]) for means in every.values())
+        for method, means in every.items():
+            regime, seeds = f"{group}/{method}", len(means["slots"])
             costs = [record["config"]["cost"] for record in records if record["regime"] == regime]
-            means = {name: seed_means(within, name, regime) for name in PROTOCOLS}
             shown = [str(mean_interval(values)) if values else "–" for values in means.values()]
             cost = {key: float(np.mean([one[key] for one in costs])) for key in costs[0]}
             sizes = f"{cost['bytes'] / 1e6:.2f}", f"{cost['cpu_seconds']:.0f}", f"{cost['cpu_ms_a_text']:.1f}"
-            rows.append([group, f"`{method}`", *shown, str(len(means["slots"])), *sizes])
+            rows.append([group, f"`{method}`", *shown, f"{seeds} of {most}" if seeds < most else str(seeds), *sizes])
     head = ["apps", "method", *PROTOCOLS.values(), "seeds", "MB", "CPU s to make", "CPU ms a text"]
     return markdown_table(head, rows)
 
 
 def differences(records: Records) -> str:
-    """Each method minus the references, with the 95 % interval over seeds."""
+    """Each method minus the references, and `LEARNED` minus `MERGES`, with the 95 % interval over seeds."""
     cells, rows = gather(records), []
     for group, methods in groups_of(records).items():
-        for number, method in enumerate(methods):
-            for reference in (name for name in REFERENCES if name in methods[:number]):
-                row = [group, f"`{method}` − `{reference}`"]
-                for protocol in PROTOCOLS:
-                    result = contrast(cells, protocol, f"{group}/{method}", f"{group}/{reference}")
-                    row.append(result.over_seeds.as_difference() if result else "–")
-                rows.append(row)
+        pairs = [(m, r) for number, m in enumerate(methods) for r in REFERENCES if r in methods[:number]]
+        pairs += [(LEARNED, merge) for merge in MERGES if {LEARNED, merge} <= set(methods)]
+        for method, reference in pairs:
+            row = [group, f"`{method}` − `{reference}`"]
+            for protocol in PROTOCOLS:
+                result = contrast(cells, protocol, f"{group}/{method}", f"{group}/{reference}")
+                row.append(result.over_seeds.as_difference() if result else "–")
+            rows.append(row)
     return markdown_table(["apps", "difference", *PROTOCOLS.values()], rows)
 
 

@@ -115,7 +115,7 @@ def record(method: str, task: str, seed: int, protocol: str, value: float) -> di
 
 
 def test_tables_of_made_up_records():
-    values = {"separate": (0.6, 0.7, 0.62), "joint": (0.62, 0.71, 0.63), "lc++": (0.5, 0.6)}
+    values = {"separate": (0.6, 0.7, 0.62), "joint": (0.62, 0.71, 0.63), "lc++": (0.5, 0.6), "mean": (0.4, 0.4)}
     records = [
         record(method, task, seed, protocol, value + shift)
         for method, of_seed in values.items()
@@ -129,7 +129,10 @@ def test_tables_of_made_up_records():
     assert fill(filled, "composition", TABLES, records) == filled
     half = stats.t.ppf(0.975, 1) * np.std([55, 65], ddof=1) / 2**0.5
     cell = f"60.00 ± {half:.2f}"
-    assert f"| packaged/two | `lc++` | {cell} | {cell} | – | 2 | 2.00 | 1 | 2.0 |" in filled
+    assert f"| packaged/two | `lc++` | {cell} | {cell} | – | 2 of 3 | 2.00 | 1 | 2.0 |" in filled
+    half = stats.t.ppf(0.975, 1) * np.std([10, 20], ddof=1) / 2**0.5
+    cell = f"+15.00 [{15 - half:+.2f}, {15 + half:+.2f}]"
+    assert f"| packaged/two | `lc++` − `mean` | {cell} | {cell} | – |" in filled
     assert (
         "| packaged/two | `joint` − `separate` | +1.33 [-0.10, +2.77] | +1.33 [-0.10, +2.77] | – |" in filled
     )
