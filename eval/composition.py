@@ -34,6 +34,7 @@ from eval.composition_report import write_report
 from eval.studies import METRICS, add_groups, add_missing, milliseconds, name_of, read_plan, study
 from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.adaptation.bundle import BundleSettings, Part, fit_bundle
+from modeling_mtpf.adaptation.bundle.registry import bundle_method
 from modeling_mtpf.adaptation.scoring import score_app
 from modeling_mtpf.data.app_data import AppData
 from modeling_mtpf.data.backbones import open_backbone
@@ -125,37 +126,33 @@ class Unit:
 
     def run(self, group: str, method: str) -> Iterator[dict[str, Any]]:
         """Fit what a method needs, and yield the record of each part."""
-        spec, parts = self.spec(method), [*BOTH, *self.plan["groups"][group]]
-        model, tokenizer = self.opened
+        spec, parts, model = self.spec(method), [*BOTH, *self.plan["groups"][group]], self.opened[0]
         data = {part: self.part_data(part) for part in parts}
         apps = {part: self.app(part, of_part) for part, of_part in data.items()}
         with tempfile.TemporaryDirectory() as temporary:
             started = time.process_time()
-            folders, names = self.make(spec, data, apps, Path(temporary))
-            seconds = time.process_time() - started
-            size = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
+            folders, names, scores = self.make(spec, data, apps, Path(temporary))
+            cost: dict[str, float] = {"cpu_seconds": round(time.process_time() - started, 1)}
+            files = [file for folder in folders for file in folder.glob("*.safetensors")]
             for folder in folders:
                 model.load_adapter(folder, folder.name, activate=False)
+            if folders:
+                cost["bytes"] = sum(file.stat().st_size for file in files)
         try:
-            both = score_composition(model, tokenizer, self.composed, names["slots"], names["intents"])
-            others = {
-                part: score_app(model, tokenizer, names[part], data[part].test) for part in parts[len(BOTH) :]
-            }
-            cost = {
-                "bytes": size,
-                "cpu_seconds": round(seconds, 1),
-                "cpu_ms_a_text": milliseconds(self.opened, data["intents"].test.inputs, list(names.values())),
-            }
+            if folders:
+                scores = self.scores(names, data)
+                texts = data["intents"].test.inputs
+                cost["cpu_ms_a_text"] = milliseconds(self.opened, texts, list(names.values()))
         finally:
             for folder in folders:
                 model.delete_adapter(folder.name)
         for part, key in zip(parts, self.keys(group, method), strict=True):
-            scores, metric = others.get(part, both), METRICS[key["family"]]
+            found, metric = scores[part], METRICS[key["family"]]
             yield {
                 **key,
                 "metric": metric,
-                "value": round(scores[metric], 6),
-                "scores": {name: round(v, 6) for name, v in scores.items() if isinstance(v, float)},
+                "value": round(found[metric], 6),
+                "scores": {name: round(v, 6) for name, v in found.items() if isinstance(v, float)},
                 "n_train": len(data[part].train),
                 "n_test": len(data[part].test),
                 "config": {**self.facts, "method": spec, "cost": cost, "data": self.composed.fingerprint},
@@ -163,17 +160,31 @@ class Unit:
                 "date": today(),
             }
 
+    def scores(self, names: dict[str, str], data: dict[str, Any]) -> dict[str, dict[str, float]]:
+        """Score each part by what is predicted for its test texts."""
+        model, tokenizer = self.opened
+        both = score_composition(model, tokenizer, self.composed, names["slots"], names["intents"])
+        return {
+            part: both if part in BOTH else score_app(model, tokenizer, name, data[part].test)
+            for part, name in names.items()
+        }
+
     def make(
         self, spec: dict[str, Any], data: dict[str, Any], apps: dict[str, Path], work: Path
-    ) -> tuple[list[Path], dict[str, str]]:
-        """Return the adapter folders of a method, and the name that each part is predicted by."""
+    ) -> tuple[list[Path], dict[str, str], dict[str, dict[str, float]]]:
+        """Return the adapter folders of a method, and the name that each part is predicted by.
+
+        A method whose LoRA cannot be stored gives no folders, but the test scores of each part.
+        """
         names = {part: name_of(part) for part in data}
         if "method" not in spec:
             for part, name in names.items():
                 (work / name).symlink_to(apps[part].resolve())
-            return [work / name for name in names.values()], names
-        # Without labels a method has the apps, and maybe texts, nothing else.
-        texts, known = self.texts(spec.get("texts", "none")), {} if "texts" in spec else data
+            return [work / name for name in names.values()], names, {}
+        stored = bundle_method(spec["method"]).stored
+        # Without labels a method has the apps, and maybe texts, nothing else; next to texts, data is scored.
+        texts = self.texts(spec.get("texts", "none"))
+        known = {} if "texts" in spec and (stored or not texts) else data
         parts = {
             part: Part(name_of(part), of_part.family, known.get(part), str(apps[part]))
             for part, of_part in data.items()
@@ -182,12 +193,16 @@ class Unit:
             {f"only-{names[part]}": [part] for part in parts} if spec.get("each") else {"bundle": list(parts)}
         )
         settings = BundleSettings(seed=self.seed, **spec["settings"])
+        scores: dict[str, dict[str, float]] = {}
         for bundle, of_bundle in bundles.items():
-            chosen = [parts[part] for part in of_bundle]
-            fit_bundle(chosen, spec["method"], self.opened, work / bundle, texts, settings=settings)
+            chosen, folder = [parts[part] for part in of_bundle], work / bundle if stored else None
+            fitted = fit_bundle(chosen, spec["method"], self.opened, folder, texts, settings=settings)
+            if not stored:
+                scores |= {part: fitted.metrics[names[part]] for part in of_bundle}
+                continue
             self.opened[0].delete_adapter(bundle)
             names |= {part: f"{bundle}/{names[part]}" for part in of_bundle}
-        return [work / bundle for bundle in bundles], names
+        return [work / bundle for bundle in bundles] if stored else [], names, scores
 
     def texts(self, of: str) -> list[str]:
         """Return training texts without labels, of this task or of the next one, or none."""

@@ -51,8 +51,11 @@ def averages(records: Records) -> str:
             costs = [record["config"]["cost"] for record in records if record["regime"] == regime]
             shown = [str(mean_interval(values)) if values else "–" for values in means.values()]
             cost = {key: float(np.mean([one[key] for one in costs])) for key in costs[0]}
-            sizes = f"{cost['bytes'] / 1e6:.2f}", f"{cost['cpu_seconds']:.0f}", f"{cost['cpu_ms_a_text']:.1f}"
-            rows.append([group, f"`{method}`", *shown, f"{seeds} of {most}" if seeds < most else str(seeds), *sizes])
+            formats = ("bytes", 1e-6, ".2f"), ("cpu_seconds", 1, ".0f"), ("cpu_ms_a_text", 1, ".1f")
+            sizes = [f"{cost[key] * by:{form}}" if key in cost else "–" for key, by, form in formats]
+            rows.append(
+                [group, f"`{method}`", *shown, f"{seeds} of {most}" if seeds < most else str(seeds), *sizes]
+            )
     head = ["apps", "method", *PROTOCOLS.values(), "seeds", "MB", "CPU s to make", "CPU ms a text"]
     return markdown_table(head, rows)
 

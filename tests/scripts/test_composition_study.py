@@ -30,6 +30,7 @@ PLAN = {
             "settings": {"heads": "retrained", "loss": "labels"},
         },
         "joint": {"method": "joint"},
+        "lc": {"method": "lc", "texts": "own"},
     },
     "groups": {"two": [], "three": ["tc/emotion"]},
 }
@@ -77,13 +78,16 @@ def test_a_small_study_resumes(data, tmp_path, folders, capsys):
     found = read_records(records)
     assert all(line.strip(",") in records.read_text() for line in first.splitlines())
     regimes = {f"tiny/{group}/{method}" for group in PLAN["groups"] for method in PLAN["methods"]}
-    assert {record["regime"] for record in found} == regimes and len(found) == 3 * 2 + 3 * 3
+    assert {record["regime"] for record in found} == regimes and len(found) == 4 * 2 + 4 * 3
     by_key = {(r["regime"], r["protocol"]): r for r in found}
     assert by_key["tiny/three/joint", "further"]["n_test"] == 5
     two, one = (
         by_key[f"tiny/two/{method}", "slots"]["config"]["cost"]["bytes"] for method in ("separate", "joint")
     )
     assert one < 0.7 * two  # a LoRA less
+    vector = by_key["tiny/three/lc", "further"]  # it has no folder
+    assert vector["config"]["cost"].keys() == {"cpu_seconds"} and 0 <= vector["value"] <= 1
+    assert "–" in next(row for row in TABLES["averages"](found).splitlines() if "three | `lc`" in row)
     assert str(tmp_path) not in records.read_text()
     before = records.stat().st_mtime_ns
     assert run()[0] == 0 and records.stat().st_mtime_ns == before
@@ -93,8 +97,8 @@ def test_a_small_study_resumes(data, tmp_path, folders, capsys):
         status == 2
         and "has records of tiny/two/separate with other apps: {'evaluations': 1, 'steps': 3}" in error
     )
-    assert run("--only", "lc")[1] == (
-        "error: --only: the plan has no 'lc'; it has: separate, separate-heads, joint.\n"
+    assert run("--only", "lc+")[1] == (
+        "error: --only: the plan has no 'lc+'; it has: separate, separate-heads, joint, lc.\n"
     )
 
 
@@ -115,7 +119,12 @@ def record(method: str, task: str, seed: int, protocol: str, value: float) -> di
 
 
 def test_tables_of_made_up_records():
-    values = {"separate": (0.6, 0.7, 0.62), "joint": (0.62, 0.71, 0.63), "lc++": (0.5, 0.6), "mean": (0.4, 0.4)}
+    values = {
+        "separate": (0.6, 0.7, 0.62),
+        "joint": (0.62, 0.71, 0.63),
+        "lc++": (0.5, 0.6),
+        "mean": (0.4, 0.4),
+    }
     records = [
         record(method, task, seed, protocol, value + shift)
         for method, of_seed in values.items()
