@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from eval.composition_report import write_report
 from eval.studies import METRICS, add_groups, add_missing, milliseconds, name_of, read_plan, study
 from modeling_mtpf.adaptation import FitSettings, fit_app
 from modeling_mtpf.adaptation.bundle import BundleSettings, Part, fit_bundle
+from modeling_mtpf.adaptation.bundle.fit import unused_settings
 from modeling_mtpf.adaptation.bundle.registry import bundle_method
 from modeling_mtpf.adaptation.scoring import score_app
 from modeling_mtpf.data.app_data import AppData
@@ -193,6 +194,9 @@ class Unit:
             {f"only-{names[part]}": [part] for part in parts} if spec.get("each") else {"bundle": list(parts)}
         )
         settings = BundleSettings(seed=self.seed, **spec["settings"])
+        unused = unused_settings(spec["method"], settings, list(parts.values()), texts)
+        common = self.plan["bundles"].keys() & unused.keys()  # a method may train nothing
+        settings = replace(settings, **{key: getattr(BundleSettings(), key) for key in common})
         scores: dict[str, dict[str, float]] = {}
         for bundle, of_bundle in bundles.items():
             chosen, folder = [parts[part] for part in of_bundle], work / bundle if stored else None

@@ -15,13 +15,16 @@ from modeling_mtpf.adaptation.bundle import BundleSettings, Part, fit_bundle
 from modeling_mtpf.adaptation.bundle.composition import Calibrated, dare, ties
 from modeling_mtpf.adaptation.bundle.low_rank import install, lora_matrices, run_with
 from modeling_mtpf.adaptation.bundle.registry import BUNDLE_METHODS, Job, JobPart
+from modeling_mtpf.adaptation.settings import LoraShape
 from modeling_mtpf.cli.main import main
 from modeling_mtpf.data.words import load_word_tokenizer
-from modeling_mtpf.errors import MtpfError
+from modeling_mtpf.errors import MtpfError, RecipeError
 from modeling_mtpf.model.backbone_identity_mtpf import backbone_state_dict
 from modeling_mtpf.model.trunk_mtpf import run_trunk
 
-SHORT = {"steps": 30, "evaluations": 3, "stored_dtype": "float32", **FLOAT}
+PLAIN = {"stored_dtype": "float32", "mixed_precision": "float32"}
+SHORT = {"steps": 30, "evaluations": 3, **PLAIN, **FLOAT}
+MERGES = ("mean", "sum", "concat", "ties", "dare", "lorahub")
 APPS = {
     "entities": ("token-classification", ["O", "B-PER", "B-LOC"], LoraSettings(r=3, alpha=6, layers=2)),
     "intent": ("text-classification", ["label 0", "label 1"], LoraSettings(r=2, alpha=4, layers=1)),
@@ -59,10 +62,17 @@ def parts(apps, *names, **data) -> list[Part]:
     return [Part(name, FAMILIES[name], data.get(name), str(apps / name)) for name in names or APPS]
 
 
-def compose(apps, method, setting, *names, texts=None, data=None, output_dir=None, **options):
-    settings = BundleSettings(**{**SHORT, **options})
+def compose(apps, method, setting, *names, texts=None, data=None, output_dir=None, seeds=1, **options):
+    trains = method not in MERGES or options.get("heads") == "retrained"
+    settings = BundleSettings(**{**(SHORT if trains else PLAIN), **options})
     return fit_bundle(
-        parts(apps, *names, **(data or {})), method, setting, output_dir, texts, settings=settings
+        parts(apps, *names, **(data or {})),
+        method,
+        setting,
+        output_dir,
+        texts,
+        settings=settings,
+        seeds=seeds,
     )
 
 
@@ -102,7 +112,7 @@ def test_merges_are_the_sums_of_what_peft_adds_to_the_weights(
     given = parts(apps)
     for part, weight in zip(given, weights, strict=True):
         part.weight = weight if method == "concat" else None
-    fit_bundle(given, method, setting, name="both", settings=BundleSettings(**SHORT))
+    fit_bundle(given, method, setting, name="both", settings=BundleSettings(**PLAIN))
     plain.load_state_dict(total)
     with torch.no_grad():
         states = setting[0].encode_adapters(["both"], **batch())["both"]
@@ -282,12 +292,10 @@ def test_a_rank_is_kept_by_the_best_approximation(apps, setting, tmp_path):
         (lambda p: None, {"texts": []}, "There are no texts to learn the apps' results from"),
         (lambda p: None, {"texts": [" ", "\n"]}, "There are no texts to learn the apps' results from"),
         (lambda p: None, {"texts": ["\u200b", "\u200c"]}, "fewer than two have a word"),
-        (lambda p: None, {"loss": "labels"}, "The part 'entities' has no data to learn from its labels"),
+        (lambda p: None, {"loss": "labels"}, "learns from data of all parts; the part 'entities' has none"),
         (lambda p: setattr(p[1], "data", tc_data(5)), {}, "has the label 'label 2', which its app lacks"),
         (lambda p: setattr(p[1], "weight", 0.5), {"method": "mean"}, "weights of its own"),
         (lambda p: None, {"method": "lc", "output_dir": "x"}, "cannot be stored as a LoRA"),
-        (lambda p: None, {"refit": True}, "does not use refit"),
-        (lambda p: None, {"size": "small"}, "does not use size"),
         (lambda p: None, {"method": "lc+"}, "did you mean 'lc.*'"),
     ],
 )
@@ -298,10 +306,77 @@ def test_what_cannot_be_composed_is_refused_in_one_sentence(
     change(given)
     method, texts = options.pop("method", "lc++"), options.pop("texts", TEXTS)
     folder = options.pop("output_dir", None)
-    settings = BundleSettings(**{**SHORT, **options})
+    settings = BundleSettings(**{**(PLAIN if method in MERGES else SHORT), **options})
     with pytest.raises(MtpfError, match=message) as error:
         fit_bundle(given, method, setting, folder and tmp_path / folder, texts, settings=settings)
     assert "\n" not in str(error.value) and setting[0].adapters == []
+
+
+TRAINING = {"steps": 9, "evaluations": 2, "patience": 2, "learning_rate": 0.1, "batch_size": 3}
+OF_LABELS = {"temperature": 5.0, "class_weights": "balanced"}
+NEVER = {"refit": True, "size": "small", "lora": LoraShape(r=2), "prefix": "none"}
+
+
+@pytest.mark.parametrize(
+    "methods, settings, texts, reason",
+    [
+        ((*MERGES, "lc", "lc++"), NEVER, TEXTS, ""),
+        (MERGES, TRAINING | OF_LABELS, TEXTS, " where nothing is trained"),
+        (("lc", "lc++"), OF_LABELS, TEXTS, " where it learns from the apps' results"),
+        ((*MERGES, "lc", "lc++"), {"max_texts": 9, "text_column": "body"}, None, " without texts"),
+        (("mean", "lc++"), {"text_column": "body"}, TEXTS, " of texts in memory"),
+        (MERGES, {"loss": "distil"}, None, " without texts, or data of all parts"),
+        (("joint", "shared", "poly"), {"heads": "frozen", "max_texts": 9}, None, ""),
+    ],
+)
+def test_settings_that_a_fit_does_not_read_are_refused(apps, methods, settings, texts, reason):
+    data = {"entities": ner_data(), "intent": tc_data()}
+    for method in methods:
+        given = parts(apps, *data, **(data if BUNDLE_METHODS[method].needs == "data" else {}))
+        for key, value in settings.items():
+            shown = "lora.r" if key == "lora" else key
+            with pytest.raises(
+                RecipeError, match=f"^The method .* does not use {shown}{reason}; leave it out"
+            ):
+                fit_bundle(given, method, "nope", texts=texts, settings=BundleSettings(**{key: value}))
+
+
+@pytest.mark.parametrize(
+    "method, labelled, texts, options, message",
+    [
+        (
+            "mean",
+            False,
+            None,
+            {"loss": "labels"},
+            "data of all parts; the part 'entities' has none, or leave",
+        ),
+        (
+            "lc++",
+            True,
+            TEXTS,
+            {"loss": "labels"},
+            "data of all parts; leave out texts, or leave out the loss",
+        ),
+        ("mean", True, TEXTS, {"seeds": 2}, "The method mean makes the same bundle with every seed"),
+        ("lorahub", True, None, {"seeds": 2}, "The method lorahub makes the same bundle with every seed"),
+        ("dare", False, None, {"seeds": 2}, "Seeds are compared on texts, or data of all parts"),
+    ],
+)
+def test_a_loss_or_seeds_without_effect_are_refused(apps, method, labelled, texts, options, message):
+    data = {"entities": ner_data(), "intent": tc_data()}
+    given = parts(apps, *data, **(data if labelled else {}))
+    settings = BundleSettings(loss=options.pop("loss", "auto"))
+    with pytest.raises(RecipeError, match=message):
+        fit_bundle(given, method, "nope", texts=texts, settings=settings, **options)
+
+
+def test_seeds_are_compared_where_they_differ(apps, setting):
+    found = compose(apps, "dare", setting, texts=TEXTS, seeds=2).record["seeds"]
+    assert len({fit["validation_score"] for fit in found.values()}) == 2
+    setting[0].delete_adapter("bundle")
+    more = {"texts": TEXTS, "heads": "retrained", "steps": 4, "class_weights": "none", "seeds": 2}
+    assert len(compose(apps, "mean", setting, **more).record["seeds"]) == 2
 
 
 def test_texts_that_all_apps_ignore_are_refused(apps, setting, tmp_path):
@@ -320,11 +395,11 @@ def test_another_backbone_and_bundles_are_refused(apps, setting, load, encoders,
     compose(apps, "mean", setting, output_dir=tmp_path / "all")
     with pytest.raises(MtpfError, match="the part 'more', is a bundle; name the apps it was made of"):
         more = [*parts(apps, "intent"), Part("more", adapter=str(tmp_path / "all"))]
-        fit_bundle(more, "mean", setting, settings=BundleSettings(**SHORT))
+        fit_bundle(more, "mean", setting, settings=BundleSettings(**PLAIN))
     other = load("bert", {})
     randomize(other, 5)
     with pytest.raises(MtpfError, match="trained on another backbone|trained on"):
-        fit_bundle(parts(apps), "mean", (other, setting[1]), settings=BundleSettings(**SHORT))
+        fit_bundle(parts(apps), "mean", (other, setting[1]), settings=BundleSettings(**PLAIN))
     assert other.adapters == []
 
 
@@ -343,12 +418,11 @@ def test_every_method_is_documented():
 
 def test_the_command_composes_apps(apps, encoders, tmp_path, capsys):
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
-    options = ["--backbone", str(encoders["bert"]), "--progress", "false", "--steps", "2", "--threads", "1"]
+    options = ["--backbone", str(encoders["bert"]), "--progress", "false", "--threads", "1"]
     named = ["--app", str(apps / "entities"), "--app", f"goal={apps / 'intent'}"]
     both = str(tmp_path / "both")
-    assert (
-        main(["compose", *named, "--texts", str(tmp_path / "texts.txt"), "--output_dir", both, *options]) == 0
-    )
+    learned = ["--texts", str(tmp_path / "texts.txt"), "--steps", "2"]
+    assert main(["compose", *named, *learned, "--output_dir", both, *options]) == 0
     shown = capsys.readouterr().out
     assert "Bundle 'both', lc++, 2 steps from distil" in shown and "goal (tc), intent" in shown
     assert main(["inspect", both, "--json"]) == 0

@@ -65,19 +65,19 @@ def _merged(job: Job, matrices: Matrices, **composition: Any) -> BundleFit:
     return fit
 
 
-@register_bundle_method("mean", needs="apps")
+@register_bundle_method("mean", needs="apps", trains=False, random=False)
 def fit_mean(job: Job) -> BundleFit:
     """Average the apps' LoRAs."""
     return _merged(job, weighted(app_matrices(job), _weights(job, 1 / len(job.parts))))
 
 
-@register_bundle_method("sum", needs="apps")
+@register_bundle_method("sum", needs="apps", trains=False, random=False)
 def fit_sum(job: Job) -> BundleFit:
     """Add up the apps' LoRAs."""
     return _merged(job, weighted(app_matrices(job), _weights(job, 1.0)))
 
 
-@register_bundle_method("concat", needs="apps")
+@register_bundle_method("concat", needs="apps", trains=False, random=False)
 def fit_concat(job: Job) -> BundleFit:
     """Add up the apps' LoRAs with the parts' weights, as PEFT's ``cat`` does."""
     return _merged(job, weighted(app_matrices(job), _weights(job, None)))
@@ -117,19 +117,19 @@ def _merge_products(job: Job, merge: Merge) -> BundleFit:
     return _merged(job, merged)
 
 
-@register_bundle_method("ties", needs="apps")
+@register_bundle_method("ties", needs="apps", trains=False, random=False)
 def fit_ties(job: Job) -> BundleFit:
     """Merge by TIES (arXiv 2306.01708)."""
     return _merge_products(job, ties)
 
 
-@register_bundle_method("dare", needs="apps")
+@register_bundle_method("dare", needs="apps", trains=False)
 def fit_dare(job: Job) -> BundleFit:
     """Merge by DARE (arXiv 2311.03099)."""
     return _merge_products(job, dare)
 
 
-@register_bundle_method("lorahub", needs="apps")
+@register_bundle_method("lorahub", needs="apps", trains=False, random=False)
 def fit_lorahub(job: Job) -> BundleFit:
     """Search for the weights with the best validation score, without gradients (arXiv 2307.13269)."""
     _weights(job, 1.0)

@@ -125,8 +125,8 @@ def fit_bundle(
     """
     started, how = time.time(), bundle_method(method)
     settings = settings or BundleSettings()
-    _check_settings(method, how, settings, seeds, bool(texts), output_dir is not None)
     _check_parts(parts, method, how)
+    _check_settings(method, settings, seeds, parts, texts, output_dir is not None)
     folder = new_folder(output_dir)
     name = name or (folder.name if folder else "bundle")
     check_adapter_name(name)
@@ -177,29 +177,55 @@ def fit_bundle(
     return FittedBundle(name, adapters, model, metrics, record, folder)
 
 
-_UNUSED = {
-    "apps": {"refit", "sparse", "size", "lora"},
-    "data": {"refit", "sparse", "heads", "text_column", "max_texts"},
-}
-_OF_PREFIX = {"prefix", "prefix_length", "prefix_width"}
-"""Settings that methods do not read, by what the methods need, and those of prefixes."""
+def unused_settings(
+    method: str, settings: BundleSettings, parts: Sequence[Part], texts: Any
+) -> dict[str, str]:
+    """Return the settings that a fit does not read, each with the reason, to follow the setting's name."""
+    how, labelled = bundle_method(method), all(part.data is not None for part in parts)
+    trains = how.trains or settings.heads == "retrained"
+    of_labels = {"temperature", "class_weights"}
+    of_training = {"steps", "evaluations", "patience", "learning_rate", "batch_size"}
+    reasons: list[tuple[bool, str, set[str]]] = [
+        (how.needs == "apps", "", {"refit", "sparse", "size", "lora"}),
+        (how.needs == "data", "", {"refit", "sparse", "heads", "text_column", "max_texts"}),
+        (method not in prefix.METHODS, "", {"prefix", "prefix_length", "prefix_width"}),
+        (method == "prefix", "", {"lora.r", "lora.targets"}),  # of a LoRA without effect
+        (not trains, " where nothing is trained", of_training | of_labels),
+        (
+            not settings.learns_from_labels(labelled, bool(texts)),
+            " where it learns from the apps' results",
+            of_labels,
+        ),
+        (not texts, " without texts", {"text_column", "max_texts"}),
+        (not isinstance(texts, (str, Path)), " of texts in memory", {"text_column"}),
+        (not (trains or texts or labelled), " without texts, or data of all parts", {"loss"}),
+    ]
+    return {name: why for holds, why, names in reversed(reasons) if holds for name in names}
 
 
 def _check_settings(
-    method: str, how: BundleMethod, settings: BundleSettings, seeds: int, texts: bool, saved: bool
+    method: str, settings: BundleSettings, seeds: int, parts: Sequence[Part], texts: Any, saved: bool
 ) -> None:
     """Refuse what the method does not use."""
-    unused = _UNUSED[how.needs] | (set() if method in prefix.METHODS else _OF_PREFIX)
-    unused |= {"lora.r", "lora.targets"} if method == "prefix" else set()  # a LoRA without effect
+    how, unused = bundle_method(method), unused_settings(method, settings, parts, texts)
+    unlabelled = [part.name for part in parts if part.data is None]
+    if how.needs == "apps" and settings.loss == "labels" and (unlabelled or texts):
+        what = f"the part {unlabelled[0]!r} has none" if unlabelled else "leave out texts"
+        raise RecipeError(f"The loss labels learns from data of all parts; {what}, or leave out the loss.")
     for key in settings.changed():
-        if unused & {key, key.partition(".")[0]}:
-            raise RecipeError(f"The method {method} does not use {key}; leave it out.")
+        if (name := key if key in unused else key.partition(".")[0]) in unused:
+            raise RecipeError(f"The method {method} does not use {key}{unused[name]}; leave it out.")
     if method == "prefix" and settings.prefix == "none":
         raise RecipeError("The method prefix trains nothing else; leave out prefix: none.")
     if how.needs == "data" and (texts or settings.loss == "distil"):
         raise RecipeError(f"The method {method} trains from labels; leave out texts and the loss distil.")
     if seeds < 1 or settings.seed + seeds > 2**31:
         raise RecipeError(f"seeds is {seeds}; it must be at least 1, and all seeds below 2^31.")
+    if seeds > 1 and not (how.trains or settings.heads == "retrained"):
+        if not how.random:
+            raise RecipeError(f"The method {method} makes the same bundle with every seed; leave seeds at 1.")
+        if not texts and unlabelled:
+            raise RecipeError("Seeds are compared on texts, or data of all parts; give some, or one seed.")
     if saved and not how.stored:
         raise RecipeError(f"A bundle made by {method} cannot be stored as a LoRA; leave out --output_dir.")
 

@@ -148,28 +148,32 @@ class BundleFit:
 
 
 class BundleMethod(NamedTuple):
-    """A method: a function, and whether it composes apps (``needs`` is ``apps``) or trains from ``data``."""
+    """A method: a function, and what `register_bundle_method` was told of it."""
 
     fit: Callable[[Job], BundleFit]
     needs: str
     stored: bool = True
     apart: bool = False
+    trains: bool = True
+    random: bool = True
 
 
 BUNDLE_METHODS: dict[str, BundleMethod] = {}
 
 
-def register_bundle_method(
-    name: str, needs: str, stored: bool = True, apart: bool = False
-) -> Callable[[Callable], Callable]:
+def register_bundle_method(name: str, needs: str, **told: bool) -> Callable[[Callable], Callable]:
     """Register a method.
 
-    One that is not ``stored`` cannot be written as a LoRA, and is for evaluation; one that is ``apart`` gives
-    each part a LoRA, which is saved as an app.
+    Args:
+        name: By which it is chosen.
+        needs: ``apps`` to compose, or ``data`` to train from.
+        **told: ``stored=False`` for one that cannot be written as a LoRA, and is for evaluation;
+            ``apart=True`` for one that gives each part a LoRA, which is saved as an app; ``trains=False`` for
+            one that trains the heads at most; ``random=False`` for one whose LoRA is the same for every seed.
     """
 
     def register(fit: Callable[[Job], BundleFit]) -> Callable[[Job], BundleFit]:
-        BUNDLE_METHODS[name] = BundleMethod(fit, needs, stored, apart)
+        BUNDLE_METHODS[name] = BundleMethod(fit, needs, **told)
         return fit
 
     return register

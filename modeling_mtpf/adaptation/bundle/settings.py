@@ -114,6 +114,10 @@ class BundleSettings(FitSettings):
         if self.prefix != "fixed" and changed != "prefix":
             raise RecipeError(f"{changed} is for prefix: fixed; leave it out.")
 
+    def learns_from_labels(self, labelled: bool, texts: bool) -> bool:
+        """Say whether a bundle learns from labels, given whether all parts have data, and texts are given."""
+        return self.loss == "labels" or (self.loss == "auto" and labelled and not texts)
+
     def changed_prefix(self) -> str | None:
         """Return a setting of the prefix that is not the default, sizes first."""
         default = {field.name: field.default for field in fields(BundleSettings)}

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from ...devices import precision
-from ...errors import RecipeError
 from ...model.adapters_mtpf import AdapterHead
 from ...model.modeling_mtpf import MtpfModel
 from ...model.prefix_mtpf import Prefix, Prefixes
@@ -227,13 +226,9 @@ def objective_of(job: Job, parametrisation: Parametrisation) -> Objective:
     Labels where all parts have data and no texts are given; else the results of the apps, by default on the
     texts of the data.
     """
-    depth, loss = depth_of(job.model.backbone, parametrisation.matrices(None)), job.settings.loss
+    depth = depth_of(job.model.backbone, parametrisation.matrices(None))
     labelled = all(part.data is not None for part in job.parts)
-    if loss == "auto":
-        loss = "labels" if labelled and not job.texts else "distil"
-    if loss == "labels" and not labelled:
-        part = next(part.name for part in job.parts if part.data is None)
-        raise RecipeError(f"The part {part!r} has no data to learn from its labels; give it, or texts.")
-    if (loss, depth) not in job.cache:
-        job.cache[loss, depth] = (FromLabels if loss == "labels" else FromApps)(job, depth)
-    return job.cache[loss, depth]
+    kind = FromLabels if job.settings.learns_from_labels(labelled, bool(job.texts)) else FromApps
+    if (kind, depth) not in job.cache:
+        job.cache[kind, depth] = kind(job, depth)
+    return job.cache[kind, depth]
