@@ -236,7 +236,7 @@ def test_the_command_trains_a_bundle(encoders, tmp_path, capsys):
         ("3", "must hold a YAML list of parts"),
         ("- {nam: x}", "Unknown key 'nam' in part 1 of .*; did you mean 'name'"),
         ("- {family: tc}", "Part 1 of .* has no name"),
-        ("- {name: a, weight: x}", "The weight of part 1 of .* is 'x'"),
+        ("- {name: aa, weight: x}", "The weight of the part 'aa' is 'x'"),
     ):
         yaml.write_text(text)
         assert main(["adapt", *options, "--output_dir", str(tmp_path / "other")]) == 2

@@ -295,6 +295,19 @@ def test_a_rank_is_kept_by_the_best_approximation(apps, setting, tmp_path):
         (lambda p: None, {"loss": "labels"}, "learns from data of all parts; the part 'entities' has none"),
         (lambda p: setattr(p[1], "data", tc_data(5)), {}, "has the label 'label 2', which its app lacks"),
         (lambda p: setattr(p[1], "weight", 0.5), {"method": "mean"}, "weights of its own"),
+        *(
+            (lambda p, weight=weight: setattr(p[1], "weight", weight), {"method": "concat"}, message)
+            for weight, message in (
+                (
+                    float("nan"),
+                    "The weight of the part 'intent' is nan; it must be a number from -1000 to 1000",
+                ),
+                (1e30, "The weight of the part 'intent' is 1e\\+30"),
+                ("x", "The weight of the part 'intent' is 'x'"),
+            )
+        ),
+        (lambda p: None, {"texts": ["a b", None]}, "Text 2 is 'None' of the type NoneType, not a string"),
+        (lambda p: None, {"texts": [b"ab", b"cd"]}, "Text 1 is .* of the type bytes, not a string"),
         (lambda p: None, {"method": "lc", "output_dir": "x"}, "cannot be stored as a LoRA"),
         (lambda p: None, {"method": "lc+"}, "did you mean 'lc.*'"),
     ],

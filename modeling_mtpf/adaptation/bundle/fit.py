@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from ...data.app_data import FAMILIES
 from ...data.backbones import open_backbone
 from ...data.sources import TextStream
-from ...errors import AdapterError, RecipeError
+from ...errors import AdapterError, DataError, RecipeError
 from ...model.adapters_mtpf import check_adapter_name, validate_adapter_name
 from ...model.backbone_identity_mtpf import backbone_sha256
 from ...model.configuration_mtpf import max_tokens
@@ -38,6 +38,7 @@ from .training import Fixed, FromLabels, bundle_tail
 
 _START, _APP = "family-start", "app-of-part-{}"
 """Names in memory of what a bundle is made from."""
+MAX_WEIGHT = 1000
 
 
 @dataclass(repr=False)
@@ -296,6 +297,13 @@ def _check_parts(parts: Sequence[Part], method: str, how: BundleMethod) -> None:
         if part.family not in (None, *FAMILIES):
             hint = nearest(str(part.family), list(FAMILIES))
             raise RecipeError(f"Unknown family {part.family!r} of {part.name!r}; {hint}choose ner or tc.")
+        if part.weight is not None and (
+            not isinstance(part.weight, (int, float)) or not abs(part.weight) <= MAX_WEIGHT
+        ):
+            raise RecipeError(
+                f"The weight of the part {part.name!r} is {part.weight!r}; it must be a number from "
+                f"-{MAX_WEIGHT} to {MAX_WEIGHT}."
+            )
         if how.needs == "data" and (part.data is None or part.family is None):
             what = "data" if part.data is None else "family"
             raise RecipeError(f"The part {part.name!r} has no {what}, which the method {method} trains from.")
@@ -379,7 +387,13 @@ def _texts(texts: str | Path | Iterable[str] | None, settings: BundleSettings) -
     """Return the first unlabelled texts, from a source or as they are given."""
     if isinstance(texts, (str, Path)):
         texts = (row.text for row in TextStream(texts, settings.text_column) if row.text)
-    return list(islice(texts or (), settings.max_texts))
+    read = list(islice(texts or (), settings.max_texts))
+    for number, text in enumerate(read, 1):
+        if not isinstance(text, str):
+            raise DataError(
+                f"Text {number} is {str(text)[:40]!r} of the type {type(text).__name__}, not a string."
+            )
+    return read
 
 
 def _record(
