@@ -20,7 +20,7 @@ from modeling_mtpf.model.sources_mtpf import is_hub_id
 
 from .records import CardError, Family, Result, Task, Training, checked
 
-__all__ = ["CardError", "adapter_card", "backbone_card", "training_summary"]
+__all__ = ["CardError", "adapter_card", "backbone_card", "how_made", "training_summary"]
 
 TEMPLATES = Path(__file__).parent
 PAPER = "https://arxiv.org/abs/2510.07566"
@@ -281,7 +281,7 @@ def adapter_card(
         [
             (kinds.get(key.split("/")[0], pipeline), data_id, data_name, key, value)
             for key, value in metrics.items()
-            if is_app
+            if is_app and not key.endswith("divergence")  # from its apps: no quality on a task
         ],
         metadata,
         backbone_id=backbone.get("id") or "<the backbone>",
@@ -304,11 +304,32 @@ def adapter_card(
         num_parameters=f"{num_parameters:,}" if num_parameters else None,
         num_bytes=f"{num_bytes:,}" if num_bytes else None,
         training_data=training_data,
+        made=how_made(task.get("composition")),
         metrics=metrics,
         calibration=dict(_numbers(task.get("calibration") or {})),
         protocol=task.get("protocol") or "; ".join(PROTOCOLS[key] for key in measured if key in PROTOCOLS),
         example=json.dumps(examples[0], ensure_ascii=False),  # a string of Python, whatever is in it
     )
+
+
+def how_made(composition: dict[str, Any] | None) -> str:
+    """Return how the LoRA of a bundle was made, in a line, from ``composition`` of its ``task.json``.
+
+    Example:
+        >>> how_made({"method": "lc++", "loss": "distil", "steps": 30, "weights": {"intent": 0.5}, "rank": 9})
+        'lc++; loss distil; 30 steps; weights intent 0.5; rank 9'
+    """
+    made = composition or {}
+    texts, weights = (made[key] if isinstance(made.get(key), dict) else {} for key in ("texts", "weights"))
+    told = {
+        "{}": made.get("method"),
+        "loss {}": made.get("loss"),
+        "{} steps": made.get("steps"),
+        "{} texts": texts.get("texts"),
+        "weights {}": ", ".join(f"{part} {weight:.4g}" for part, weight in _numbers(weights)),
+        "rank {}": made.get("rank"),
+    }
+    return "; ".join(form.format(value) for form, value in told.items() if value)
 
 
 def _kind(result: Result) -> str:

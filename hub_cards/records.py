@@ -69,6 +69,7 @@ class Task(TypedDict):
     training_data: NotRequired[dict[str, Any] | str | None]
     backbone: NotRequired[dict[str, Any] | None]
     prefix: NotRequired[dict[str, Any] | None]
+    composition: NotRequired[dict[str, Any] | None]
     protocol: NotRequired[str | None]
     calibration: NotRequired[dict[str, float] | None]
     dataset: NotRequired[str | None]

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from hub_cards import adapter_card, backbone_card
+from hub_cards import adapter_card, backbone_card, how_made
 
 from ..errors import MtpfError
 from ..model.delta_mtpf import is_delta
@@ -67,6 +67,7 @@ class Inspection:
         labels: Labels of an app, in the order of its logits.
         standalone: Whether it is an encoder of its own, stored as what differs from its backbone.
         parts: Of a bundle: the labels of each part.
+        composition: How the LoRA of a bundle was made.
         prefix: Slots of an adapter with a key/value prefix.
         metrics: Metrics that the adapter recorded.
         backbone: Id, revision and weights' sha256 of the backbone that an adapter belongs to.
@@ -84,6 +85,7 @@ class Inspection:
     labels: list[str] = field(default_factory=list)
     standalone: bool = False
     parts: dict[str, list[str]] = field(default_factory=dict)
+    composition: dict[str, Any] = field(default_factory=dict)
     prefix: int | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     backbone: dict[str, Any] = field(default_factory=dict)
@@ -104,6 +106,7 @@ class Inspection:
             "prefix": self.prefix and f"{self.prefix} slots",
             "labels": ", ".join(self.labels),
             **{f"part {name}": ", ".join(labels) for name, labels in self.parts.items()},
+            "made by": how_made(self.composition),
             "metrics": ", ".join(f"{key} {value}" for key, value in self.metrics.items()),
             "backbone": " ".join(f"{key}={value}" for key, value in self.backbone.items() if value),
         }
@@ -185,6 +188,7 @@ def _describe_adapter(inspection: Inspection, folder: Path, api: HfApi | None) -
     if config and (config.get("base_model_name_or_path"), config.get("revision")) != (repo_id, revision):
         raise HubError(f"{TASK_FILE} and {ADAPTER_CONFIG_FILE} name different backbones.")
     adapter_card(task, config)  # raises what a push would
+    inspection.composition = task.get("composition") or {}
     if api is None:
         return
     if not isinstance(repo_id, str) or not isinstance(revision, str):

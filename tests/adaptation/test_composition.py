@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_close, randomize
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from test_bundle_training import FLOAT, TEXTS, ner_data, tc_data
 from transformers import AutoModel
@@ -442,6 +443,12 @@ def test_the_command_composes_apps(apps, encoders, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["kind"] == "bundle" and found["findings"] == []
     assert found["parts"] == {"entities": APPS["entities"][1], "goal": APPS["intent"][1]}
+    made = "lc++; loss distil; 2 steps; 12 texts; weights entities 0.5, goal 0.5; rank 9"
+    assert found["composition"]["method"] == "lc++" and main(["inspect", both]) == 0
+    assert f"made by     {made}\n" in capsys.readouterr().out
+    card = ModelCard.load(tmp_path / "both" / "README.md")
+    assert f"Made by {made}." in card.text and "entities/validation_divergence" in card.text
+    assert not card.data.eval_results
     parts = tmp_path / "parts.yaml"
     parts.write_text(
         f"- {{name: one, adapter: {apps / 'intent'}, weight: 0.5}}\n- {{name: two, adapter: {apps / 'moods'}}}"
