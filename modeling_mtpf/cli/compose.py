@@ -57,7 +57,10 @@ def run(arguments: list[str], prog: str) -> str:
     settings = read_settings(ComposeSettings, arguments, prog, __doc__, EXAMPLES)
     if bool(settings.app) == bool(settings.parts):
         raise RecipeError("Give the apps to compose with --app, once for each, or with --parts.")
-    bundle_method(settings.method, "apps")
+    if not bundle_method(settings.method, "apps").stored:
+        raise RecipeError(
+            f"The method {settings.method} gives scores, no folder: call fit_bundle in Python, or take lc++."
+        )
     logging.getLogger("modeling_mtpf").setLevel(logging.WARNING)
     torch.set_num_threads(settings.threads or available_cores())
     parts = read_parts(settings.parts) if settings.parts else [_part(app) for app in settings.app]

@@ -235,6 +235,19 @@ def test_labels_are_learned_where_all_parts_have_data(apps, setting):
     assert vector.metrics["intent"]["accuracy"] == vector.metrics["intent"]["validation_accuracy"]
 
 
+def test_data_without_a_family_has_that_of_its_app(apps, setting):
+    texts = [{"text": text, "label": f"label {n % 2}"} for n, text in enumerate(TEXTS)]
+    words = [{"tokens": text.split(), "ner_tags": ["B-PER", *["O"] * 4]} for text in TEXTS]
+    intent, entities = (
+        Part(name, data=data, adapter=str(apps / name))
+        for name, data in (("intent", texts), ("entities", words))
+    )
+    done = fit_bundle([intent], "mean", setting, settings=BundleSettings(**PLAIN))
+    assert done.metrics["intent"].keys() >= {"validation_accuracy"}
+    with pytest.raises(MtpfError, match="has the label 'I-PER', which its app lacks"):  # it is read as NER
+        fit_bundle([entities], "mean", setting, name="other", settings=BundleSettings(**PLAIN))
+
+
 def test_lorahub_searches_better_weights_than_the_mean(apps, setting):
     mean = compose(apps, "mean", setting, "entities", "intent", texts=TEXTS)
     setting[0].delete_adapter("bundle")
@@ -459,6 +472,7 @@ def test_the_command_composes_apps(apps, encoders, tmp_path, capsys):
     for arguments, message in (
         ([], "Give the apps to compose with --app, once for each, or with --parts."),
         ([*named, "--parts", str(parts)], "Give the apps to compose with --app"),
+        ([*named, "--method", "lc"], "The method lc gives scores, no folder: call fit_bundle in Python"),
         ([*named, "--method", "joint"], "Unknown method 'joint' of making a bundle"),
         ([*named, "--texts", str(tmp_path / "none")], "none"),
     ):

@@ -22,6 +22,7 @@ from ...model.backbone_identity_mtpf import backbone_sha256
 from ...model.configuration_mtpf import max_tokens
 from ...model.modeling_mtpf import MtpfModel
 from ...model.predict_mtpf import text_tokenizer
+from ...model.schemas_mtpf import KINDS, read_task
 from ...model.sources_mtpf import is_hub_id
 from ...settings import nearest
 from ...version import versions
@@ -228,7 +229,7 @@ def _check_settings(
         if not texts and unlabelled:
             raise RecipeError("Seeds are compared on texts, or data of all parts; give some, or one seed.")
     if saved and not how.stored:
-        raise RecipeError(f"A bundle made by {method} cannot be stored as a LoRA; leave out --output_dir.")
+        raise RecipeError(f"A bundle made by {method} cannot be stored as a LoRA; leave out output_dir.")
 
 
 def _fit_seeds(job: Job, how: BundleMethod, seeds: int) -> dict[int, BundleFit]:
@@ -316,6 +317,9 @@ def _read_part(part: Part, settings: BundleSettings) -> JobPart:
     if part.data is None:
         return JobPart(part.name, part.family or "", part.weight)
     family = part.family or getattr(part.data, "family", None)
+    if family is None and part.adapter is not None:
+        kind = read_task(find_start(str(part.adapter), None, None)[0]).get("kind")
+        family = {KINDS[1]: "ner", KINDS[2]: "tc"}.get(str(kind))
     if family is None:
         raise RecipeError(f"The part {part.name!r} has data but no family; say ner or tc.")
     return JobPart(part.name, family, part.weight, data_of(part.data, family, settings.seed, {}))
