@@ -139,13 +139,22 @@ class AdaptSettings(FitSettings):
             raise RecipeError(f"--{missing[0]} is missing; give --family and --data, or --bundle.")
         if self.threads < 0:
             raise RecipeError(f"threads is {self.threads}; it must be at least 0.")
-        if self.name is None:  # apps/My Intents becomes my-intents: PEFT takes no other letters
-            self.name = re.sub(r"[^a-z0-9_-]+", "-", Path(self.output_dir).name.lower()).strip("-") or None
-            if self.name and not NAME_PATTERN.fullmatch(self.name):
-                raise RecipeError(
-                    f"The folder {self.output_dir} makes the adapter name {self.name!r}; give --name 2 to 64 "
-                    "lower-case letters, digits, '_' or '-', beginning with a letter."
-                )
+        self.name = self.name if self.name is not None else adapter_name(self.output_dir)
+
+
+def adapter_name(output_dir: str) -> str | None:
+    """Return the name that a folder gives to its adapter: PEFT takes few letters, so My Apps is my-apps.
+
+    Raises:
+        RecipeError: The folder's name makes no adapter name.
+    """
+    name = re.sub(r"[^a-z0-9_-]+", "-", Path(output_dir).name.lower()).strip("-") or None
+    if name and not NAME_PATTERN.fullmatch(name):
+        raise RecipeError(
+            f"The folder {output_dir} makes the adapter name {name!r}; give --name 2 to 64 "
+            "lower-case letters, digits, '_' or '-', beginning with a letter."
+        )
+    return name
 
 
 def _bundle(settings: AdaptSettings) -> str:

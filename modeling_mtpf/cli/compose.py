@@ -12,7 +12,9 @@ from ..adaptation.bundle.settings import read_parts
 from ..devices import available_cores
 from ..errors import RecipeError
 from ..model.adapter_files_mtpf import find_adapter, read_task
+from ..model.sources_mtpf import split_revision
 from ..settings import REPEATED, read_settings
+from .adapt import adapter_name
 
 EXAMPLES = """\
   mtpf compose --app apps/entities --app apps/intent --texts my_texts.txt --output_dir apps/both
@@ -25,7 +27,7 @@ class ComposeSettings(BundleSettings):
     """What is composed, and how.
 
     Attributes:
-        app: ``[NAME=]A``, folder or Hub id of an app; once for each.
+        app: ``[NAME=]A``, an app: a folder, or owner/name or owner/name@revision; once for each.
         parts: Instead of apps: a YAML list of parts with ``name``, ``adapter``, and maybe ``data``,
             ``family``, ``weight``; labelled data is learned from where there are no texts.
         texts: Unlabelled texts to learn the apps' own results on: a file, a folder or a Hub id.
@@ -33,7 +35,7 @@ class ComposeSettings(BundleSettings):
         output_dir: New folder for the bundle.
         backbone: ``packaged``, a folder or a Hub id; that of the apps.
         backbone_revision: Commit of the backbone's repo.
-        name: Adapter name of the bundle; by default that of the folder.
+        name: Adapter name of the bundle; made from that of the folder by default.
         seeds: Number of seeds to try, from ``seed`` on; the best by validation is saved.
         threads: CPU threads (0: all cores).
         progress: Show progress bars.
@@ -50,6 +52,10 @@ class ComposeSettings(BundleSettings):
     seeds: int = 1
     threads: int = 0
     progress: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.name = self.name if self.name is not None else adapter_name(self.output_dir)
 
 
 def run(arguments: list[str], prog: str) -> str:
@@ -74,5 +80,6 @@ def _part(app: str) -> Part:
     name, equals, source = app.partition("=")
     if equals and not Path(app).exists():
         return Part(name, adapter=source)
-    task = read_task(find_adapter(app))
-    return Part(task.get("name") or Path(app).name, adapter=app)
+    whole, revision = split_revision(app)
+    task = read_task(find_adapter(whole, revision))
+    return Part(task.get("name") or Path(whole).name, adapter=app)

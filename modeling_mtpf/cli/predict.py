@@ -253,12 +253,6 @@ def open_model(
     return model.to(dtype=weights_dtype(torch.device(device), precision)).eval()  # type: ignore[call-arg]
 
 
-def split_revision(source: str) -> tuple[str, str | None]:
-    """Split ``owner/name@revision``; a folder may have such a name."""
-    name, _, revision = source.partition("@")
-    return (source, None) if Path(source).is_dir() or not (name and revision) else (name, revision)
-
-
 def _absolute(source: str) -> str:
     """Return an app's source, part and revision included, as another folder's process finds it."""
     whole, revision, part = _split_source(source)
@@ -269,6 +263,8 @@ def _absolute(source: str) -> str:
 
 def _split_source(source: str) -> tuple[str, str | None, str | None]:
     """Return folder or Hub id, revision, and the part of a bundle, from ``source[/part][@revision]``."""
+    from ..model.sources_mtpf import split_revision
+
     name, revision = split_revision(source)
     whole, _, part = name.rpartition("/")
     folder = (Path(whole) / "task.json").is_file()

@@ -179,8 +179,9 @@ def open_engine(settings: ServeSettings) -> Any:
             raise MtpfError(str(error)) from error
     import torch
 
+    from ..model.sources_mtpf import split_revision
     from ..serving.apps import read_app
-    from .predict import open_model, split_revision
+    from .predict import open_model
 
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -439,8 +439,11 @@ class TextStream:
         DataError: The source does not exist. While reading: a file is malformed, or lacks the column.
     """
 
-    def __init__(self, source: Source, column: str = "text", encoding: str | None = None):
+    def __init__(
+        self, source: Source, column: str = "text", encoding: str | None = None, option: str = "--column"
+    ):
         self.name, self.column, self.encoding = source_name(source), column, encoding
+        self.option = option  # that names the column, for messages
         self.source = str(source) if isinstance(source, (str, Path)) else self.name
         splits, self._files = tables(source), []
         self._table = None if splits is None else _train(splits, self.name)
@@ -479,7 +482,9 @@ class TextStream:
     def _texts(self, table: pa.Table, name: str) -> list[str | None]:
         if self.column not in table.column_names:
             names = ", ".join(table.column_names)
-            raise DataError(f"{name} has no column {self.column!r}; it has: {names}. Choose with --column.")
+            raise DataError(
+                f"{name} has no column {self.column!r}; it has: {names}. Choose with {self.option}."
+            )
         values = table.column(self.column)
         if not _is_text(values.type):
             if values.null_count == len(values):

@@ -250,6 +250,11 @@ def find_adapter(
     path = Path(path_or_repo)
     if path.is_dir():
         return path
+    if (path.parent / TASK_FILE).is_file() and path.name in task_heads(read_task(path.parent)):
+        raise AdapterError(
+            f"{path} is a part of the bundle {path.parent}, not a folder; name the bundle, or to compose it "
+            "the app that it was made of."
+        )
     files = [*ADAPTER_FILES, DELTA_FILE]
     commit = find_on_hub(path_or_repo, revision, token=token, error=AdapterError)
     try:

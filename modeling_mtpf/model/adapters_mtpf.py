@@ -158,8 +158,11 @@ def check_loaded(encoder: Encoder, name: Any) -> None:
             f"a pass of its own; for anything else use model.standalone[{name!r}]."
         )
     if not isinstance(name, str) or name not in getattr(encoder, "peft_config", {}):
-        known = ", ".join(adapter_names(encoder)) or "none"
-        raise AdapterError(f"There is no adapter {name!r}; loaded: {known}. Load it with load_adapter.")
+        known, whole = ", ".join(adapter_names(encoder)) or "none", str(name).partition("/")[0]
+        hint = "Load it with load_adapter."
+        if "/" in str(name) and whole in adapter_names(encoder):
+            hint = f"Only predict takes a part of a bundle; elsewhere name the whole, {whole!r}."
+        raise AdapterError(f"There is no adapter {name!r}; loaded: {known}. {hint}")
 
 
 def adapter_depth(encoder: Encoder, name: str) -> int:

@@ -36,6 +36,12 @@ def is_hub_id(name: str, *, bare: bool = False) -> bool:
     return (bare or "/" in name) and not name.lower().endswith(FILE_ENDINGS)
 
 
+def split_revision(source: str) -> tuple[str, str | None]:
+    """Split ``owner/name@revision``; a folder may have such a name."""
+    name, _, revision = source.partition("@")
+    return (source, None) if Path(source).is_dir() or not (name and revision) else (name, revision)
+
+
 def find_on_hub(
     source: str | os.PathLike,
     revision: str | None = None,

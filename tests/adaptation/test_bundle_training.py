@@ -228,6 +228,7 @@ def test_the_command_trains_a_bundle(encoders, tmp_path, capsys):
     for more, message in (
         (["--data", "x"], "--data is not for a bundle"),
         (["--method", "lora"], "Unknown method 'lora' of making a bundle"),
+        (["--method", "lc++"], "The method lc++ composes apps; use it with: mtpf compose"),
     ):
         assert main(["adapt", *options, "--output_dir", str(tmp_path / "other"), *more]) == 2
         assert message in capsys.readouterr().err

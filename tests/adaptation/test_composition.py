@@ -13,6 +13,7 @@ from transformers import AutoModel
 
 from modeling_mtpf import AdapterHead, LoraSettings, MtpfModel
 from modeling_mtpf.adaptation.bundle import BundleSettings, Part, fit_bundle
+from modeling_mtpf.adaptation.bundle import fit as fit_module
 from modeling_mtpf.adaptation.bundle.composition import Calibrated, dare, ties
 from modeling_mtpf.adaptation.bundle.low_rank import install, lora_matrices, run_with
 from modeling_mtpf.adaptation.bundle.registry import BUNDLE_METHODS, Job, JobPart
@@ -303,8 +304,17 @@ def test_a_rank_is_kept_by_the_best_approximation(apps, setting, tmp_path):
             "has no head: it is a family's LoRA",
         ),
         (lambda p: setattr(p[1], "family", "ner"), {}, "is of the family 'tc', not 'ner'"),
-        (lambda p: None, {"texts": []}, "There are no texts to learn the apps' results from"),
-        (lambda p: None, {"texts": [" ", "\n"]}, "There are no texts to learn the apps' results from"),
+        (lambda p: None, {"texts": []}, "At least two texts are needed to learn .*, and there are none"),
+        (
+            lambda p: None,
+            {"texts": [" ", "\n"]},
+            "At least two texts are needed to learn .*, and there are none",
+        ),
+        (
+            lambda p: None,
+            {"texts": ["a", "a"]},
+            "At least two texts are needed to learn .*, and there is one",
+        ),
         (lambda p: None, {"texts": ["\u200b", "\u200c"]}, "fewer than two have a word"),
         (lambda p: None, {"loss": "labels"}, "learns from data of all parts; the part 'entities' has none"),
         (lambda p: setattr(p[1], "data", tc_data(5)), {}, "has the label 'label 2', which its app lacks"),
@@ -466,16 +476,39 @@ def test_the_command_composes_apps(apps, encoders, tmp_path, capsys):
     parts.write_text(
         f"- {{name: one, adapter: {apps / 'intent'}, weight: 0.5}}\n- {{name: two, adapter: {apps / 'moods'}}}"
     )
-    more = ["--parts", str(parts), "--method", "concat", "--output_dir", str(tmp_path / "more")]
+    more = ["--parts", str(parts), "--method", "concat", "--output_dir", str(tmp_path / "My More")]
     assert main(["compose", *more, *options]) == 0
-    assert "Bundle 'more', concat, 0 steps" in capsys.readouterr().out
+    assert "Bundle 'my-more', concat, 0 steps" in capsys.readouterr().out
+    (tmp_path / "table.csv").write_text("text\na b\nc d\n")
+    table = ["--texts", str(tmp_path / "table.csv"), "--text_column", "body"]
     for arguments, message in (
         ([], "Give the apps to compose with --app, once for each, or with --parts."),
         ([*named, "--parts", str(parts)], "Give the apps to compose with --app"),
         ([*named, "--method", "lc"], "The method lc gives scores, no folder: call fit_bundle in Python"),
-        ([*named, "--method", "joint"], "Unknown method 'joint' of making a bundle"),
+        (
+            [*named, "--method", "joint"],
+            "The method joint trains from data; use it with: mtpf adapt --bundle",
+        ),
+        ([*named, *table], "has no column 'body'; it has: text. Choose with --text_column."),
+        (["--app", str(apps / "nope")], f"There is no folder {apps / 'nope'}"),
+        (
+            ["--app", f"{both}/goal"],
+            f"{both}/goal is a part of the bundle {both}, not a folder; name the bundle",
+        ),
         ([*named, "--texts", str(tmp_path / "none")], "none"),
     ):
         assert main(["compose", *arguments, "--output_dir", str(tmp_path / "other"), *options]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
+
+
+def test_an_app_on_the_hub_may_have_a_revision(apps, setting, monkeypatch):
+    asked = []
+
+    def find(source, revision, family):
+        asked.append((source, revision))
+        return apps / "intent", source
+
+    monkeypatch.setattr(fit_module, "find_start", find)
+    done = fit_bundle([Part("goal", adapter="me/intent@abc")], "mean", setting)
+    assert asked == [("me/intent", "abc")] and done.record["parts"][0]["source"] == "me/intent@abc"

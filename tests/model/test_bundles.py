@@ -3,6 +3,7 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -163,6 +164,16 @@ def test_names_that_are_ambiguous_or_unknown(model, folders, bundle):
     for name in ("both/", "oth/intent", "both/x", "", "/intent", 3, None):
         with pytest.raises(AdapterError, match="There is no adapter"):
             model.predict(TEXTS, adapters=[name])
+    for call in (
+        model.delete_adapter,
+        model.set_adapter,
+        model.adapter_depth,
+        partial(model.save_adapter, folders),
+    ):
+        with pytest.raises(AdapterError, match="a part of a bundle; elsewhere name the whole, 'both'"):
+            call("both/intent")
+    with pytest.raises(AdapterError, match="both/intent is a part of the bundle .*both, not a folder"):
+        model.load_adapter(bundle / "intent")
     for part in ("Intent", "a/b", "", "x" * 65, "a.b"):
         with pytest.raises(AdapterError, match="Part name .* is not allowed"):
             model.add_adapter("third", LoraSettings(r=1), {part: heads()["intent"]})

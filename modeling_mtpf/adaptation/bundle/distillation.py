@@ -68,7 +68,11 @@ class FromApps:
         given = job.texts or [text if isinstance(text, str) else " ".join(text) for text in inputs]
         texts = [text for text in dict.fromkeys(given) if text.strip()]
         if len(texts) < 2:
-            raise DataError("There are no texts to learn the apps' results from; give some, with --texts.")
+            there = "are none" if not texts else "is one"
+            raise DataError(
+                f"At least two texts are needed to learn the apps' results from, and there {there}; "
+                "give some with --texts."
+            )
         rows = TaggedTexts(job.tokenizer, Examples(texts, [[] for _ in texts]), ["O"], settings.max_length)
         self._words = [np.flatnonzero(target != IGNORE) for target in rows.targets]
         used = np.array([number for number, words in enumerate(self._words) if len(words)], dtype=np.int64)

@@ -23,7 +23,7 @@ from ...model.configuration_mtpf import max_tokens
 from ...model.modeling_mtpf import MtpfModel
 from ...model.predict_mtpf import text_tokenizer
 from ...model.schemas_mtpf import KINDS, read_task
-from ...model.sources_mtpf import is_hub_id
+from ...model.sources_mtpf import is_hub_id, split_revision
 from ...settings import nearest
 from ...version import versions
 from ..app import data_of, find_start, new_folder, save_app, write_app
@@ -318,16 +318,23 @@ def _read_part(part: Part, settings: BundleSettings) -> JobPart:
         return JobPart(part.name, part.family or "", part.weight)
     family = part.family or getattr(part.data, "family", None)
     if family is None and part.adapter is not None:
-        kind = read_task(find_start(str(part.adapter), None, None)[0]).get("kind")
+        kind = read_task(_find_app(part)[0]).get("kind")
         family = {KINDS[1]: "ner", KINDS[2]: "tc"}.get(str(kind))
     if family is None:
         raise RecipeError(f"The part {part.name!r} has data but no family; say ner or tc.")
     return JobPart(part.name, family, part.weight, data_of(part.data, family, settings.seed, {}))
 
 
+def _find_app(part: Part) -> tuple[Path, str]:
+    """Return the folder of a part's app, and its name, or its Hub id and revision."""
+    source, revision = split_revision(str(part.adapter))
+    folder, name = find_start(source, revision, None)
+    return folder, f"{name}@{revision}" if revision else name
+
+
 def _load_app(model: MtpfModel, part: Part, read: JobPart, name: str) -> None:
     """Load the app of a part, and bring its data to the app's labels."""
-    folder, read.source = find_start(str(part.adapter), None, None)
+    folder, read.source = _find_app(part)
     model.load_adapter(folder, name, activate=False)
     if name not in (heads := model.parts(name)):
         what = "is a bundle; name the apps it was made of" if heads else "has no head: it is a family's LoRA"
@@ -390,7 +397,8 @@ def _test_scores(job: Job, fit: BundleFit, adapters: dict[str, str]) -> dict[str
 def _texts(texts: str | Path | Iterable[str] | None, settings: BundleSettings) -> list[str]:
     """Return the first unlabelled texts, from a source or as they are given."""
     if isinstance(texts, (str, Path)):
-        texts = (row.text for row in TextStream(texts, settings.text_column) if row.text)
+        stream = TextStream(texts, settings.text_column, option="--text_column")
+        texts = (row.text for row in stream if row.text)
     read = list(islice(texts or (), settings.max_texts))
     for number, text in enumerate(read, 1):
         if not isinstance(text, str):

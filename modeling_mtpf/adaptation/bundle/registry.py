@@ -186,6 +186,11 @@ def bundle_method(name: str, needs: str | None = None) -> BundleMethod:
         RecipeError: There is no such method, or none of this kind.
     """
     known = [key for key, method in BUNDLE_METHODS.items() if needs in (None, method.needs)]
+    if name in BUNDLE_METHODS and name not in known:
+        what, command = ("trains from data", "adapt --bundle")
+        if needs == "data":
+            what, command = "composes apps", "compose"
+        raise RecipeError(f"The method {name} {what}; use it with: mtpf {command}")
     if name not in known:
         raise RecipeError(
             f"Unknown method {name!r} of making a bundle; {nearest(name, known)}choose one of: "

@@ -26,7 +26,8 @@ class Part:
         name: Its name in the bundle.
         family: ``ner`` or ``tc``; with an app its own by default.
         data: Its labelled data, as `fit_app` takes it; composing needs none.
-        adapter: Folder or Hub id of the app, which composing needs and joint training does not use.
+        adapter: Folder or Hub id of the app, ``owner/name@revision`` too, which composing needs and joint
+            training does not use.
         weight: Of its loss in joint training (1 by default), of its LoRA in a composition.
     """
 
