@@ -64,18 +64,13 @@ def parts(apps, *names, **data) -> list[Part]:
     return [Part(name, FAMILIES[name], data.get(name), str(apps / name)) for name in names or APPS]
 
 
-def compose(apps, method, setting, *names, texts=None, data=None, output_dir=None, seeds=1, **options):
+def compose(
+    apps, method, setting, *names, texts=None, data=None, output_dir=None, seeds=1, name=None, **options
+):
     trains = method not in MERGES or options.get("heads") == "retrained"
     settings = BundleSettings(**{**(SHORT if trains else PLAIN), **options})
-    return fit_bundle(
-        parts(apps, *names, **(data or {})),
-        method,
-        setting,
-        output_dir,
-        texts,
-        settings=settings,
-        seeds=seeds,
-    )
+    given, more = parts(apps, *names, **(data or {})), {"seeds": seeds, "name": name}
+    return fit_bundle(given, method, setting, output_dir, texts, settings=settings, **more)
 
 
 def job_of(apps, setting, *names) -> Job:
@@ -234,6 +229,21 @@ def test_labels_are_learned_where_all_parts_have_data(apps, setting):
     )
     assert vector.metrics["entities"]["entity_f1"] >= 0 and "vector" not in setting[0].adapters
     assert vector.metrics["intent"]["accuracy"] == vector.metrics["intent"]["validation_accuracy"]
+
+
+def test_a_bundle_reads_inputs_of_the_length_that_it_is_made_for(apps, setting, tmp_path):
+    for asked, length in ((128, 64), (64, 64), (16, 16)):  # the default is what all apps read
+        compose(
+            apps, "mean", setting, texts=TEXTS, max_length=asked, output_dir=tmp_path / str(asked), name="ab"
+        )
+        task = json.loads((tmp_path / str(asked) / "task.json").read_text())
+        assert {part["max_length"] for part in task["parts"]} == {length} == {task["settings"]["max_length"]}
+        assert {setting[0].heads[f"ab/{part}"].max_length for part in APPS} == {length}
+        setting[0].delete_adapter("ab")
+    with pytest.raises(
+        MtpfError, match="max_length is 65; the app of the part 'entities' reads 4 to 64 tokens"
+    ):
+        compose(apps, "mean", setting, max_length=65)
 
 
 def test_data_without_a_family_has_that_of_its_app(apps, setting):

@@ -357,12 +357,19 @@ def _load_app(model: MtpfModel, part: Part, read: JobPart, name: str) -> None:
 
 
 def _within_limits(job: Job) -> BundleSettings:
-    """Return the settings with the length that all parts can read."""
-    heads: list[Any] = [job.model.heads[part.app] for part in job.parts if part.app]
-    limit = min([job.settings.max_length, *(head.max_length for head in heads)])
-    if limit > (most := max_tokens(job.model.config.encoder_config)):
-        raise RecipeError(f"max_length is {limit}; this encoder reads 4 to {most} tokens.")
-    return replace(job.settings, max_length=limit)
+    """Return the settings with the longest input of all parts, of apps by default what all of them read."""
+    settings = job.settings
+    heads: Any = job.model.heads
+    limits = {part.name: heads[part.app].max_length for part in job.parts if part.app}
+    most, what = max_tokens(job.model.config.encoder_config), "this encoder"
+    if limits:
+        most, name = min((limit, name) for name, limit in limits.items())
+        what = f"the app of the part {name!r}"
+        if settings.max_length == BundleSettings.max_length:
+            settings = replace(settings, max_length=most)
+    if settings.max_length > most:
+        raise RecipeError(f"max_length is {settings.max_length}; {what} reads 4 to {most} tokens.")
+    return settings
 
 
 def _round(job: Job, fit: BundleFit) -> tuple[torch.dtype, dict[str, dict[str, float]]]:

@@ -126,11 +126,12 @@ def fresh_heads(job: Job) -> dict[str, AdapterHead]:
 
 
 def app_heads(job: Job) -> dict[str, AdapterHead]:
-    """Return copies of the apps' heads."""
+    """Return copies of the apps' heads, for inputs of the bundle's length."""
     apps: Any = job.model.heads
     heads = {part.name: copy.deepcopy(apps[part.app]) for part in job.parts}
     for head in heads.values():
         head.scope = None  # it is that of the app's own LoRA
+        head.max_length = job.settings.max_length
     return heads
 
 
