@@ -222,6 +222,9 @@ def test_labels_are_learned_where_all_parts_have_data(apps, setting):
     setting[0].delete_adapter("bundle")
     done = compose(apps, "lc++", setting, *data, data=data, steps=150, learning_rate=0.02)
     assert done.record["composition"]["loss"] == "labels"
+    assert done.record["training_data"] == "; ".join(
+        f"{part}: {part} with data in memory, 12 examples" for part in data
+    )
     for part, metric in (("entities", "entity_f1"), ("intent", "accuracy")):
         assert done.metrics[part][metric] > max(0.8, before.metrics[part][metric])
     vector = fit_bundle(
@@ -264,7 +267,10 @@ def test_lorahub_searches_better_weights_than_the_mean(apps, setting):
     setting[0].delete_adapter("bundle")
     found = compose(apps, "lorahub", setting, "entities", "intent", texts=TEXTS)
     scores = [fit.record["seeds"]["0"]["validation_score"] for fit in (mean, found)]
-    weights = found.record["composition"]["weights"]
+    made = found.record["composition"]
+    assert made["loss"] == "distil" and made["texts"] == {"texts": 12, "windows": 12} and made["steps"] == 0
+    assert str(found).startswith("Bundle 'bundle', lorahub, 0 steps from distil")
+    weights = made["weights"]
     assert scores[1] > scores[0] and all(-1.5 <= weight <= 1.5 for weight in weights.values())
 
 

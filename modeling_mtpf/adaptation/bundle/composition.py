@@ -149,7 +149,7 @@ def fit_lorahub(job: Job) -> BundleFit:
         best = minimize(cost, start, method="Nelder-Mead", bounds=bounds, options=options).x
     names = [part.name for part in job.parts]
     weights = {name: round(float(w), 4) for name, w in zip(names, best, strict=True)}
-    return _merged(job, weighted(apps, best.tolist()), weights=weights)
+    return _merged(job, weighted(apps, best.tolist()), weights=weights, **objective.record)
 
 
 def _simplex(start: np.ndarray) -> np.ndarray:

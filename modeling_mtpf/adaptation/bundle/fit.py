@@ -69,7 +69,7 @@ class FittedBundle:
 
     def __str__(self) -> str:
         made = self.record["composition"]
-        how = f"{made['method']}, {made['steps']} steps" + (f" from {made['loss']}" if made["steps"] else "")
+        how = f"{made['method']}, {made['steps']} steps" + (f" from {made['loss']}" if made["loss"] else "")
         lines = [f"Bundle {self.name!r}, {how}"]
         for part in self.record["parts"]:
             lines += ["", f"  {part['name']} ({part['family']}), {part['source']}"]
@@ -431,7 +431,8 @@ def _record(
         named = tested.get(part.name, {}) | {f"validation_{key}": value for key, value in found.items()}
         source = part.source
         if part.data is not None:
-            source = f"{part.data.notes.get('source', 'data in memory')}, {len(part.data.train):,} examples"
+            data = f"{part.data.notes.get('source', 'data in memory')}, {len(part.data.train):,} examples"
+            source = f"{source} with {data}" if source else data
         metrics = {key: round(v, 4) for key, v in named.items() if isinstance(v, (int, float))}
         about = {"name": part.name, "family": part.family, "source": source, "metrics": metrics}
         parts.append(about | ({"calibration": calibrations[part.name]} if part.name in calibrations else {}))
