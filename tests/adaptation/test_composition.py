@@ -9,9 +9,9 @@ from conftest import assert_close, randomize
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from test_bundle_training import FLOAT, TEXTS, ner_data, tc_data
-from transformers import AutoModel
+from transformers import AutoModel, BertConfig
 
-from modeling_mtpf import AdapterHead, LoraSettings, MtpfModel
+from modeling_mtpf import AdapterHead, LoraSettings, MtpfConfig, MtpfModel
 from modeling_mtpf.adaptation.bundle import BundleSettings, Part, fit_bundle
 from modeling_mtpf.adaptation.bundle import fit as fit_module
 from modeling_mtpf.adaptation.bundle.composition import Calibrated, dare, ties
@@ -175,6 +175,19 @@ def test_the_correction_is_its_formula_with_its_gradients(apps, setting, batch, 
         assert torch.allclose(states, expected, atol=1e-5)
         config = model.backbone.peft_config["folded"]
         assert config.r == 3 + 2 + 4 and min(config.rank_pattern.values()) == 4
+
+
+@pytest.mark.parametrize("targets, size", [(None, 21_504), (["all"], 27_648)])
+@pytest.mark.parametrize("layers", [2, 6])
+def test_the_correction_is_a_small_share_of_the_encoder(targets, size, layers):
+    shape = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+    model = MtpfModel(MtpfConfig(encoder_config=BertConfig(**shape))).eval()
+    names = "first", "second"
+    for name in names:
+        model.add_adapter(name, LoraSettings(r=1, layers=layers, targets=targets))
+    job = Job(model, None, [JobPart(n, "tc", None, app=n) for n in names], [], None, BundleSettings(), "both")
+    total = sum(parameter.numel() for parameter in Calibrated(job).parameters)
+    assert total == size <= 0.006 * sum(t.numel() for t in backbone_state_dict(model.backbone).values())
 
 
 def test_lc_learns_from_the_apps_without_labels_and_folds_into_a_stock_lora(

@@ -48,7 +48,9 @@ def test_the_runner_gives_what_predict_gives(folders, bundle, exported, capsys, 
     assert any(row["words"] for row in expected["both"]) and any(expected["moods"])
     module = runner_of(exported)
     runner = module.Runner(exported, threads=1)
-    assert_close(runner.predict(AWKWARD, NAMES), expected)
+    assert_close(runner.predict(AWKWARD, NAMES), expected, 1e-4)
+    names = ["both/words", "both/goal", "both/moods"]
+    assert_close(runner.predict(AWKWARD, names), model.predict(AWKWARD, names), 1e-4)  # each kind by itself
     labels = [row["score"] for row in runner.predict(AWKWARD, ["intent", "goal"])["goal"]]
     assert labels == pytest.approx([row["goal"]["score"] for row in expected["both"]], abs=1e-4)
     assert list(runner.predict(["Hi"], ["both"])["both"][0]) == ["words", "goal", "moods"]
