@@ -31,6 +31,7 @@ PLAN = {
         },
         "joint": {"method": "joint"},
         "lc": {"method": "lc", "texts": "own"},
+        "mean": {"method": "mean", "texts": "none"},  # which does not read the steps of all bundles
     },
     "groups": {"two": [], "three": ["tc/emotion"]},
 }
@@ -78,7 +79,7 @@ def test_a_small_study_resumes(data, tmp_path, folders, capsys):
     found = read_records(records)
     assert all(line.strip(",") in records.read_text() for line in first.splitlines())
     regimes = {f"tiny/{group}/{method}" for group in PLAN["groups"] for method in PLAN["methods"]}
-    assert {record["regime"] for record in found} == regimes and len(found) == 4 * 2 + 4 * 3
+    assert {record["regime"] for record in found} == regimes and len(found) == 5 * 2 + 5 * 3
     by_key = {(r["regime"], r["protocol"]): r for r in found}
     assert by_key["tiny/three/joint", "further"]["n_test"] == 5
     two, one = (
@@ -98,7 +99,7 @@ def test_a_small_study_resumes(data, tmp_path, folders, capsys):
         and "has records of tiny/two/separate with other apps: {'evaluations': 1, 'steps': 3}" in error
     )
     assert run("--only", "lc+")[1] == (
-        "error: --only: the plan has no 'lc+'; it has: separate, separate-heads, joint, lc.\n"
+        "error: --only: the plan has no 'lc+'; it has: separate, separate-heads, joint, lc, mean.\n"
     )
 
 
