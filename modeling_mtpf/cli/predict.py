@@ -24,8 +24,9 @@ EXAMPLES = """\
   tail -f chat.log | mtpf predict --adapter me/intent --lines_ahead 1
   mtpf predict --engine ray --adapter me/intent mails/ --output_dir results --workers 8
 
-Input is one text a line, or a table (.csv, .tsv) or JSON (.jsonl, .ndjson, .json), of which --column names
-the text; each may be packed (.gz). Output is one line of JSON a text, in order:
+Input is one text a line (labels of fastText are left out), or a table (.csv, .tsv), JSON (.jsonl, .ndjson,
+.json) or Parquet, of which --column names the text, or CoNLL (.conll, .bio, ...), whose words are joined; all
+but Parquet may be packed (.gz). Output is one line of JSON a text, in order:
 {"text": ..., "results": {APP: ...}}, for a NER app a list of {"entity_group", "score", "word", "start",
 "end"}, for a TC app {"label", "score"}, with --in_scope also "in_scope", with
 --top_k or of a multi-label app a list of them. With --format label-studio it is a list of tasks with
@@ -41,13 +42,15 @@ class PredictSettings:
     """Texts, apps and their backbone.
 
     Attributes:
-        files: Texts, one a line, tables or JSON; standard input by default, also written ``-``.
+        files: Texts, one a line, tables, JSON, Parquet or CoNLL; standard input by default, also written
+            ``-``.
         adapter: An app: a folder, or owner/name or owner/name@revision; several times for several apps. A
             bundle gives the results of all its parts, apps/both/intent or owner/both/intent those of one.
         backbone: ``packaged``, a folder or owner/name; by default the one that the first app was
             fitted on: its commit on the Hub, or the packaged encoder.
         backbone_revision: Commit, tag or branch of the backbone's repo; main by default.
-        column: Column of the text in tables and JSON; by default text or another usual name.
+        column: Column of the text; by default text or another usual name. Of tables without names and of
+            CoNLL files its number.
         encoding: Of the files, e.g. latin-1; by default that of the byte order mark, else UTF-8.
         format: ``jsonl``, or ``label-studio`` for pre-annotated tasks.
         top_k: Labels of a TC app, as a list; 1 gives the best alone, 0 a list of all.
@@ -84,8 +87,9 @@ class PredictSettings:
             raise MtpfError(f"--lines_ahead is {self.lines_ahead}; it must be at least 1.")
         if self.top_k < 0:
             raise MtpfError(f"--top_k is {self.top_k}; it must be at least 1, or 0 for all labels.")
-        if self.in_scope and self.top_k != 1:
-            raise MtpfError("--in_scope belongs to a text's best label; leave out --top_k.")
+        if self.top_k != 1 and (self.in_scope or self.format == "label-studio"):
+            what = "--in_scope" if self.in_scope else "--format label-studio"
+            raise MtpfError(f"{what} belongs to a text's best label; leave out --top_k.")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise MtpfError(f"--threshold is {self.threshold}; it must be from 0 to 1.")
         choices = {"engine": ENGINES, "format": FORMATS, "precision": PRECISIONS}
@@ -284,34 +288,10 @@ def _packaged(sha256: str | None) -> Any:
 
 
 def _texts(settings: PredictSettings) -> Iterator[str]:
-    from ..data.text_files import JSON, TABLES, ending, read_file, read_lines
+    from ..data.texts import read_text_lines, read_texts
 
     for name in settings.files:
         if name == "-":
-            name = "standard input"
-            yield from _column(read_lines(sys.stdin.buffer, name, settings.encoding), name, "text")
+            yield from read_text_lines(sys.stdin.buffer, "standard input", settings.encoding)
         else:
-            column = settings.column if ending(name) in (*JSON, *TABLES) else "text"
-            yield from _column(read_file(name, settings.encoding), name, column)
-
-
-def _column(rows: Iterable[tuple[str, Any]], name: str, column: str | None) -> Iterator[str]:
-    from ..data.columns import choose_column
-    from ..model.texts_mtpf import MAX_CHARACTERS
-
-    chosen = None
-    for at, row in rows:
-        where = f"{name}, {at}"
-        if isinstance(row, dict) and isinstance(row.get("data"), dict):
-            row = row["data"]  # a task of Label Studio
-        if not isinstance(row, dict):
-            raise DataError(f"{where} is {str(row)[:40]!r}, not an object with keys.")
-        chosen = chosen or choose_column("text", row, name, {"text": column} if column else {}, "--column")
-        if chosen not in row:
-            raise DataError(f"{where} has no {chosen!r}; it has: {', '.join(row)}. Choose one with --column.")
-        text = row[chosen]
-        if not isinstance(text, str):
-            raise DataError(f"{where}: {chosen!r} is {type(text).__name__}, not a string.")
-        if len(text) > MAX_CHARACTERS:
-            raise DataError(f"{where} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are accepted.")
-        yield text
+            yield from read_texts(name, settings.column, settings.encoding)

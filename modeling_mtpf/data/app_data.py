@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import DataError
 from .app_sources import Reading, Rows, check_example, check_text, read_one_split, read_splits
-from .label_sets import are_sets, split_names
+from .label_sets import are_sets, split_names, stripped
 from .sources import Source, source_name
 from .spans import Span, tags_of
 from .tag_schemes import to_iob2
@@ -151,12 +151,8 @@ def _clean(
     splits: dict[str, Rows], family: str, scheme: str, separator: str | None, notes: dict
 ) -> dict[str, Examples]:
     """Bring tags to IOB2, take labels apart, and leave out, with a count, rows without words."""
-    for rows in splits.values() if family == "tc" else ():
-        if separator:
-            pairs = zip(rows.labels, rows.locations, strict=True)
-            rows.labels = [split_names(label, separator, location) for label, location in pairs]
-        for text, label, location in zip(rows.inputs, rows.labels, rows.locations, strict=True):
-            check_text(text, label, location)
+    if family == "tc":
+        clean_labels(list(splits.values()), separator)
     if family == "ner":
         tagged = [(r, i) for r in splits.values() for i, row in enumerate(r.inputs) if isinstance(row, list)]
         tags = [rows.labels[i] for rows, i in tagged]
@@ -179,6 +175,36 @@ def _clean(
             logger.warning("%d empty rows of the %s split are left out.", empty, split)
         examples[split] = Examples(rows.inputs, rows.labels).take(filled)
     return examples
+
+
+def clean_labels(parts: list[Rows], separator: str | None = None) -> None:
+    """Take apart and strip the labels of texts, in place; lists of one label each become this label.
+
+    Raises:
+        DataError: There is no text or label; or one label here and several there.
+    """
+    for rows in parts:
+        if separator:
+            pairs = zip(rows.labels, rows.locations, strict=True)
+            rows.labels = [split_names(label, separator, location) for label, location in pairs]
+        rows.labels = [stripped(label) for label in rows.labels]
+    lists = [label for rows in parts for label in rows.labels if isinstance(label, list)]
+    if not separator and all(len(label) == 1 and isinstance(label[0], str) for label in lists):
+        for rows in parts:
+            rows.labels = [label[0] if isinstance(label, list) else label for label in rows.labels]
+        lists = []
+    for rows in parts:
+        for text, label, location in zip(rows.inputs, rows.labels, rows.locations, strict=True):
+            check_text(text, label, location)
+            if lists and not isinstance(label, list):
+                raise DataError(
+                    f"{location} has the label {label!r}, where other texts have a list: either all texts "
+                    "have a list of labels, or all have one label."
+                )
+    names = set() if lists else {label for rows in parts for label in rows.labels}
+    several = [(x, mark) for x in names for mark in "|;" if names & set(split_names(x, mark, "")) - {x}]
+    if several:
+        logger.warning("The label %r looks like several; if so, give --label_separator %r.", *min(several))
 
 
 def _labels(whole: Examples, train: Examples, family: str, named: list[str] | None) -> list[str]:

@@ -5,7 +5,7 @@ Every row keeps its file and line, so that a message can name it.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,18 +18,18 @@ from .conll import read_conll
 from .label_sets import are_marked, check_names, with_names
 from .sources import READERS, Source, load_file, load_hub, source_files, source_name, tables
 from .span_forms import flat_row, read_brat, spans_of
-from .text_files import TABLES, ending, numbered_lines, open_binary, read_file
-
-SPLITS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev", "devel", "development", "testa"),
-    "test": ("test", "testb"),
-}
-
-CONLL_ENDINGS = (
-    *(".conll", ".bio", ".iob", ".iob2", ".bioes", ".tsv", ".txt", ".annotated"),
-    *(f".{name}" for names in SPLITS.values() for name in names),
+from .text_files import (
+    CONLL,
+    SPLITS,
+    TABLES,
+    ending,
+    numbered_lines,
+    open_binary,
+    read_file,
+    read_labelled_lines,
 )
+
+CONLL_ENDINGS = (*CONLL, ".tsv", ".txt")
 
 ENDINGS = {
     "ner": tuple(dict.fromkeys([*(end for end in READERS if end != ".csv"), *CONLL_ENDINGS])),
@@ -163,7 +163,8 @@ def _together(folder: Path, family: str) -> tuple[bool, bool]:
 
 def _read_together(folder: Path, family: str, reading: Reading) -> Rows:
     if not _together(folder, family)[0]:
-        return _read_brat(sorted(folder.glob("*.txt")), reading)
+        marked = {file.with_suffix(".txt") for kind in ("*.txt", "*.ann") for file in folder.glob(kind)}
+        return _read_brat(sorted(marked), reading)
     files = [folder / PARALLEL[0], folder / PARALLEL[1][family]]
     texts, labels = ([row["text"] for _, row in read_file(file, reading.encoding)] for file in files)
     if len(texts) != len(labels):
@@ -203,7 +204,7 @@ def _read_file(file: Path, family: str, reading: Reading) -> Rows:
     numbered = bool(columns) and all(str(column).isdecimal() for column in columns.values())
     records = read_file(file, reading.encoding, header=not (numbered and kind in TABLES))
     if kind == ".txt":
-        records = _labelled_lines(records, str(file), numbered)
+        records = read_labelled_lines(records, str(file), numbered)
     return _rows_of(records, str(file), family, reading)
 
 
@@ -222,28 +223,6 @@ def _read_conll(file: Path, reading: Reading) -> Rows:
     return Rows(words, tags, locations, Counter(comment_lines_skipped=comments) if comments else Counter())
 
 
-def _labelled_lines(
-    lines: Iterable[tuple[str, dict[str, str]]], name: str, numbered: bool
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the label and text of each line of fastText; or its two columns, named by number."""
-    for at, row in lines:
-        line = row["text"].strip()
-        first, *rest = re.split("\t" if "\t" in line else r"\s+", line, maxsplit=1)
-        if not line:
-            continue
-        if numbered:
-            yield at, {"1": first, "2": rest[0] if rest else ""}
-        elif not first.startswith("__label__"):
-            raise DataError(
-                f"{name}, {at}: {line[:60]!r} does not begin with __label__, as lines of fastText do. "
-                "If each line has a label and a text, say where: --columns.label 1 --columns.text 2."
-            )
-        elif rest and rest[0].startswith("__label__"):
-            raise DataError(f"{name}, {at} has several labels: {line[:60]!r}; one a text is accepted.")
-        else:
-            yield at, {"label": first.removeprefix("__label__"), "text": rest[0] if rest else ""}
-
-
 # Rows and their columns
 
 
@@ -251,16 +230,22 @@ def _read_table(table: Any, name: str, family: str, reading: Reading) -> Rows:
     """Read a table in memory or a split of a Hub data set; a list of dicts may hold what no table can."""
     if isinstance(table, list) and table and all(isinstance(row, dict) for row in table):
         return _rows_of(((f"row {n}", row) for n, row in enumerate(table, start=1)), name, family, reading)
-    dataset: Dataset = table if isinstance(table, Dataset) else tables({"train": table})["train"]  # type: ignore[index]
+    try:
+        dataset: Dataset = table if isinstance(table, Dataset) else tables({"train": table})["train"]  # type: ignore[index]
+    except DataError:
+        if not hasattr(table, "iloc") or not table.columns.is_unique:
+            raise
+        return _read_table(
+            table.to_dict("records"), name, family, reading
+        )  # it mixes types, as in (0, 3, "PER")
     dataset = dataset.with_format(None)
     if len(dataset) == 0:
         raise DataError(f"{name} has no rows.")
     first, names = dataset[0], {}
-    if not ("data" in first and "annotations" in first) and not are_marked(
-        first, family, reading.label_names
-    ):
+    unchanged = flat_row(first, family, f"{name}, row 1", Counter()) is first
+    if unchanged and not are_marked(first, family, reading.label_names):
         chosen = columns_of(first, name, family, reading.columns)
-        dataset = dataset.select_columns(list(chosen))
+        dataset = dataset.select_columns(list(dict.fromkeys([*chosen, *{"answer"} & set(first)])))
         feature = dataset.features[chosen[1]]
         feature = getattr(feature, "feature", feature)  # of a list that of its elements
         names = {"label_names": feature.names} if isinstance(feature, ClassLabel) else {}

@@ -31,13 +31,21 @@ def columns_of(row: dict[str, Any], name: str, family: str, named: Mapping[str, 
     """Return the columns of input and label: those that the user named, else those of a certain name."""
     if family == "tc":
         return choose_column("text", row, name, named), choose_column("label", row, name, named)
-    words = _candidates(
-        "tokens", row, lambda value: isinstance(value, list) and not any(isinstance(v, dict) for v in value)
-    )
-    texts = _candidates("text", row, lambda value: isinstance(value, str))
+    words, texts = _words(row), _candidates("text", row, lambda value: isinstance(value, str))
     if not {"tokens", "tags"} & set(named) and ({"text", "spans"} & set(named) or (texts and not words)):
         return choose_column("text", row, name, named), choose_column("spans", row, name, named)
     return choose_column("tokens", row, name, named), choose_column("tags", row, name, named)
+
+
+def has_words(row: Mapping[str, Any]) -> bool:
+    """Say whether a row has words, and no text."""
+    return bool(_words(row)) and not _candidates("text", row, lambda value: isinstance(value, str))
+
+
+def _words(row: Mapping[str, Any]) -> list[str]:
+    return _candidates(
+        "tokens", row, lambda value: isinstance(value, list) and not any(isinstance(v, dict) for v in value)
+    )
 
 
 def _candidates(role: str, row: Mapping[str, Any], accepts: Any) -> list[str]:

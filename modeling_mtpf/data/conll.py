@@ -33,7 +33,7 @@ def read_conll(
     starts: list[int] = []
     comments, inside, width, first = 0, False, 0, 0
     for number, line in lines:
-        parts = _columns(line, file, number)
+        parts = _columns(line)
         if not any(parts):
             inside = False
         elif parts[0] == "-DOCSTART-":
@@ -71,9 +71,7 @@ def read_conll(
     return words, tags, starts, comments
 
 
-def _columns(line: str, file: str, number: int) -> list[str]:
-    if "\0" in line:
-        raise DataError(f"{file}, line {number} is not a text file's: it has zero bytes.")
+def _columns(line: str) -> list[str]:
     line = line.removesuffix("\n").removesuffix("\r")
     if "\t" in line:
         return [part.strip(" ") for part in line.split("\t")]
@@ -96,7 +94,7 @@ def _check_columns(sentences: list[list[list[str]]], file: str) -> None:
     """Refuse a file whose first column numbers the tokens, or that has tags of the same types twice."""
     rows = [parts for sentence in sentences for parts in sentence]
     shown, width = "  ".join(rows[0])[:_SEEN], len(rows[0])
-    choose = "choose with --columns.tokens and --columns.tags"
+    choose = "choose with --columns.tokens and --columns.tags (in predict --column)"
     if width > 2 and all(re.fullmatch(r"\d+([-.]\d+)?", parts[0]) for parts in rows):
         raise DataError(
             f"{file} has numbers in its first column ({shown!r}), so it is not clear where words and "

@@ -23,6 +23,13 @@ def split_names(label: Any, separator: str, location: str) -> list[str]:
     return [name.strip() for name in label.split(separator)] if label.strip() else []
 
 
+def stripped(label: Any) -> Any:
+    """Return a label, or a list of labels, without blanks at their ends."""
+    if isinstance(label, list):
+        return [stripped(name) for name in label]
+    return label.strip() if isinstance(label, str) else label
+
+
 def are_marked(row: Mapping[str, Any], family: str, names: Sequence[str] | None) -> bool:
     """Say whether a row has a column for each label."""
     return family == "tc" and bool(names) and all(name in row for name in names or ())

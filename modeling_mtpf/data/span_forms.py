@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .spans import Span
+from .columns import COLUMNS
+from .spans import Span, tags_of_words
 from .text_files import numbered_lines, open_binary
 from .words import word_borders
 
@@ -23,10 +24,11 @@ def flat_row(row: Any, family: str, location: str, notes: Counter) -> dict[str, 
     """Return a row with a column for each part, whichever tool wrote it; ``None`` for one to leave out.
 
     Knows Label Studio's tasks, Prodigy's answers, spaCy's pairs ``[text, {"entities": ...}]`` and GLiNER's
-    ``tokenized_text`` with ``ner``; other rows are returned as they are.
+    ``tokenized_text`` with ``ner``; other rows are returned as they are. Where a tool may give a text several
+    labels, they are a list.
 
     Raises:
-        DataError: The row is not an object.
+        DataError: The row is not an object, or not as the tool that it seems to be of writes it.
     """
     if isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) and isinstance(row[1], dict):
         row = {"text": row[0], **row[1]}
@@ -40,28 +42,62 @@ def flat_row(row: Any, family: str, location: str, notes: Counter) -> dict[str, 
     if "tokenized_text" in row and "ner" in row:
         return _gliner(row, location, notes)
     if family == "tc" and isinstance(row.get("cats"), dict):
-        chosen = [label for label, value in row["cats"].items() if value]
-        return {"text": row.get("text"), "label": chosen[0] if len(chosen) == 1 else chosen}
+        return {"text": row.get("text"), "label": _categories(row["cats"], location)}
     if family == "tc" and "label" not in row and isinstance(row.get("accept"), list):
-        return {**row, "label": row["accept"][0] if len(row["accept"]) == 1 else row["accept"]}
+        return {**row, "label": row["accept"]}
+    if (
+        family == "ner"
+        and row.get("answer") == "accept"
+        and "text" in row
+        and not set(COLUMNS["spans"]) & set(row)
+    ):
+        return {**row, "spans": []}  # Prodigy writes none where there are none
     return row
+
+
+def _categories(categories: Mapping[str, Any], location: str) -> list[str]:
+    """Return the labels of spaCy's ``cats`` with at least one half."""
+    wrong = [value for value in categories.values() if not isinstance(value, (int, float, type(None)))]
+    if wrong:
+        raise DataError(
+            f"{location}: a label in cats has {str(wrong[0])[:40]!r}; write a number from 0 to 1, or true "
+            "or false."
+        )
+    return [label for label, value in categories.items() if value is not None and value >= 0.5]
 
 
 def _label_studio(
     row: Mapping[str, Any], family: str, location: str, notes: Counter
 ) -> dict[str, Any] | None:
-    made = [made for made in row.get("annotations", row.get("completions")) if not made.get("was_cancelled")]
+    key = "annotations" if isinstance(row.get("annotations"), list) else "completions"
+    made = [made for made in _objects(row[key], key, location) if not made.get("was_cancelled")]
     if not made:
         notes["tasks_without_annotation"] += 1
         return None
     if len(made) > 1:
         notes["tasks_with_several_annotations"] += 1  # the newest counts
-    columns = {key: value for key, value in row["data"].items() if isinstance(value, str)}
-    values = [part.get("value", {}) for part in made[-1].get("result", [])]
+    (data,) = _objects([row["data"]], "data", location)
+    columns = {key: value for key, value in data.items() if isinstance(value, str)}
+    results = _objects(made[-1].get("result", []), "result", location)
+    values = _objects([part.get("value") or {} for part in results], "value", location)
+    if others := sum(not (value.get("labels") or value.get("choices")) for value in values):
+        notes["results_of_other_types_left_out"] += others
     if family == "ner":
-        return {**columns, "spans": [value for value in values if "labels" in value]}
-    choices = [choice for value in values for choice in value.get("choices", ())]
-    return {**columns, "label": choices[0] if len(choices) == 1 else choices}
+        return {**columns, "spans": [value for value in values if value.get("labels")]}
+    chosen = [value["choices"] for value in values if value.get("choices")]
+    if not all(isinstance(choices, list) for choices in chosen):
+        raise DataError(f"{location}: choices must be a list of labels, not {str(chosen)[:60]}.")
+    return {**columns, "label": [choice for choices in chosen for choice in choices]}
+
+
+def _objects(values: Any, name: str, location: str) -> list[dict[str, Any]]:
+    """Return a list of objects of Label Studio, checked."""
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise DataError(
+            f"{location}: Label Studio writes objects with keys as {name}, not {str(values)[:60]}; export "
+            "it again."
+        )
+    return values
 
 
 def label_studio_task(text: str, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,20 +108,20 @@ def label_studio_task(text: str, results: Mapping[str, Any]) -> dict[str, Any]:
     """
     predictions = []
     for app, found in _by_head(results):
-        parts = []
-        rows = found if isinstance(found, list) else [found]
-        for number, row in enumerate(row for row in rows if row.get("label", "") is not None):
+        rows = [
+            row for row in (found if isinstance(found, list) else [found]) if row.get("label", "") is not None
+        ]
+        parts: list[dict[str, Any]] = []
+        for row in rows:
             if "entity_group" in row:
                 value = {"start": row["start"], "end": row["end"], "text": text[row["start"] : row["end"]]}
-                part = {
-                    "from_name": "label",
-                    "type": "labels",
-                    "value": value | {"labels": [row["entity_group"]]},
-                }
-            else:
-                part = {"from_name": "choice", "type": "choices", "value": {"choices": [row["label"]]}}
-            parts.append({"id": f"{app}-{number}", "to_name": "text", **part, "score": row["score"]})
-        least = min((part["score"] for part in parts), default=0.0)
+                value["labels"] = [row["entity_group"]]
+                parts.append({"from_name": "label", "type": "labels", "value": value, "score": row["score"]})
+        least = min((row["score"] for row in rows), default=0.0)
+        if rows and not parts:
+            choices = {"choices": [row["label"] for row in rows]}
+            parts.append({"from_name": "choice", "type": "choices", "value": choices, "score": least})
+        parts = [{"id": f"{app}-{number}", "to_name": "text", **part} for number, part in enumerate(parts)]
         predictions.append({"model_version": app, "score": least, "result": parts})
     return {"data": {"text": text}, "predictions": predictions}
 
@@ -118,16 +154,18 @@ def _gliner(row: Mapping[str, Any], location: str, notes: Counter) -> dict[str, 
 def spans_of(text: str, values: Any, location: str, notes: Counter) -> list[Span]:
     """Check the spans of a text as a tool wrote them; return them in order, without blanks at their ends.
 
-    Counts in ``notes``: spans that overlap a longer one, which are left out, and spans that begin or end
-    inside a word.
+    Counts in ``notes``: spans that overlap a longer one, which are left out; those with blanks at their ends;
+    those that begin or end inside a word; and those whose every word is labelled as an earlier span's.
 
     Raises:
         DataError: A span of another form, outside the text, or of other characters than it says.
     """
     if values is None:
         values = []
-    if isinstance(values, Mapping):  # a column of structs may come as a struct of columns
-        values = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    if isinstance(values, Mapping) and all(isinstance(column, list) for column in values.values()):
+        if len({len(column) for column in values.values()}) < 2:  # a column of structs as a struct of columns
+            values = [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+    values = values.tolist() if hasattr(values, "tolist") else values
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise DataError(f"{location}: spans are a list of {FORM}, not {str(values)[:60]!r}.")
     spans = []
@@ -141,14 +179,17 @@ def spans_of(text: str, values: Any, location: str, notes: Counter) -> list[Span
         covered = text[span.start : span.end]
         start = span.start + len(covered) - len(covered.lstrip())
         end = span.end - len(covered) + len(covered.rstrip())
+        if end - start < len(covered):
+            notes["spans_with_blanks_at_their_ends" if start < end else "empty_spans_left_out"] += 1
         if start < end:
             spans.append(Span(start, end, span.kind))
-        else:
-            notes["empty_spans_left_out"] += 1
     spans = without_overlaps(spans, notes)
     if spans:
-        starts, ends = (set(borders) for borders in zip(*word_borders(text), strict=True))
+        words = word_borders(text)
+        starts, ends = (set(borders) for borders in zip(*words, strict=True))
         notes["spans_inside_words"] += sum(s.start not in starts or s.end not in ends for s in spans)
+        begun = sum(tag[0] == "B" for tag in tags_of_words(words, spans))
+        notes["spans_sharing_a_word_with_another"] += len(spans) - begun
     return spans
 
 
@@ -214,8 +255,9 @@ def read_brat(file: Path, encoding: str | None, notes: Counter) -> tuple[str, li
         DataError: There is no .ann file, or a line of it that does not fit the text.
     """
     annotations = file.with_suffix(".ann")
-    if not annotations.is_file():
-        raise DataError(f"{file} has no {annotations.name} next to it; a text of BRAT has one, if empty.")
+    for one, other in ((file, annotations), (annotations, file)):
+        if not other.is_file():
+            raise DataError(f"{one} has no {other.name} next to it; BRAT has both of every text, if empty.")
     text = "".join(line for _, line in _lines(file, encoding))
     spans = []
     for number, line in _lines(annotations, encoding):

@@ -23,6 +23,19 @@ JSON = (".json", ".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv")
 LINES = (".txt",)
 
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev", "devel", "development", "testa"),
+    "test": ("test", "testb"),
+}
+"""Split → the words in names of files that mean it."""
+
+CONLL = (
+    *(".conll", ".bio", ".iob", ".iob2", ".bioes", ".annotated"),
+    *(f".{name}" for names in SPLITS.values() for name in names),
+)
+"""Endings of files with a word and its tag on each line, and of nothing else."""
+
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     *((mark, "utf-32") for mark in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)),  # before UTF-16: it starts so
@@ -75,6 +88,41 @@ def read_lines(stream: Any, name: str, encoding: str | None = None) -> Iterator[
         yield f"line {number}", {"text": line.removesuffix("\n").removesuffix("\r")}
 
 
+def split_fasttext(line: str) -> tuple[list[str], str]:
+    """Return the labels that a line of fastText begins with, and its text.
+
+    Example:
+        >>> split_fasttext("__label__joy __label__awe What a day")
+        (['joy', 'awe'], 'What a day')
+    """
+    labels = []
+    while match := re.match(r"\s*__label__(\S*)\s*", line):
+        labels.append(match[1])
+        line = line[match.end() :]
+    return labels, line
+
+
+def read_labelled_lines(
+    lines: Iterable[tuple[str, dict[str, str]]], name: str, numbered: bool
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the labels and the text of each line of fastText; or its two columns, named by number."""
+    for at, row in lines:
+        line = row["text"].strip()
+        labels, text = split_fasttext(line)
+        if not line:
+            continue
+        if numbered:
+            first, *rest = re.split("\t" if "\t" in line else r"\s+", line, maxsplit=1)
+            yield at, {"1": first, "2": rest[0] if rest else ""}
+        elif not labels:
+            raise DataError(
+                f"{name}, {at}: {line[:60]!r} does not begin with __label__, as lines of fastText do. "
+                "If each line has a label and a text, say where: --columns.label 1 --columns.text 2."
+            )
+        else:
+            yield at, {"label": labels, "text": text}
+
+
 @contextmanager
 def open_binary(file: str | Path) -> Iterator[Any]:
     """Open a file for reading bytes; one that gzip packed, whatever its name, is unpacked.
@@ -99,7 +147,7 @@ def numbered_lines(stream: Any, name: str, encoding: str | None = None) -> Itera
     r"""Yield the number and the text of each line of a binary stream, with its end; only ``\n`` ends a line.
 
     Raises:
-        DataError: Bytes that are not of the encoding, or no such encoding.
+        DataError: Bytes that are not of the encoding, zero bytes, or no such encoding.
     """
     try:
         codec = codecs.lookup(encoding or _mark(stream) or "utf-8").name
@@ -118,6 +166,11 @@ def numbered_lines(stream: Any, name: str, encoding: str | None = None) -> Itera
         for number, line in enumerate(lines, start=1):  # noqa: B007
             if isinstance(line, bytes):
                 line = line.decode(codec if number == 1 or codec != "utf-8-sig" else "utf-8")
+            if "\0" in line:
+                raise DataError(
+                    f"{name}, line {number} has zero bytes: it is not text, or in an encoding to be named "
+                    "with --encoding."
+                )
             yield number, line
     except UnicodeDecodeError as error:
         line_number = number + (lines is not stream)  # a line that is not decoded has not been counted
@@ -196,11 +249,6 @@ class _Lines:
 
     def __next__(self) -> str:
         self.number, line = next(self.lines)
-        if "\0" in line:
-            raise DataError(
-                f"{self.name}, line {self.number} has zero bytes: it is not text, or in an encoding to be "
-                "named with --encoding."
-            )
         return line
 
 
@@ -216,6 +264,12 @@ def _table(
     first = next((line for line in source if line.strip()), None)
     if first is None:
         raise DataError(f"{name} is empty.")
+    if "\r" in first.rstrip("\r\n"):
+        raise DataError(
+            f"{name}, line {source.number} has carriage returns inside; save it with line ends of \\n or "
+            "\\r\\n, not of \\r alone."
+        )
+    csv.field_size_limit(2**31 - 1)  # the default of 131,072 is less than a long text has
     told = re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE)
     delimiter = "\t" if kind == ".tsv" else told[1] if told else _delimiter(first)
     spaced = f"{delimiter} " in first  # as in: text, label
@@ -253,7 +307,6 @@ def _records(
     lines: Iterator[str], source: _Lines, kind: str, delimiter: str, spaced: bool
 ) -> Iterator[tuple[int, list[str]]]:
     """Yield first line and fields of each record; values separated by tabs in a .tsv file may hold quotes."""
-    csv.field_size_limit(2**31 - 1)  # the default of 131,072 is less than a long text has
     plain = kind == ".tsv"
     quoting: Any = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
     reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, skipinitialspace=spaced, strict=True)

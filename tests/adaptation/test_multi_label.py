@@ -88,7 +88,7 @@ def test_every_form_gives_the_same(tmp_path):
     [
         ({"label": True}, {}, "row 1: the label is True, neither text nor number; write a name"),
         ({"labels": ["a", "a"]}, {}, "row 1: .* but a label is named twice"),
-        ({"labels": ["a", " "]}, {}, "row 1: .* but ' ' is not a name"),
+        ({"labels": ["a", " "]}, {}, "row 1: .* but '' is not a name"),
         ({"labels": [True]}, {}, "row 1: .* but 'True' is not a name"),
         ({"a": 1, "b": 2}, {"labels": ["a", "b"]}, "row 1: the column of the label 'b' holds '2'; write 1 or 0"),
         ({"labels": ["a"]}, {"label_separator": "|"}, r"row 1: .* is not a string, which --label_separator"),

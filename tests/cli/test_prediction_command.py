@@ -85,6 +85,8 @@ def test_bf16_is_that_of_a_model_with_such_weights(run, folders, expected, tmp_p
         ("a.json", json.dumps([{"data": {"text": text}} for text in TEXTS], indent=1).encode()),
         ("a.csv", b"sep=;\nid;text\n" + b"".join(f"1;{text}\n".encode() for text in TEXTS)),
         ("a.tsv", b"\n".join(f"{text}\t".encode() for text in ["text", *TEXTS])),
+        ("a.txt", b"\n".join(f"__label__x {text}".encode() for text in TEXTS)),
+        ("a.jsonl", b"\n".join(json.dumps({"tokens": text.split(" ")}).encode() for text in TEXTS)),
     ],
 )
 def test_files_that_adapt_reads_are_read(run, folders, expected, tmp_path, name, content):
@@ -198,6 +200,7 @@ def test_answers_come_while_the_input_is_open(folders):
         (["--adapter", "{entities}", "--backbone", "{backbone}", "--lines_ahead", "0"], "--lines_ahead is 0"),
         (["--adapter", "{entities}", "--backbone", "{backbone}", "--top_k", "-1"], "--top_k is -1; it must be"),
         (["--adapter", "{entities}", "--backbone", "{backbone}", "--threshold", "5"], "--threshold is 5.0; it must"),
+        (["--adapter", "{entities}", "--format", "label-studio", "--top_k", "3"], "label-studio belongs to .* leave out --top_k"),
         (["{file}"], "required: --adapter"),
     ],
 )  # fmt: skip

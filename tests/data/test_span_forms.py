@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pandas
 import pytest
 from datasets import Dataset
 
@@ -119,6 +120,9 @@ def test_brat(tmp_path):
     (tmp_path / "train" / "1.ann").write_text(entities[0])
     with pytest.raises(DataError, match="2.txt has no 2.ann next to it"):
         load_app_data(tmp_path, "ner")
+    (tmp_path / "train" / "2.txt").rename(tmp_path / "train" / "2.ann")
+    with pytest.raises(DataError, match="2.ann has no 2.txt next to it"):
+        load_app_data(tmp_path, "ner")
 
 
 def test_gliner(tmp_path):
@@ -147,20 +151,133 @@ def test_labels_of_texts(tmp_path):
     assert load_app_data(source, "tc", validation=source).train == Examples(["a", "b"], ["x", "y"])
 
 
+def task(*results, **more) -> dict:
+    return {"data": {"text": TEXT}, "annotations": [{"result": list(results), **more}]}
+
+
+def choices(*labels) -> dict:
+    return {"type": "choices", "value": {"choices": list(labels)}}
+
+
+TOOLS = {
+    "Label Studio": lambda labels: task(choices(*labels)),
+    "Label Studio, apart": lambda labels: task(*map(choices, labels)),
+    "spaCy": lambda labels: {"text": TEXT, "cats": {x: 0.9 if x in labels else 0.05 for x in "xyz"}},
+    "spaCy, pairs": lambda labels: [TEXT, {"cats": {x: x in labels for x in "xyz"}}],
+    "Prodigy": lambda labels: {"text": TEXT, "accept": list(labels), "answer": "accept"},
+    "doccano": lambda labels: {"text": TEXT, "label": [f" {label}" for label in labels]},
+}
+
+
+@pytest.mark.parametrize("form", TOOLS.values(), ids=TOOLS)
+def test_texts_have_lists_of_labels_unless_all_have_one(tmp_path, form):
+    one, several = ([form(labels) for labels in sets] for sets in (["x", "y"], ["xy", "x", "", "z"]))
+    source = write(tmp_path, one)
+    data = load_app_data(source, "tc", validation=source)
+    assert data.train.labels == ["x", "y"] and not data.multi_label
+    other = tmp_path / "more"
+    other.mkdir()
+    data = load_app_data(source, "tc", validation=write(other, several))
+    assert data.multi_label and data.train.labels == [["x"], ["y"]]
+    assert data.validation.labels == [["x", "y"], ["x"], [], ["z"]]
+    if form is not TOOLS["spaCy, pairs"] and form is not TOOLS["spaCy"]:  # Arrow has a column for each label
+        assert load_app_data(Dataset.from_list(several[::2] * 2), "tc").train.labels[0] in ([], ["x", "y"])
+
+
+def test_one_label_and_lists_do_not_mix(tmp_path):
+    source = write(tmp_path, [{"text": "a", "label": ["x", "y"]}, {"text": "b", "label": "x"}] * 4)
+    with pytest.raises(DataError, match="line 2 has the label 'x', where .* either all texts have a list"):
+        load_app_data(source, "tc")
+
+
+def test_labels_that_differ_by_blanks_are_one(tmp_path, caplog):
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\na, x\nb,x \nc,y\nd,y|x\n")
+    assert set(load_app_data(path, "tc", validation=path).labels) == {"x", "y", "y|x"}
+    assert "'y|x' looks like several; if so, give --label_separator '|'" in caplog.text
+
+
+def test_label_sets_come_back_from_label_studio(tmp_path):
+    sets = [["x", "y"], [], ["z"]]
+    rows = []
+    for labels in sets:
+        made = label_studio_task(TEXT, {"moods": [{"label": label, "score": 0.9} for label in labels]})
+        assert len(made["predictions"][0]["result"]) == bool(
+            labels
+        )  # one of a control, as the tool writes it
+        rows.append({**made, "annotations": made["predictions"]})
+    source = write(tmp_path, rows, "json")
+    assert load_app_data(source, "tc", validation=source).train.labels == sets
+
+
+LABELLED = {"type": "labels", "value": {"start": 0, "end": 4, "labels": ["X"]}}
+
+
+@pytest.mark.parametrize("family", ["ner", "tc"])
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"data": {"text": "a"}, "annotations": [None]}, "line 1: .* as annotations, not .None."),
+        (task() | {"annotations": [{"result": None}]}, "line 1: .* as result, not None"),
+        (task("x"), "line 1: .* as result, not .'x'."),
+        (task({"value": "x"}), "line 1: .* as value"),
+        (task(LABELLED) | {"data": None}, "line 1: .* as data"),
+        (task(LABELLED) | {"data": "x"}, "line 1: .* as data"),
+        (task({"value": {"choices": "x"}}), "line 1: choices must be a list|no entity"),
+        ({"text": TEXT, "spans": {"start": 0, "end": 1, "label": "P"}, "cats": {"x": "y"}}, "line 1: (spans are|a label in cats)"),
+        ({"text": TEXT, "spans": {"start": [0, 1], "end": [1], "label": ["P"]}, "cats": {"x": []}}, "line 1: (spans are|a label in)"),
+    ],
+)  # fmt: skip
+def test_damaged_annotations_say_where(tmp_path, family, row, message):
+    with pytest.raises(DataError, match=message):
+        load_app_data(write(tmp_path, [row] * 4), family)
+
+
+@pytest.mark.parametrize("kind", ["hypertextlabels", "paragraphlabels", "relation"])
+def test_results_of_other_types_are_counted(tmp_path, caplog, kind):
+    other = {"type": kind, **({"value": {"start": 0, kind: ["P"]}} if kind != "relation" else {})}
+    source = write(tmp_path, [task(LABELLED, choices("x"), other), task(LABELLED, choices("y"))])
+    for family in ("ner", "tc"):
+        data = load_app_data(source, family, validation=source)
+        assert data.notes["results_of_other_types_left_out"] == {"train": 1, "validation": 1}
+    assert data.train.labels == ["x", "y"] and "1 results of other types left out" in caplog.text
+
+
+def test_rows_of_prodigy_without_spans_have_none(tmp_path):
+    rows = [{"text": TEXT, "spans": DICTS}, {"text": OTHER}]
+    source = write(tmp_path, [{**row, "answer": "accept"} for row in rows])
+    assert read(source).train == Examples([TEXT, OTHER], [SPANS, []])
+    rows = [
+        {"text": t, "label": "xy"[n % 2], "answer": "accept" if n < 4 else "reject"}
+        for n, t in enumerate("abcdef")
+    ]
+    assert load_app_data(Dataset.from_list(rows), "tc").notes["annotations_rejected"] == {"train": 2}
+
+
+def test_a_frame_of_tuples(tmp_path):
+    frame = pandas.DataFrame({"text": [TEXT, OTHER], "spans": [[tuple(span) for span in SPANS], []]})
+    assert read(frame).train == Examples([TEXT, OTHER], [SPANS, []])
+    frame.columns = ["text", "text"]
+    with pytest.raises(DataError, match="table in memory cannot be read"):
+        read(frame)
+
+
 @pytest.mark.parametrize(
     "spans, expected, note",
     [
-        ([[4, 18, "PER"]], [Span(5, 18, "PER")], None),  # a blank; the comma is a word
+        ([[4, 18, "PER"]], [Span(5, 18, "PER")], "spans_with_blanks_at_their_ends"),  # the comma is a word
         ([[4, 5, "PER"], *LISTS], SPANS, "empty_spans_left_out"),
         ([[5, 8, "NAME"], *LISTS], SPANS, "overlapping_spans_left_out"),
         ([[5, 7, "PER"]], [Span(5, 7, "PER")], "spans_inside_words"),
+        ([[5, 7, "A"], [7, 8, "B"]], [Span(5, 7, "A"), Span(7, 8, "B")], "spans_sharing_a_word_with_another"),
         ([*LISTS, *LISTS], SPANS, None),
     ],
 )
 def test_what_is_left_out_or_not_on_words_is_counted(tmp_path, caplog, spans, expected, note):
     data = read(write(tmp_path, [{"text": TEXT, "spans": spans}]))
     assert data.train.labels == [expected]
-    notes = {key for key in data.notes if key.endswith(("left_out", "inside_words"))}
+    notes = {key for key in data.notes if key.startswith(("spans", "empty", "over"))}
+    notes -= {"spans_inside_words"} if note == "spans_sharing_a_word_with_another" else set()
     assert notes == ({note} if note else set())
     assert not note or (data.notes[note]["train"] == 1 and note.replace("_", " ") in caplog.text)
 
@@ -242,7 +359,7 @@ def test_predictions_come_back_as_annotations(folders, tmp_path, capsys):
             assert any(expected) and read(source).train == Examples(texts, expected)
         else:
             rows = read_splits(source, family)["train"]
-            assert (rows.inputs, rows.labels) == (texts, [row["label"] for row in results])
+            assert (rows.inputs, rows.labels) == (texts, [[row["label"]] for row in results])
 
 
 def test_an_app_is_fitted_on_spans_and_scored_by_what_predict_gives(load, encoders, tmp_path):
