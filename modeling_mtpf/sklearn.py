@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from .adaptation import FitSettings, fit_app
 from .data.backbones import load_backbone
+from .data.columns import values_of
 
 _NAME = "app"
 
@@ -57,9 +59,12 @@ class MtpfClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: Iterable[str], y: Iterable[Any]) -> "MtpfClassifier":
         """Fit an app on texts and their labels; a tenth is held out, and fitted on in the end."""
-        texts, self.classes_ = _texts(X), np.unique(np.asarray(y))
+        texts, targets = _texts(X), _targets(y)
         # The position is the app's label: names of any type, in one order.
-        labels = [str(number) for number in np.searchsorted(self.classes_, np.asarray(y))]
+        self.classes_, numbers = np.unique(targets, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"y has {self.classes_.tolist()} alone; at least two labels are needed.")
+        labels = [str(number) for number in numbers]
         settings = FitSettings(seed=self.random_state, max_length=self.max_length)
         with tempfile.TemporaryDirectory() as folder:
             options = {"backbone": self.backbone, "adapter": self.adapter, "method": self.method}
@@ -107,7 +112,20 @@ class MtpfClassifier(ClassifierMixin, BaseEstimator):
 
 def _texts(X: Any) -> list[str]:
     """Return texts as a list; raise `ValueError` for anything else."""
-    texts = [X] if isinstance(X, str) else list(X)
-    if isinstance(X, str) or any(not isinstance(text, str) for text in texts):
+    texts = values_of(X, "X")
+    if any(not isinstance(text, str) for text in texts):
         raise ValueError("X must be a list, array or Series of strings.")
     return [str(text) for text in texts]
+
+
+def _targets(y: Any) -> np.ndarray:
+    """Return one label for each text as an array; raise `ValueError` for anything else."""
+    labels = values_of(y, "y")
+    for row, label in enumerate(labels):
+        if type(label).__name__ in ("NoneType", "NAType", "NaTType") or label != label:
+            raise ValueError(f"y holds {label} at position {row}; every text needs a label.")
+        if isinstance(label, list):
+            raise ValueError(f"y holds {label} at position {row}; give one label a text, or use fit_app.")
+    targets = np.asarray(labels)
+    check_classification_targets(targets)
+    return targets

@@ -34,6 +34,10 @@ class MtpfEntities:
     """
 
     def __init__(self, nlp: Language, name: str, app: str, backbone: str):
+        if not app:
+            raise AdapterError(
+                'mtpf_ner needs an app: nlp.add_pipe("mtpf_ner", config={"app": "apps/entities"})'
+            )
         self.model = load_backbone(backbone).eval()
         self.app = self.model.load_adapter(app)
         if [head.kind for head in self.model.parts(self.app).values()] != ["token-classification"]:

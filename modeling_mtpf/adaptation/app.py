@@ -20,6 +20,7 @@ from hub_cards import adapter_card
 
 from ..data.app_data import FAMILIES, AppData, check_app_data, load_app_data
 from ..data.backbones import open_backbone
+from ..data.columns import values_of
 from ..data.sources import Source
 from ..data.words import IGNORE
 from ..errors import AdapterError, DataError, MtpfError, RecipeError, first_line
@@ -224,26 +225,31 @@ def _with_family(data: Any, family: Any) -> tuple[Any, str]:
     if family is not None and not isinstance(family, str):
         data, family = (data, family), None
     if isinstance(data, tuple) and len(data) == 2:
-        data, found = _rows_of(*data)
-        family = family or found
+        data, family = _rows_of(*data, family)
+    if family is None:
+        raise RecipeError("Give the family, ner or tc, or a label for each text: fit_app(texts, labels).")
     if family not in FAMILIES:
         hint = nearest(str(family), list(FAMILIES))
         raise RecipeError(f"Unknown family {family!r}; {hint}choose ner or tc.")
     return data, family
 
 
-def _rows_of(texts: Any, labels: Any) -> tuple[list[dict[str, Any]], str]:
-    """Return texts with their labels as rows, and their family."""
-    inputs, targets = (part.tolist() if hasattr(part, "tolist") else list(part) for part in (texts, labels))
-    if len(inputs) != len(targets):
+def _rows_of(texts: Any, labels: Any, family: str | None) -> tuple[list[dict[str, Any]], str]:
+    """Return texts with their labels as rows, and their family, which the labels tell unless it is given."""
+    inputs, targets = values_of(texts, "texts"), values_of(labels, "labels")
+    if not inputs or len(inputs) != len(targets):
         raise DataError(
             f"There are {len(inputs):,} texts but {len(targets):,} labels; give one for each text."
         )
-    several = next((target[0] for target in targets if isinstance(target, (list, tuple)) and target), "")
-    words, spans = any(not isinstance(text, str) for text in inputs[:1]), not isinstance(several, str)
-    keys = ("tokens", "ner_tags") if words else ("text", "spans") if spans else ("text", "label")
-    rows = [dict(zip(keys, pair, strict=True)) for pair in zip(inputs, targets, strict=True)]
-    return rows, "ner" if words or spans else "tc"
+    first = next((target[0] for target in targets if isinstance(target, list) and target), "")
+    words = isinstance(inputs[0], list)
+    if isinstance(first, (bool, int, float)) and not words and family != "ner":
+        raise DataError(
+            "The labels of a text are numbers; give a list of their names for each text, as ['joy', 'awe']."
+        )
+    family = family or ("ner" if words or not isinstance(first, str) else "tc")
+    keys = ("text", "label") if family == "tc" else ("tokens", "ner_tags") if words else ("text", "spans")
+    return [dict(zip(keys, pair, strict=True)) for pair in zip(inputs, targets, strict=True)], family
 
 
 def data_of(data: Source | AppData, family: str, seed: int, options: dict[str, Any]) -> AppData:

@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from ..devices import PRECISIONS
 from ..errors import RecipeError
+from ..settings import nearest
 from .calibration import HeldOut
 
 _LEAST = dict(
@@ -35,6 +36,10 @@ class LoraShape:
     layers: int | None = None
     r: int | None = None
     targets: list[str] | None = None
+
+    def __post_init__(self):
+        names = [name.strip() for target in self.targets or () for name in target.split(",")]
+        object.__setattr__(self, "targets", names or None)
 
 
 SIZES = {
@@ -152,7 +157,8 @@ class FitSettings:
                 raise RecipeError(f"{name} is {getattr(self, name)!r}; choose one of: {', '.join(known)}.")
 
         if self.size not in (None, *SIZES):
-            raise RecipeError(f"size is {self.size!r}; choose one of: {', '.join(SIZES)}.")
+            hint = nearest(str(self.size), list(SIZES))
+            raise RecipeError(f"size is {self.size!r}; {hint}choose one of: {', '.join(SIZES)}.")
 
     def changed(self) -> list[str]:
         """Return the names of the settings that are not their defaults, of a part as ``lora.r``."""

@@ -1,15 +1,17 @@
 """An app from the names of its labels alone: no training text is needed, and none was seen."""
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..data.app_data import Examples
+from ..data.app_data import Examples, clean_labels
 from ..data.app_sources import Reading, read_one_split
 from ..data.backbones import open_backbone
+from ..data.label_sets import are_sets
 from ..data.sources import Source
 from ..errors import RecipeError
 from ..model.adapters_mtpf import AdapterHead, check_adapter_name
@@ -21,6 +23,8 @@ from .scoring import score_app
 from .settings import LoraShape
 from .tail_training import add_app, app_parameters
 from .text_vectors import embed_texts
+
+logger = logging.getLogger(__name__)
 
 SHARPNESS = 20.0
 """By which cosines become logits, as sentence-transformers' losses have it."""
@@ -36,6 +40,8 @@ def zero_shot_app(
     name: str | None = None,
     test: Source | None = None,
     max_length: int = 128,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
 ) -> FittedApp:
     """Make a text app whose label weights are the vectors of the labels' names, or of descriptions of them.
 
@@ -50,6 +56,8 @@ def zero_shot_app(
         name: Adapter name; by default that of the folder, or ``app``.
         test: Texts with labels, to score it.
         max_length: Longest input in tokens.
+        columns: Of the test set, see `load_app_data`.
+        encoding: Of the test set.
 
     Raises:
         MtpfError: A mistake in the labels, or the backbone cannot be loaded.
@@ -70,10 +78,20 @@ def zero_shot_app(
     folder = new_folder(output_dir)
     name = name or (folder.name if folder else "app")
     check_adapter_name(name)
-    examples = None
+    examples, notes = None, dict[str, Any]()
+    if test is None and (columns or encoding):
+        raise RecipeError("columns and encoding say how --test is read; give it, or leave them out.")
     if test is not None:
-        rows = read_one_split(test, "test", "tc", Reading(labels, {}, None))
+        rows = read_one_split(test, "test", "tc", Reading(labels, columns or {}, encoding))
+        clean_labels([rows])
+        if are_sets(rows.labels):
+            raise RecipeError("A zero-shot app gives a text one label, but the texts of --test have lists.")
         examples = Examples(rows.inputs, rows.labels)
+        if unknown := sorted(set(rows.labels) - set(labels)):
+            missed = "The test split has %d labels %s that are not in --labels; they count as missed."
+            count = sum(label in unknown for label in rows.labels)
+            notes["test_labels_not_in_app"] = {"labels": unknown, "count": count}
+            logger.warning(missed, count, unknown[:5])
     model, tokenizer = open_backbone(backbone, backbone_revision)
     if not 4 <= max_length <= (limit := max_tokens(model.config.encoder_config)):
         raise RecipeError(f"max_length is {max_length}; this encoder reads 4 to {limit} tokens.")
@@ -97,7 +115,7 @@ def zero_shot_app(
         "protocol": "accuracy, macro F1, and the mean of each label's average precision"
         if examples
         else "not scored",
-        "data": {"descriptions": dict(zip(labels, texts, strict=True))},
+        "data": {"descriptions": dict(zip(labels, texts, strict=True)), **notes},
         "seeds": {},
         "types": {},
         "metrics": {key: round(v, 4) for key, v in scores.items() if isinstance(v, (int, float))},

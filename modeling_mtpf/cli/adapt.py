@@ -187,7 +187,7 @@ def run(arguments: list[str], prog: str) -> str:
     if values["labels"]:
         values["labels"] = [label.strip() for label in values["labels"].split(",")]
     if values.pop("zero_shot"):
-        keys = ("backbone", "backbone_revision", "output_dir", "name", "test")
+        keys = ("backbone", "backbone_revision", "output_dir", "name", "test", "columns", "encoding")
         used = {*keys, "bundle", "family", "zero_shot", "labels", "max_length", "threads", "progress"}
         default = vars(AdaptSettings(output_dir="", name="x", bundle=""))
         differs = (key for key, value in vars(settings).items() if value != default[key])

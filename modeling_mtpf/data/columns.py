@@ -96,3 +96,28 @@ def choose_column(
         names = " or ".join(map(repr, accepted))
         raise DataError(f"{name} has no column {names}; it has: {present}. Name it with {option}.")
     return columns[0]
+
+
+def values_of(values: Any, name: str) -> list[Any]:
+    """Return a list, an array, a Series or a table of one column as a list of plain values.
+
+    Raises:
+        DataError: It is a string, a mapping, a table of several columns, or holds no values.
+    """
+    columns = getattr(values, "column_names", getattr(values, "columns", None))
+    if columns is not None and len(columns) != 1:
+        raise DataError(
+            f"{name} is a table with the columns {', '.join(map(str, columns))}; give one of them."
+        )
+    values = values if columns is None else values[columns[0]]
+    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
+        kind = type(values).__name__
+        raise DataError(f"{name} must be a list, array or Series, or a table of one column, not {kind}.")
+    return [_plain(value) for value in values]
+
+
+def _plain(value: Any) -> Any:
+    """Return arrays and NumPy's scalars, tuples and sets as Python's types and lists."""
+    if isinstance(value, (tuple, set, frozenset)):
+        return list(value) if isinstance(value, tuple) else sorted(value, key=str)
+    return value.tolist() if hasattr(value, "tolist") else value

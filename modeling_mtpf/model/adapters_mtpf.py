@@ -290,7 +290,7 @@ def extend_lora(
     if settings.r < rank or (absent := sorted(set(carriers) - set(places))):
         reason = f"its rank is {rank}" if settings.r < rank else f"it has a LoRA at {absent[0]}"
         raise AdapterError(
-            f"The adapter {source!r} cannot start a LoRA of rank {settings.r} on {settings.layers} layers: "
+            f"The adapter cannot start a LoRA of rank {settings.r} on {settings.layers} layers: "
             f"{reason}; ask for at least its shape, or start without it."
         )
     inject_lora(encoder, name, lora_config(encoder, settings), trainable=True)

@@ -4,6 +4,7 @@ import json
 import pickle
 
 import numpy as np
+import pandas
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -52,11 +53,14 @@ def classifier(encoders):
 def test_texts_and_labels_are_enough(setting):
     settings = FitSettings(**FLOAT)
     app = fit_app(TEXTS, LABELS, backbone=setting, method="probe", name="one", settings=settings)
-    fit_app((TEXTS, np.array(LABELS)), backbone=setting, method="probe", name="two", settings=settings)
+    frame = pandas.DataFrame({"text": TEXTS})
+    fit_app((frame, np.array(LABELS)), backbone=setting, method="probe", name="two", settings=settings)
     results = app.model.predict(TEXTS, adapters=["one", "two"])
     assert results["one"] == results["two"] and app.record["family"] == "tc"
-    several = [[label, "all"] for label in LABELS]
-    moods = fit_app(TEXTS, several, backbone=setting, method="probe", name="moods", settings=settings)
+    several = pandas.DataFrame({"moods": [(label, "all") for label in LABELS]})
+    moods = fit_app(
+        pandas.Series(TEXTS), several, backbone=setting, method="probe", name="moods", settings=settings
+    )
     assert moods.model.heads["moods"].problem_type
     data = ner_data().train
     tags = fit_app(
@@ -69,8 +73,19 @@ def test_texts_and_labels_are_enough(setting):
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [((TEXTS, LABELS[1:]), "texts but"), ((TEXTS,), "Unknown family None")],
-)
+    [
+        ((TEXTS, LABELS[1:]), "texts but"),
+        ((TEXTS,), "Give the family, ner or tc, or a label for each text"),
+        (([], []), "There are 0 texts"),
+        (((TEXTS, "abc"),), "labels must be a list, array or Series, .* not str"),
+        ((dict.fromkeys(TEXTS), LABELS), "texts must be a list, .* not dict"),
+        ((pandas.DataFrame({"a": TEXTS, "b": TEXTS}), LABELS), "texts is a table with the columns a, b; give one"),
+        ((TEXTS, np.eye(len(TEXTS), dtype=int)), "labels of a text are numbers; give a list of their names"),
+        (((TEXTS, [[True, False]] * len(TEXTS)), "tc"), "labels of a text are numbers"),
+        ((TEXTS, [None, *LABELS[1:]]), "row 1: a text and a label are needed, not .* 'None'"),
+        ((TEXTS, [["a", "b"], *LABELS[1:]]), "row 2 has the label .* either all texts have a list"),
+    ],
+)  # fmt: skip
 def test_mistakes_are_one_sentence(setting, arguments, message):
     with pytest.raises(MtpfError, match=message) as caught:
         fit_app(*arguments, backbone=setting)
@@ -92,7 +107,7 @@ def test_a_classifier_predicts_clones_and_pickles(classifier):
         classifier.predict(TEXTS)
     labels = np.array([7, 3] * len(TEXTS))[: len(TEXTS)]
     assert classifier.fit(TEXTS, labels) is classifier
-    probabilities = classifier.predict_proba(TEXTS)
+    probabilities, frame = classifier.predict_proba(TEXTS), pandas.DataFrame({"text": TEXTS})
     assert classifier.classes_.tolist() == [3, 7] and probabilities.shape == (len(TEXTS), 2)
     assert probabilities.sum(1) == pytest.approx(1, abs=1e-5)
     assert (classifier.predict(np.array(TEXTS)) == classifier.classes_[probabilities.argmax(1)]).all()
@@ -102,8 +117,35 @@ def test_a_classifier_predicts_clones_and_pickles(classifier):
     with pytest.raises(NotFittedError):
         clone(classifier).predict(TEXTS)
     for wrong in ("a text", [1, 2], [["a"]]):
-        with pytest.raises(ValueError, match="X must be a list, array or Series of strings"):
+        with pytest.raises(ValueError, match="X must be a list, array or Series"):
             classifier.predict(wrong)
+    for wrong, message in (
+        ({"text": TEXTS}, "not dict"),
+        (frame.assign(more=1), "columns text, more; give one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            classifier.predict(wrong)
+    assert (classifier.predict_proba(frame) == probabilities).all()
+
+
+@pytest.mark.parametrize(
+    "y, message",
+    [
+        (None, "y must be a list"),
+        ([None, *LABELS[1:]], "y holds None at position 0; every text needs a label"),
+        ([float("nan"), *LABELS[1:]], "y holds nan at position 0"),
+        (pandas.Series([*LABELS[1:], pandas.NA], dtype=object), "y holds <NA> at position"),
+        (np.array(LABELS)[:, None], r"y holds \['label 0'\] at position 0; give one label a text"),
+        ([["a", "b"], *LABELS[1:]], "give one label a text, or use fit_app"),
+        ([number + 0.5 for number in range(len(TEXTS))], "Unknown label type: continuous"),
+        (["a"] * len(TEXTS), r"y has \['a'\] alone; at least two"),
+        (LABELS[1:], "texts but"),
+    ],
+)
+def test_a_classifier_needs_one_label_a_text(classifier, y, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        classifier.fit(TEXTS, y)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_classifier_in_a_pipeline_and_a_grid(classifier):
@@ -131,6 +173,16 @@ def test_an_app_of_label_names_alone(encoders, tmp_path, capsys):
     options = ["--family", "tc", "--zero_shot", "--labels", "a b,c d", "--backbone", backbone]
     main(["adapt", *options, "--output_dir", str(tmp_path / "cli")])
     assert "It has not been evaluated." in (tmp_path / "cli" / "README.md").read_text()
+    rows.write_text("à,a b\né,other\n", "latin-1")
+    options += ["--test", str(rows), "--columns.text", "1", "--columns.label", "2", "--encoding", "latin-1"]
+    capsys.readouterr()
+    main(["adapt", *options, "--output_dir", str(tmp_path / "scored")])
+    assert "'labels': ['other'], 'count': 1" in capsys.readouterr().out
+    rows.write_text('{"text": "a", "label": ["a b", "c d"]}\n')
+    with pytest.raises(MtpfError, match="gives a text one label, but the texts of --test have lists"):
+        zero_shot_app(["a b", "c d"], test=rows.rename(tmp_path / "rows.jsonl"))
+    with pytest.raises(MtpfError, match="columns and encoding say how --test is read"):
+        zero_shot_app(["a b", "c d"], encoding="latin-1")
 
 
 @pytest.mark.parametrize("labels", [["a"], ["a", "a"]])

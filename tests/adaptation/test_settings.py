@@ -27,6 +27,12 @@ OTHER = {
 FITS = [(*key, False) for key in METHODS] + [("ner", "sparse", True), ("tc", "sparse", True)]
 
 
+def test_names_of_settings(capsys):
+    assert LoraShape(targets=["query, key", "value"]).targets == ["query", "key", "value"]
+    with pytest.raises(RecipeError, match="size is 'lage'; did you mean 'large'. choose one of"):
+        FitSettings(size="lage")
+
+
 def settings_with(names: list[str]) -> FitSettings:
     whole = {name: OTHER[name] for name in names if "." not in name}
     for part, kind in (("lora", LoraShape), ("sparse", SparseSettings)):

@@ -5,7 +5,7 @@ from conftest import SENTENCES
 
 spacy = pytest.importorskip("spacy", reason="needs the extra spacy: pip install 'mtpf[spacy]'")
 
-from modeling_mtpf import MtpfModel  # noqa: E402
+from modeling_mtpf import AdapterError, MtpfModel  # noqa: E402
 from modeling_mtpf import spacy as component  # noqa: E402, F401  it registers itself
 
 TEXTS = [*SENTENCES, "", *(text.replace(" ", "/") for text in SENTENCES), *(text[:20] for text in SENTENCES)]
@@ -17,6 +17,11 @@ def pipeline(folders):
     config = {"app": str(folders / "entities"), "backbone": str(folders / "backbone")}
     nlp.add_pipe("mtpf_ner", config=config)
     return nlp
+
+
+def test_an_app_is_needed():
+    with pytest.raises(AdapterError, match="mtpf_ner needs an app: nlp.add_pipe"):
+        spacy.blank("en").add_pipe("mtpf_ner")
 
 
 def spans(doc) -> list[tuple[int, int, str]]:
