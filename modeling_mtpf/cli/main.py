@@ -91,9 +91,10 @@ def prepare(name: str) -> None:
     # Few batch shapes occur; oneDNN keeps a compiled kernel for each. To be set before torch is imported.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096" if name == "pretrain" else "512")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    if extras:  # files open in a moment; the bars that matter are ours
+    # Files open in a moment; the bars that matter are ours.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if extras:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers obeys it, too
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def exit_status(action: Callable[[], str | None]) -> int:

@@ -202,9 +202,14 @@ def clean_labels(parts: list[Rows], separator: str | None = None) -> None:
                     "have a list of labels, or all have one label."
                 )
     names = set() if lists else {label for rows in parts for label in rows.labels}
-    several = [(x, mark) for x in names for mark in "|;" if names & set(split_names(x, mark, "")) - {x}]
-    if several:
-        logger.warning("The label %r looks like several; if so, give --label_separator %r.", *min(several))
+    for mark in "|;":
+        split = {name: set(split_names(name, mark, "")) for name in names}
+        counts = Counter(part for of_name in split.values() for part in of_name)
+        several = [x for x in sorted(names) if mark in x and any(counts[part] > 1 for part in split[x])]
+        if several:
+            logger.warning(
+                "The label %r looks like several; if so, give --label_separator %r.", several[0], mark
+            )
 
 
 def _labels(whole: Examples, train: Examples, family: str, named: list[str] | None) -> list[str]:

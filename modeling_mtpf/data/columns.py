@@ -68,7 +68,7 @@ def choose_column(
         DataError: There is no such column, or there are several.
     """
     option = option or f"--columns.{role}"
-    present = ", ".join(map(str, row))
+    present = ", ".join(str(column)[:60] for column in row)
     if role in named:
         wanted = str(named[role])
         same = [column for column in row if column == wanted] or [

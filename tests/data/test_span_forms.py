@@ -192,9 +192,15 @@ def test_one_label_and_lists_do_not_mix(tmp_path):
 
 def test_labels_that_differ_by_blanks_are_one(tmp_path, caplog):
     path = tmp_path / "train.csv"
-    path.write_text("text,label\na, x\nb,x \nc,y\nd,y|x\n")
-    assert set(load_app_data(path, "tc", validation=path).labels) == {"x", "y", "y|x"}
-    assert "'y|x' looks like several; if so, give --label_separator '|'" in caplog.text
+    path.write_text("text,label\na, x\nb,x \nc,y\nd,x/y\n")
+    assert set(load_app_data(path, "tc", validation=path).labels) == {"x", "y", "x/y"}
+    assert "looks like several" not in caplog.text
+
+
+@pytest.mark.parametrize("labels, mark", [(["x", "y", "x|y"], "|"), (["a; x", "b; x"], ";")])
+def test_labels_that_look_like_several_are_hinted_at(caplog, labels, mark):
+    load_app_data([{"text": "a", "label": label} for label in labels * 2], "tc")
+    assert f"looks like several; if so, give --label_separator '{mark}'" in caplog.text
 
 
 def test_label_sets_come_back_from_label_studio(tmp_path):
@@ -241,6 +247,13 @@ def test_results_of_other_types_are_counted(tmp_path, caplog, kind):
         data = load_app_data(source, family, validation=source)
         assert data.notes["results_of_other_types_left_out"] == {"train": 1, "validation": 1}
     assert data.train.labels == ["x", "y"] and "1 results of other types left out" in caplog.text
+
+
+def test_tasks_of_label_studio_in_a_table():
+    rows = [task(LABELLED, choices(label)) for label in "xyxy"]  # Arrow gives every value all keys
+    data = load_app_data(Dataset.from_list(rows), "ner")
+    assert data.train.labels[0] == [Span(0, 4, "X")] and "results_of_other_types_left_out" not in data.notes
+    assert load_app_data(Dataset.from_list(rows), "tc").labels == ["x", "y"]
 
 
 def test_rows_of_prodigy_without_spans_have_none(tmp_path):
