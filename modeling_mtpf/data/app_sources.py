@@ -235,9 +235,8 @@ def _read_table(table: Any, name: str, family: str, reading: Reading) -> Rows:
     except DataError:
         if not hasattr(table, "iloc") or not table.columns.is_unique:
             raise
-        return _read_table(
-            table.to_dict("records"), name, family, reading
-        )  # it mixes types, as in (0, 3, "PER")
+        # Arrow takes no mixed types, as in (0, 3, "PER").
+        return _read_table(table.to_dict("records"), name, family, reading)
     dataset = dataset.with_format(None)
     if len(dataset) == 0:
         raise DataError(f"{name} has no rows.")
