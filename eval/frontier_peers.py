@@ -23,7 +23,7 @@ import torch
 from modeling_mtpf.settings import ScriptParser
 
 PACKAGES = ("torch", "transformers", "sentence-transformers", "setfit", "scikit-learn", "span-marker")
-EPOCHS, LEARNING_RATE, LONGEST = 8, 3e-4, 64
+EPOCHS, LEARNING_RATE, LONGEST = 5, 3e-4, 64
 """Of SpanMarker; and the most sub-words of a text."""
 
 
