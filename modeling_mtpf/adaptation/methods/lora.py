@@ -1,6 +1,6 @@
 """Fit an app by LoRA: the family's or a fresh one, and a linear head on every word or on the mean vector."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -234,20 +234,14 @@ def fit_lora(
     result = fit.result(fit.fit())
     if settings.refit:
         steps, best = settings.steps_for(len(fit.train.encoded)), result.details["best_step"]
-        arguments = model, tokenizer, name, data, start_from, settings
-        result.refit = partial(_refit, *arguments, steps, best)
+        result.refit = partial(
+            _refit, partial(_start, model, tokenizer, name), data, start_from, settings, steps, best
+        )
     return result
 
 
 def _refit(
-    model: MtpfModel,
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    data: AppData,
-    start_from: str | None,
-    settings: FitSettings,
-    steps: int,
-    best: int,
+    start: Callable, data: AppData, start_from: str | None, settings: FitSettings, steps: int, best: int
 ) -> None:
     """Fit on train and validation, for as many passes over both as the ``best`` of ``steps`` was on train."""
     more = data.validation
@@ -257,7 +251,7 @@ def _refit(
     longer = 1 + len(more) / len(data.train)
     again = replace(data, train=Examples(*both), validation=data.validation.take([]))
     settings = replace(settings, steps=round(steps * longer))
-    _start(model, tokenizer, name, again, start_from, settings).fit(until=round(best * longer))
+    start(again, start_from, settings).fit(until=round(best * longer))
 
 
 def _start(
